@@ -1,0 +1,227 @@
+"""Artifacts: what all else reads of a run. Encoders, embedding tables, score tables, indexes.
+
+An artifact is a folder, local or on S3:
+
+    manifest.json             written last, in one rename (local) or one put (S3)
+    <root>/...                the files; a new version goes to a new root, aside of the old
+
+The manifest lists every file with its sha256, so a reader never sees half of a version, and a
+truncated or altered file is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pyarrow import fs as pafs
+
+from rec import __version__
+from rec.config import Config
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+class ArtifactError(ValueError):
+    """An artifact is absent, incomplete, altered, or of another kind. Names file and remedy."""
+
+
+class FileEntry(Config):
+    sha256: str
+    num_bytes: int
+
+
+class Manifest(Config):
+    """What a version of an artifact is made of and where it came from."""
+
+    kind: str  # "content-encoder", "embedding-table", "index", "content-rows", "tables"
+    version: str  # names this version; equal contents give an equal version
+    root: str  # folder of the files, below the artifact's own
+    files: dict[str, FileEntry]  # paths below root
+    lineage: dict[str, str] = {}  # artifact it was made from -> its version
+    config: dict[str, Any] = {}  # how it was made
+    metrics: dict[str, Any] = {}  # what was measured of it
+    created_at: str = ""
+    raycall: str = __version__
+    format: int = 1
+
+
+def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a local path or an s3:// URI, and the path within it."""
+    text = os.fspath(uri)
+    if "://" in text:
+        return pafs.FileSystem.from_uri(text)
+    return pafs.LocalFileSystem(), os.path.abspath(text)
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """`uri` with path parts added."""
+    return "/".join([os.fspath(uri).rstrip("/"), *parts])
+
+
+def exists(uri: str | os.PathLike[str]) -> bool:
+    files, path = filesystem(uri)
+    return files.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+    files, path = filesystem(uri)
+    with files.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
+    """Write one file so that a reader sees all of it or none: rename locally, one put on S3."""
+    files, path = filesystem(uri)
+    files.create_dir(os.path.dirname(path), recursive=True)
+    if not isinstance(files, pafs.LocalFileSystem):
+        with files.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    aside = f"{path}.{uuid.uuid4().hex}.tmp"
+    with open(aside, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+
+
+def _entry(stream: BinaryIO) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return FileEntry(sha256=digest.hexdigest(), num_bytes=size)
+
+
+def _walk(files: pafs.FileSystem, path: str) -> Iterator[str]:
+    for info in files.get_file_info(pafs.FileSelector(path, recursive=True)):
+        if info.type == pafs.FileType.File and not info.path.endswith(".tmp"):
+            yield info.path[len(path) :].lstrip("/")
+
+
+def seal(
+    uri: str | os.PathLike[str],
+    root: str,
+    kind: str,
+    *,
+    lineage: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Publish the files that stand below `uri`/`root`: hash them, then write the manifest.
+
+    For large artifacts whose parts were written in place, each atomically, by many workers.
+    """
+    files, path = filesystem(join(uri, root))
+    entries: dict[str, FileEntry] = {}
+    for name in sorted(_walk(files, path)):
+        with files.open_input_stream(f"{path}/{name}") as stream:
+            entries[name] = _entry(stream)
+    if not entries:
+        raise ArtifactError(f"{join(uri, root)}: no files to publish as '{kind}'")
+    contents = "\n".join(f"{name} {entry.sha256}" for name, entry in entries.items())
+    manifest = Manifest(
+        kind=kind,
+        version=hashlib.sha256(f"{kind}\n{contents}".encode()).hexdigest()[:16],
+        root=root,
+        files=entries,
+        lineage=dict(lineage or {}),
+        config=dict(config or {}),
+        metrics=dict(metrics or {}),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_atomic(join(uri, MANIFEST), manifest.to_json().encode())
+    return manifest
+
+
+def publish(
+    staged: str | os.PathLike[str], uri: str | os.PathLike[str], kind: str, **about: Any
+) -> Manifest:
+    """Publish a local folder as the artifact at `uri`, in a new root beside older versions.
+
+    Args:
+        staged: local folder with the finished files; it is left as it is.
+        uri: the artifact's folder, local or s3://.
+        kind: what it is; readers ask for it by this name.
+        about: lineage, config and metrics, as for `seal`.
+    """
+    root = f"v-{uuid.uuid4().hex[:12]}"
+    pafs.copy_files(*_copy_arguments(os.fspath(staged), join(uri, root)))
+    return seal(uri, root, kind, **about)
+
+
+def _copy_arguments(source: str, target: str) -> tuple[str, str, pafs.FileSystem, pafs.FileSystem]:
+    source_files, source_path = filesystem(source)
+    target_files, target_path = filesystem(target)
+    target_files.create_dir(target_path, recursive=True)
+    return source_path, target_path, source_files, target_files
+
+
+def read_manifest(uri: str | os.PathLike[str], kind: str) -> Manifest:
+    """The manifest at `uri`.
+
+    Raises:
+        ArtifactError: there is none, it cannot be read, or it is of another kind.
+    """
+    place = join(uri, MANIFEST)
+    if not exists(place):
+        raise ArtifactError(f"{place}: not found; expected a published '{kind}' artifact there")
+    try:
+        manifest = Manifest.from_json(read_bytes(place).decode())
+    except ValueError as error:
+        raise ArtifactError(f"{place}: not a manifest: {error}") from error
+    if manifest.kind != kind:
+        raise ArtifactError(f"{place}: a '{manifest.kind}' artifact, expected '{kind}'")
+    return manifest
+
+
+def verify(uri: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Raise ArtifactError that names the first file that is absent or not as published."""
+    files, path = filesystem(join(uri, manifest.root))
+    for name, expected in manifest.files.items():
+        place = f"{path}/{name}"
+        if files.get_file_info(place).type != pafs.FileType.File:
+            raise ArtifactError(f"{place}: missing, though the manifest lists it; publish again")
+        with files.open_input_stream(place) as stream:
+            found = _entry(stream)
+        if found != expected:
+            raise ArtifactError(
+                f"{place}: {found.num_bytes} bytes with sha256 {found.sha256[:12]}, published as "
+                f"{expected.num_bytes} bytes with {expected.sha256[:12]}; publish again"
+            )
+
+
+def open_artifact(uri: str | os.PathLike[str], kind: str) -> tuple[Manifest, Path]:
+    """Verify the artifact at `uri` and return its manifest and a local folder of its files.
+
+    An S3 artifact is copied once into a cache below the system's temporary folder.
+
+    Raises:
+        ArtifactError: as `read_manifest` and `verify` do.
+    """
+    manifest = read_manifest(uri, kind)
+    files, path = filesystem(join(uri, manifest.root))
+    if isinstance(files, pafs.LocalFileSystem):
+        verify(uri, manifest)
+        return manifest, Path(path)
+    cache = Path(tempfile.gettempdir()) / "raycall" / manifest.version
+    local = Manifest(**{**manifest.model_dump(), "root": manifest.version})
+    if not cache.exists():
+        aside = Path(tempfile.mkdtemp(prefix="raycall-"))
+        pafs.copy_files(path, str(aside), source_filesystem=files)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(aside, cache)
+        except OSError:  # another process was first; its copy is verified below
+            shutil.rmtree(aside)
+    verify(cache.parent, local)
+    return manifest, cache
