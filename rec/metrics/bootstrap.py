@@ -72,9 +72,7 @@ def paired_difference(
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"not paired: {ours.shape} and {theirs.shape} values")
-    return bootstrap_interval(
-        ours - theirs, num_resamples=num_resamples, level=level, seed=seed
-    )
+    return bootstrap_interval(ours - theirs, num_resamples=num_resamples, level=level, seed=seed)
 
 
 def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Interval:

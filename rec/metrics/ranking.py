@@ -50,7 +50,8 @@ class TargetRanks:
         return len(self.num_relevant)
 
     def _per_query(self, values: Floats) -> Floats:
-        return np.bincount(self.query_index, weights=values, minlength=len(self))
+        sums = np.bincount(self.query_index, weights=values, minlength=len(self))
+        return sums.astype(float)  # bincount of nothing is of integers
 
     def _position(self) -> Floats:
         """(M,) 1 for a query's best ranked relevant item, 2 for the next, and so on."""
