@@ -1,0 +1,113 @@
+"""Sound to log-mel patches, as VGGish reads it (Hershey et al., ICASSP 2017).
+
+16 kHz mono; periodic Hann windows of 25 ms every 10 ms; magnitude of a 512-point FFT; 64 HTK mel
+bands from 125 to 7500 Hz; log(mel + 0.01); patches of 96 windows (0.96 s) that do not overlap.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import av
+import av.error
+import numpy as np
+
+from rec.features.media import MediaError
+
+SAMPLE_RATE = 16_000
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+FFT_LENGTH = 512
+NUM_MEL_BANDS = 64
+PATCH_FRAMES = 96
+PATCH_SAMPLES = WINDOW + HOP * (PATCH_FRAMES - 1)  # 15600: what one patch needs
+MIN_SAMPLES = SAMPLE_RATE // 10
+_LOW_HERTZ, _HIGH_HERTZ = 125.0, 7500.0
+_LOG_OFFSET = 0.01
+
+
+def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
+    """The first `max_seconds` of a compressed sound (or of a video's) as (n,) float32 at 16 kHz.
+
+    Raises:
+        MediaError: the bytes are no sound FFmpeg can decode, or hold no audio stream.
+    """
+    limit = int(max_seconds * SAMPLE_RATE)
+    pieces: list[np.ndarray] = []
+    length = 0
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            if not container.streams.audio:
+                raise MediaError(f"no audio stream in a file of {len(data)} bytes")
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            for frame in container.decode(audio=0):
+                for piece in resampler.resample(frame):
+                    pieces.append(piece.to_ndarray().reshape(-1))
+                    length += len(pieces[-1])
+                if length >= limit:
+                    break
+            for piece in resampler.resample(None):
+                pieces.append(piece.to_ndarray().reshape(-1))
+    except av.error.FFmpegError as error:
+        raise MediaError(f"sound of {len(data)} bytes cannot be decoded: {error}") from error
+    if not length:
+        raise MediaError(f"no samples in a sound of {len(data)} bytes")
+    return np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
+
+
+def _mel(hertz: np.ndarray | float) -> np.ndarray:
+    """HTK's mel scale."""
+    return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+
+
+@functools.cache
+def mel_matrix() -> np.ndarray:
+    """(257, 64): FFT bin to mel band; triangles that are linear in mel, peak 1, no DC."""
+    bins = _mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT_LENGTH // 2 + 1))[:, None]
+    edges = np.linspace(_mel(_LOW_HERTZ), _mel(_HIGH_HERTZ), NUM_MEL_BANDS + 2)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins - lower) / (centre - lower)
+    falling = (upper - bins) / (upper - centre)
+    weights = np.maximum(0.0, np.minimum(rising, falling))
+    weights[0] = 0.0
+    return weights.astype(np.float32)
+
+
+@functools.cache
+def _window() -> np.ndarray:
+    """(400,) periodic Hann: its period is 400, not 399."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
+
+
+def log_mel(samples: np.ndarray) -> np.ndarray:
+    """(n,) samples in -1 to 1 at 16 kHz to (windows, 64) float32, with only whole windows."""
+    if len(samples) < WINDOW:
+        return np.zeros((0, NUM_MEL_BANDS), np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
+    spectrum = np.abs(np.fft.rfft(windows * _window(), FFT_LENGTH)).astype(np.float32)
+    return np.log(spectrum @ mel_matrix() + np.float32(_LOG_OFFSET))
+
+
+def patches(samples: np.ndarray) -> np.ndarray:
+    """(n,) samples to (P, 96, 64) float32; what is left after the last whole patch is dropped.
+
+    A clip shorter than one patch (0.975 s) is padded with silence to one.
+
+    Raises:
+        MediaError: the clip is shorter than 0.1 s.
+    """
+    if len(samples) < MIN_SAMPLES:
+        raise MediaError(
+            f"sound of {len(samples) / SAMPLE_RATE:.3f} s is too short, expected at least 0.1 s"
+        )
+    if len(samples) < PATCH_SAMPLES:
+        samples = np.pad(samples, (0, PATCH_SAMPLES - len(samples)))
+    windows = log_mel(samples)
+    count = len(windows) // PATCH_FRAMES
+    return windows[: count * PATCH_FRAMES].reshape(count, PATCH_FRAMES, NUM_MEL_BANDS)
+
+
+def encode_patches(values: np.ndarray) -> bytes:
+    """(P, 96, 64) patches as rows keep them: float16, C order."""
+    return np.ascontiguousarray(values, np.float16).tobytes()
