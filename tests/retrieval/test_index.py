@@ -1,0 +1,415 @@
+"""Index: answers equal brute force, the recorded recall is true, and bad input is refused."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rec import artifacts
+from rec.retrieval import ann
+from rec.retrieval.build import choose_factory, recall
+from rec.retrieval.index import (
+    Index,
+    IndexConfig,
+    QueryError,
+    UnknownIdError,
+    build_index,
+)
+from rec.schema import EMBEDDINGS
+
+DIM = 16
+
+
+def clustered(num_items: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((50, dim))
+    vectors = centres[rng.integers(0, 50, num_items)] + 0.5 * rng.standard_normal((num_items, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embeddings(
+    uri: Path,
+    vectors: np.ndarray,
+    ids: list[str] | None = None,
+    weights: np.ndarray | None = None,
+    num_parts: int = 3,
+) -> str:
+    """Publish vectors as an embedding table of several partitions."""
+    ids = ids if ids is not None else [f"item-{i}" for i in range(len(vectors))]
+    weights = np.ones(len(vectors), "f4") if weights is None else weights
+    (uri / "parts").mkdir(parents=True)
+    for part, rows in enumerate(np.array_split(np.arange(len(vectors)), num_parts)):
+        table = pa.Table.from_arrays(
+            [
+                pa.array([ids[i] for i in rows], pa.string()),
+                pa.array(np.zeros(len(rows), np.int32)),
+                pa.array(weights[rows], pa.float32()),
+                pa.array([list(vectors[i]) for i in rows], pa.list_(pa.float32())),
+            ],
+            schema=EMBEDDINGS,
+        )
+        pq.write_table(table, uri / "parts" / f"part-{part:05d}.parquet")
+    artifacts.seal(
+        str(uri), "parts", "embedding-table", lineage={"encoder": "enc-1", "rows": "rows-1"}
+    )
+    return str(uri)
+
+
+def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, np.ndarray]:
+    folder = tmp_path_factory.mktemp("flat")
+    vectors = clustered(500)
+    build_index(embeddings(folder / "e", vectors), str(folder / "i"))
+    return Index.open(str(folder / "i")), vectors
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, np.ndarray]:
+    folder = tmp_path_factory.mktemp("lists")
+    vectors = clustered(6000)
+    config = IndexConfig(factory="IVF64,SQ8", recall_target=0.9, num_queries=200)
+    build_index(embeddings(folder / "e", vectors), str(folder / "i"), config)
+    return Index.open(str(folder / "i")), vectors
+
+
+def test_flat_equals_brute_force(flat: tuple[Index, np.ndarray]) -> None:
+    index, vectors = flat
+    queries = clustered(20, seed=1)
+    ids, scores = index.search(queries, 10)
+    expected = brute_force(vectors, queries, 10)
+    assert ids.tolist() == [[f"item-{i}" for i in row] for row in expected]
+    by_hand = np.take_along_axis(queries @ vectors.T, expected, axis=1)
+    np.testing.assert_allclose(scores, by_hand, rtol=1e-5)
+
+
+def test_flat_manifest(flat: tuple[Index, np.ndarray]) -> None:
+    index, _ = flat
+    manifest = index.manifest
+    assert manifest.config["factory"] == "Flat"
+    assert manifest.config["metric"] == "inner_product"
+    assert (manifest.config["dimension"], manifest.config["num_items"]) == (DIM, 500)
+    assert manifest.metrics["recall@10"] == manifest.metrics["recall@100"] == 1.0
+    assert manifest.lineage["encoder"] == index.encoder_version == "enc-1"
+    assert set(manifest.lineage) == {"encoder", "rows", "embedding-table"}
+    assert set(manifest.files) == {"index.faiss", "ids.parquet"}
+    assert (len(index), index.dim, index.version) == (500, DIM, manifest.version)
+
+
+def test_recorded_recall_is_true(lists: tuple[Index, np.ndarray]) -> None:
+    """Over all items, by brute force, recall is what the manifest says of its sample."""
+    index, vectors = lists
+    metrics = index.manifest.metrics
+    truth = brute_force(vectors, vectors, 101)
+    ids, _ = index.search(vectors, 101)
+    numbers = np.array([[int(i.split("-")[1]) if i else -1 for i in row] for row in ids])
+    for k in (10, 100):
+        hits = []
+        for item in range(len(vectors)):
+            expected = [i for i in truth[item] if i != item][:k]
+            found = [i for i in numbers[item] if i != item][:k]
+            hits.append(len(set(expected) & set(found)) / k)
+        assert np.mean(hits) == pytest.approx(metrics[f"recall@{k}"], abs=0.03)
+    assert metrics["recall@10"] >= 0.88  # the target, less the sample's error
+    assert metrics["num_queries"] == 200
+
+
+def test_nprobe_is_the_least_that_reaches_the_target(lists: tuple[Index, np.ndarray]) -> None:
+    index, _ = lists
+    curve = index.manifest.metrics["recall_by_nprobe"]
+    assert [point["nprobe"] for point in curve] == [2**i for i in range(len(curve))]
+    assert all(point["recall@10"] < 0.9 for point in curve[:-1])
+    assert curve[-1]["recall@10"] >= 0.9
+    assert index.manifest.config["nprobe"] == curve[-1]["nprobe"]
+    assert index._ann.nprobe == curve[-1]["nprobe"]
+
+
+def test_unreachable_target_takes_the_best_and_says_so(tmp_path: Path) -> None:
+    uri = embeddings(tmp_path / "e", clustered(4000))
+    config = IndexConfig(factory="IVF16,PQ2", recall_target=0.99, num_queries=100)
+    manifest = build_index(uri, str(tmp_path / "i"), config)
+    curve = manifest.metrics["recall_by_nprobe"]
+    assert curve[-1]["nprobe"] == 16
+    best = max(point["recall@10"] for point in curve)
+    assert best < 0.99
+    chosen = next(p for p in curve if p["nprobe"] == manifest.config["nprobe"])
+    assert chosen["recall@10"] == best
+    assert manifest.metrics["recall@10"] < manifest.metrics["recall_target"]
+
+
+def test_recall_against_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.array([rng.permutation(30)[:5] for _ in range(40)])
+    found = np.array([rng.permutation(30)[:5] for _ in range(40)])
+    found[3, 2:] = -1
+    truth[4, 3:] = -1
+    truth[5] = -1
+    expected = []
+    for t, f in zip(truth.tolist(), found.tolist(), strict=True):
+        real = {i for i in t if i >= 0}
+        expected.append(len(real & set(f)) / len(real) if real else 0.0)
+    assert recall(found, truth) == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize("which", ["flat", "lists"])
+def test_search_by_id_leaves_the_item_out(which: str, request: pytest.FixtureRequest) -> None:
+    index, vectors = request.getfixturevalue(which)
+    ids, scores = index.search_ids(["item-7", "item-123"], 5)
+    assert ids.shape == scores.shape == (2, 5)
+    assert "item-7" not in ids[0]
+    assert "item-123" not in ids[1]
+    assert (np.diff(scores, axis=1) <= 0).all()
+    if which == "flat":
+        truth = brute_force(vectors, vectors[[7, 123]], 6)[:, 1:]
+        assert ids.tolist() == [[f"item-{i}" for i in row] for row in truth]
+
+
+@pytest.mark.parametrize(("which", "tolerance"), [("flat", 0), ("lists", 0.02)])
+def test_vector_of_an_item(which: str, tolerance: float, request: pytest.FixtureRequest) -> None:
+    index, vectors = request.getfixturevalue(which)
+    for row in (0, 1, 99, len(vectors) - 1):
+        np.testing.assert_allclose(index.vector(f"item-{row}"), vectors[row], atol=tolerance)
+    assert "item-0" in index
+    assert "item-0x" not in index
+
+
+def test_exclude_against_brute_force(flat: tuple[Index, np.ndarray]) -> None:
+    index, vectors = flat
+    queries = clustered(3, seed=2)
+    order = brute_force(vectors, queries, 500)
+    exclude = [[f"item-{i}" for i in order[0][:4]], [], ["not-there", f"item-{order[2][1]}"]]
+    ids, _ = index.search(queries, 6, exclude=exclude)
+    for row in range(3):
+        expected = [f"item-{i}" for i in order[row] if f"item-{i}" not in exclude[row]][:6]
+        assert ids[row].tolist() == expected
+
+
+def test_fewer_items_than_k(flat: tuple[Index, np.ndarray]) -> None:
+    index, _ = flat
+    ids, scores = index.search(clustered(2), 1000)
+    assert all(i is not None for i in ids[:, :500].ravel())
+    assert all(i is None for i in ids[:, 500:].ravel())
+    assert np.isneginf(scores[:, 500:]).all()
+
+
+def test_no_queries(flat: tuple[Index, np.ndarray]) -> None:
+    ids, scores = flat[0].search(np.zeros((0, DIM), "f4"), 3)
+    assert ids.shape == scores.shape == (0, 3)
+
+
+def test_searching_threads_agree_and_leave_openmp_as_it_was(
+    flat: tuple[Index, np.ndarray],
+) -> None:
+    index, vectors = flat
+    expected = index.search(vectors[:50], 5)[0].tolist()
+    answers: list[object] = []
+    settings: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            answers.append(index.search(vectors[:50], 5)[0].tolist())
+        settings.append(faiss.omp_get_max_threads())
+
+    before = faiss.omp_get_max_threads()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 80
+    assert all(answer == expected for answer in answers)
+    assert faiss.omp_get_max_threads() == before
+    with ann.omp_threads(3):
+        assert faiss.omp_get_max_threads() == 3
+    assert faiss.omp_get_max_threads() == before
+
+
+def test_batches_and_row_groups_do_not_change_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamed in batches of 100 rows as in one."""
+    uri = embeddings(tmp_path / "e", clustered(1000), num_parts=7)
+    config = IndexConfig(factory="IVF8,Flat", num_queries=50)
+    whole = build_index(uri, str(tmp_path / "i"), config)
+    monkeypatch.setattr("rec.retrieval.build._BATCH_ROWS", 100)
+    pieces = build_index(uri, str(tmp_path / "j"), config)
+    assert whole.files["ids.parquet"] == pieces.files["ids.parquet"]
+    assert whole.metrics["recall@10"] == pieces.metrics["recall@10"]
+    queries = clustered(10, seed=5)
+    a = Index.open(str(tmp_path / "i")).search(queries, 10)[0]
+    assert a.tolist() == Index.open(str(tmp_path / "j")).search(queries, 10)[0].tolist()
+
+
+def test_inactive_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    weights = np.ones(100, "f4")
+    weights[::4] = 0
+    manifest = build_index(
+        embeddings(tmp_path / "e", clustered(100), weights=weights), str(tmp_path / "i")
+    )
+    assert (manifest.config["num_items"], manifest.config["num_inactive"]) == (75, 25)
+    index = Index.open(str(tmp_path / "i"))
+    assert "item-0" not in index
+    np.testing.assert_array_equal(index.vector("item-1"), clustered(100)[1])
+
+
+def test_one_item(tmp_path: Path) -> None:
+    build_index(embeddings(tmp_path / "e", clustered(1), num_parts=1), str(tmp_path / "i"))
+    index = Index.open(str(tmp_path / "i"))
+    assert index.search(clustered(1), 2)[0].tolist() == [["item-0", None]]
+
+
+@pytest.mark.parametrize(
+    ("num_items", "target", "expected"),
+    [
+        (20_000, 0.95, "Flat"),
+        (20_001, 0.95, "IVF256,SQ8"),  # 512 lists would leave fewer than 39 points each
+        (200_000, 0.95, "IVF2048,SQ8"),
+        (1_000_000, 0.95, "IVF4096,SQ8"),
+        (1_000_000, 0.99, "IVF4096,Flat"),
+    ],
+)
+def test_auto_factory(num_items: int, target: float, expected: str) -> None:
+    assert choose_factory(num_items, IndexConfig(recall_target=target)) == expected
+
+
+# what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_query_not_finite(flat: tuple[Index, np.ndarray], bad: float) -> None:
+    queries = clustered(3)
+    queries[1, 4] = bad
+    with pytest.raises(QueryError, match="query 1 has NaN or infinity"):
+        flat[0].search(queries, 5)
+
+
+@pytest.mark.parametrize("shape", [(2, DIM + 1), (DIM,), (1, 1, DIM)])
+def test_query_of_wrong_shape(flat: tuple[Index, np.ndarray], shape: tuple[int, ...]) -> None:
+    with pytest.raises(QueryError, match=r"expected \(B, 16\): the index's dimension is 16"):
+        flat[0].search(np.zeros(shape, "f4"), 5)
+
+
+def test_query_not_numbers(flat: tuple[Index, np.ndarray]) -> None:
+    with pytest.raises(QueryError, match="not numbers"):
+        flat[0].search(np.array([["a"] * DIM]), 5)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1001, 100_000])
+def test_k_out_of_range(flat: tuple[Index, np.ndarray], k: int) -> None:
+    with pytest.raises(QueryError, match=f"k is {k}, expected 1 to 1000"):
+        flat[0].search(clustered(1), k)
+
+
+def test_unknown_id(flat: tuple[Index, np.ndarray]) -> None:
+    for call in (flat[0].vector, lambda i: flat[0].search_ids(["item-1", i], 3)):
+        with pytest.raises(UnknownIdError, match="no item 'item-500'"):
+            call("item-500")
+
+
+def test_exclude_of_wrong_length(flat: tuple[Index, np.ndarray]) -> None:
+    with pytest.raises(QueryError, match="1 lists of excluded ids for 2 queries"):
+        flat[0].search(clustered(2), 3, exclude=[["a"]])
+    with pytest.raises(QueryError, match="1001 excluded ids"):
+        flat[0].search(clustered(1), 3, exclude=[["a"] * 1001])
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "ids.parquet"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_altered_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
+    uri = str(tmp_path / "i")
+    manifest = build_index(embeddings(tmp_path / "e", clustered(50)), uri)
+    path = Path(uri) / manifest.root / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[:-100])
+    else:
+        path.unlink()
+    with pytest.raises(artifacts.ArtifactError, match=name):
+        Index.open(uri)
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    build_index(embeddings(tmp_path / "e", clustered(50)), str(tmp_path / "i"))
+    build_index(embeddings(tmp_path / "f", clustered(60)), str(tmp_path / "j"))
+    staged = tmp_path / "mix"
+    staged.mkdir()
+    ones = [artifacts.open_artifact(str(tmp_path / name), "index") for name in "ij"]
+    (staged / "index.faiss").write_bytes((ones[0][1] / "index.faiss").read_bytes())
+    (staged / "ids.parquet").write_bytes((ones[1][1] / "ids.parquet").read_bytes())
+    artifacts.publish(staged, str(tmp_path / "k"), "index", config=ones[0][0].config)
+    with pytest.raises(artifacts.ArtifactError, match="60 ids; build the index again"):
+        Index.open(str(tmp_path / "k"))
+
+
+def test_empty_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="embedding table is empty"):
+        build_index(embeddings(tmp_path / "e", clustered(0), num_parts=1), str(tmp_path / "i"))
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(artifacts.ArtifactError, match="expected a published 'embedding-table'"):
+        build_index(str(tmp_path / "nowhere"), str(tmp_path / "i"))
+
+
+def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
+    ids = [f"item-{i}" for i in range(30)]
+    ids[25] = "item-3"
+    uri = embeddings(tmp_path / "e", clustered(30), ids=ids)
+    message = r"'item-3' .* \(part-00000.parquet row 3, part-00002.parquet row 5\)"
+    with pytest.raises(ValueError, match=message):
+        build_index(uri, str(tmp_path / "i"))
+    assert not (tmp_path / "i").exists()
+
+
+def test_nan_in_the_table_names_partition_and_row(tmp_path: Path) -> None:
+    vectors = clustered(30)
+    vectors[14, 2] = np.nan
+    weights = np.ones(30, "f4")
+    weights[11] = 0  # row numbers are the file's own, not those of the active rows
+    uri = embeddings(tmp_path / "e", vectors, weights=weights)
+    with pytest.raises(ValueError, match=r"part-00001.parquet, row 4: .* NaN"):
+        build_index(uri, str(tmp_path / "i"))
+
+
+def _one_part(folder: Path, table: pa.Table) -> str:
+    (folder / "parts").mkdir(parents=True)
+    pq.write_table(table, folder / "parts" / "part-0.parquet")
+    artifacts.seal(str(folder), "parts", "embedding-table")
+    return str(folder)
+
+
+def test_ragged_vectors_null_ids_and_missing_columns(tmp_path: Path) -> None:
+    good = pa.table(
+        {
+            "id": ["a", "b"],
+            "interest": pa.array([0, 0], pa.int32()),
+            "weight": pa.array([1, 1], pa.float32()),
+            "vector": pa.array([[1.0, 0.0], [1.0]], pa.list_(pa.float32())),
+        }
+    )
+    with pytest.raises(ValueError, match="row 1: a vector of 1 values, expected 2"):
+        build_index(_one_part(tmp_path / "ragged", good), str(tmp_path / "i"))
+    unnamed = good.set_column(0, "id", pa.array([None, "b"]))
+    with pytest.raises(ValueError, match=r"part-0.parquet, row 0: the id is empty"):
+        build_index(_one_part(tmp_path / "unnamed", unnamed), str(tmp_path / "i"))
+    with pytest.raises(ValueError, match=r"columns \['weight'\] are missing"):
+        build_index(_one_part(tmp_path / "lacks", good.drop(["weight"])), str(tmp_path / "i"))
+
+
+@pytest.mark.parametrize("factory", ["IVF", "Nonsense", "IVF4,PQ3", "IVF4096,Flat"])
+def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
+    uri = embeddings(tmp_path / "e", clustered(300))
+    with pytest.raises(ValueError, match=factory):
+        build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
