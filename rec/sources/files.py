@@ -1,0 +1,142 @@
+"""Reading an origin's files, local or s3://, with messages that name file, column and row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+from pyarrow import fs as pafs
+
+from rec.artifacts import filesystem, join, read_bytes
+from rec.schema import MEDIA, SchemaError
+from rec.sources.base import SourceError, media_problem
+
+FIRST_ROW = 1  # messages count data rows from 1
+
+
+def read_file(folder: str, name: str, expected: str) -> bytes:
+    """The bytes of one file.
+
+    Raises:
+        SourceError: it cannot be read; `expected` says what the folder should hold.
+    """
+    place = join(folder, name)
+    try:
+        return read_bytes(place)
+    except (OSError, pa.ArrowInvalid) as error:
+        found = "cannot be read" if isinstance(error, PermissionError) else "not found"
+        raise SourceError(f"{place}: {found}; expected {expected} ({error})") from error
+
+
+def list_files(folder: str, name: str, expected: str) -> frozenset[str]:
+    """Names of the files directly below `folder`/`name`; SourceError when it is no folder."""
+    place = join(folder, name)
+    files, path = filesystem(place)
+    try:
+        found = files.get_file_info(pafs.FileSelector(path))
+    except OSError as error:
+        raise SourceError(f"{place}: not a folder; expected {expected} ({error})") from error
+    return frozenset(info.base_name for info in found if info.type == pafs.FileType.File)
+
+
+def read_csv(folder: str, name: str, columns: Mapping[str, pa.DataType], expected: str) -> pa.Table:
+    """The named columns of a CSV file with a header, each cast to its type; empty is null.
+
+    Values are read as bytes and cast here, because the CSV reader's own errors do not name
+    the row.
+
+    Raises:
+        SourceError: the file is absent, or a row has another number of cells than the header.
+        SchemaError: a column is missing, or a value is not of its type.
+    """
+    place = join(folder, name)
+    ragged: list[pacsv.InvalidRow] = []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        ragged.append(row)
+        return "skip"
+
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(read_file(folder, name, expected)),
+            read_options=pacsv.ReadOptions(use_threads=False),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.binary()),
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{place}: not a CSV file: {error}") from error
+    if ragged:
+        row = ragged[0]
+        number = f"row {row.number - 1}" if row.number else "a row"  # the header is number 1
+        raise SourceError(
+            f"{place}, {number}: {row.actual_columns} cells, expected {row.expected_columns} "
+            f"as in the header: {row.text[:80]!r}"
+        )
+    for name in columns:
+        if table.column_names.count(name) != 1:
+            raise SchemaError(_not_one(place, name, columns, table.column_names))
+    typed = [_cast(table.column(c), c, kind, place) for c, kind in columns.items()]
+    return pa.table(typed, names=list(columns))
+
+
+def _not_one(place: str, column: str, columns: Mapping[str, pa.DataType], found: list[str]) -> str:
+    wanted = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+    what = "is there twice" if column in found else "is missing"
+    return f"{place}: column '{column}' {what}; expected {wanted}; found {', '.join(found)}"
+
+
+def _cast(column: pa.ChunkedArray, name: str, kind: pa.DataType, place: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.string()).cast(kind)
+    except pa.ArrowInvalid as error:
+        for row, value in enumerate(column.to_pylist(), start=FIRST_ROW):
+            try:
+                pa.array([value], pa.binary()).cast(pa.string()).cast(kind)
+            except pa.ArrowInvalid:
+                shown = value.decode(errors="backslashreplace")
+                raise SchemaError(
+                    f"{place}, column '{name}', row {row}: {shown!r}, expected {kind}"
+                ) from error
+        raise
+
+
+def require(table: pa.Table, columns: Sequence[str], place: str) -> None:
+    """Raise SchemaError that names the first row in which one of `columns` is empty."""
+    for name in columns:
+        column = table.column(name)
+        if column.null_count:
+            row = pc.index(pc.is_null(column), True).as_py() + FIRST_ROW
+            raise SchemaError(f"{place}, column '{name}', row {row}: empty, expected {column.type}")
+
+
+def read_media(
+    folder: str, names: Sequence[tuple[str, int, str]], present: frozenset[str]
+) -> tuple[pa.Table, list[tuple[str, int | None, str]]]:
+    """Pictures of items as a media table, and the problems of those left out.
+
+    Args:
+        folder: the folder of the pictures.
+        names: (item_id, media_index, file name) in order.
+        present: the file names that `folder` holds; others are listed as not found.
+    """
+    rows: list[dict[str, object]] = []
+    problems: list[tuple[str, int | None, str]] = []
+    for item_id, index, name in names:
+        uri = join(folder, name)
+        if name not in present:
+            problems.append((uri, None, f"not found; expected a picture of item {item_id}"))
+            continue
+        data = read_bytes(uri)
+        if reason := media_problem(data, "frame"):
+            problems.append((uri, None, reason))
+            continue
+        rows.append(
+            {"item_id": item_id, "media_index": index, "kind": "frame", "uri": uri, "data": data}
+        )
+    return pa.Table.from_pylist(rows, schema=MEDIA), problems
