@@ -5,24 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rec.batch import ContentBatch
-from rec.config import Config
 from rec.features.augment import AugmentConfig, augment
 from rec.features.masking import MaskingConfig, mask_terms
 from rec.nn.losses.masked_tokens import IGNORE
 
 
-class TransformConfig(Config):
-    augment: AugmentConfig = AugmentConfig()
-    masking: MaskingConfig = MaskingConfig()
-    modality_dropout: float = Field(default=0.1, ge=0, lt=1)  # probability, a modality of an item
-
-
 def training_inputs(
-    batch: ContentBatch, generator: torch.Generator, config: TransformConfig
+    batch: ContentBatch,
+    generator: torch.Generator,
+    *,
+    augmentation: AugmentConfig,
+    masking: MaskingConfig,
+    modality_dropout: float,
 ) -> ContentBatch:
     """The batch with two views, masked text and dropped modalities, all drawn from `generator`.
 
@@ -30,6 +27,9 @@ def training_inputs(
     `frame_mask` then marks the frames they were cut from. An item whose pictures are dropped
     has none marked: the fusion does without, while its views still take part in InfoNCE. An
     item never loses the last modality that it has.
+
+    Args:
+        modality_dropout: probability that a modality of an item is dropped.
 
     Raises:
         ValueError: the batch has no word_ids or term_scores.
@@ -39,15 +39,15 @@ def training_inputs(
     frame_index, view_mask = _two_frames(batch.frame_mask, generator)
     rows = torch.arange(len(batch), device=frame_index.device)[:, None]
     pictures = batch.frames[rows, frame_index]
-    views = augment(pictures.flatten(0, 1), generator, config.augment).unflatten(0, (-1, 2))
+    views = augment(pictures.flatten(0, 1), generator, augmentation).unflatten(0, (-1, 2))
 
     present = torch.stack(
         [view_mask, batch.token_mask.any(dim=1), batch.audio_mask.any(dim=1)], dim=1
     )
-    kept = _keep(present, config.modality_dropout, generator)
+    kept = _keep(present, modality_dropout, generator)
     chosen = torch.zeros_like(batch.frame_mask).scatter(1, frame_index, True)
     token_ids, targets = mask_terms(
-        batch.token_ids, batch.word_ids, batch.term_scores, generator, config.masking
+        batch.token_ids, batch.word_ids, batch.term_scores, generator, masking
     )
     return replace(
         batch,
