@@ -18,8 +18,9 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
-from rec.metrics.content import Vectors, cross_modal_ranks, unit_rows
+from rec.metrics.content import cross_modal_ranks
 from rec.metrics.ranking import TargetRanks, mrr
+from rec.metrics.vectors import Vectors, unit_rows
 
 Floats = NDArray[np.floating]
 _HISTOGRAM = (8, 4, 4)  # bins of hue, saturation, value

@@ -13,8 +13,8 @@ from rec.metrics.baselines import (
     pixel_vectors,
     tfidf_vectors,
 )
-from rec.metrics.content import similarity, unit_rows
 from rec.metrics.ranking import recall
+from rec.metrics.vectors import similarity, unit_rows
 
 
 def picture(hue: int, seed: int = 0) -> bytes:

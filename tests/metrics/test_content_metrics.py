@@ -10,20 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from rec.metrics.content import (
+from rec.metrics.content import co_liked, cross_modal_ranks, item_to_item_ranks
+from rec.metrics.labels import (
     LabelTransfer,
-    co_liked,
-    cross_modal_ranks,
     evaluate_labels,
-    item_to_item_ranks,
-    label_figures,
+    label_map,
     label_problem,
-    nearest,
-    similarity,
+    label_recall,
     transfer_labels,
-    unit_rows,
 )
 from rec.metrics.ranking import first_rank, recall
+from rec.metrics.vectors import nearest, similarity, unit_rows
 
 
 def random_rows(seed: int, rows: int, dim: int) -> np.ndarray:
@@ -41,7 +38,7 @@ def clusters(num_items: int, seed: int = 0) -> tuple[np.ndarray, list[list[str]]
 def test_nearest_is_the_sorted_row_in_chunks_dense_and_sparse(monkeypatch) -> None:
     queries, items = random_rows(0, 7, 5), random_rows(1, 30, 5)
     expected = np.argsort(-queries @ items.T, axis=1)[:, :4]
-    monkeypatch.setattr("rec.metrics.content._CHUNK_SCORES", 65)
+    monkeypatch.setattr("rec.metrics.vectors._CHUNK_SCORES", 65)
     for kind in (np.asarray, sparse.csr_array):
         found = nearest(kind(queries), kind(items), 4)
         np.testing.assert_array_equal(found.rows, expected)
@@ -80,21 +77,19 @@ def test_label_figures_by_hand() -> None:
     assert problem.query_rows.tolist() == [4, 5, 6, 8]  # the item without labels asks nothing
     #                      a    b    c   new
     votes = np.array([[0.9, 0.1, 0.0, 0.0], [0.2, 0.8, 0.0, 0.0], [0.5, 0, 0, 0], [0.1, 0, 0, 0]])
-    found = label_figures(sparse.csr_array(votes), problem, min_positives=2, k=1)
+    matrix = sparse.csr_array(votes)
     # only "a" has two positives, at ranks 1 and 3 of (.9, .5, .2, .1)
-    assert found["mAP"].tolist() == [(1 / 1 + 2 / 3) / 2]
+    assert label_map(matrix, problem, min_positives=2).tolist() == [(1 / 1 + 2 / 3) / 2]
     # best label: a (right), b (wrong), a (wrong: c), a (wrong: b); "new" stays in the denominator
-    assert found["recall@1"].tolist() == [1, 0, 0, 0]
-    everything = label_figures(sparse.csr_array(votes), problem, min_positives=2, k=10)
-    assert everything["recall@10"].tolist() == [1, 0.5, 1, 1]
+    assert label_recall(matrix, problem, k=1).tolist() == [1, 0, 0, 0]
+    assert label_recall(matrix, problem, k=10).tolist() == [1, 0.5, 1, 1]
 
 
 def test_the_label_prior_has_no_map_but_recalls_the_commonest() -> None:
     problem = label_problem([["a"], ["a"], ["b"], ["c"], ["a"], ["a", "b"]], num_train=4)
     nothing = sparse.csr_array(problem.query_labels.shape)
-    found = label_figures(nothing, problem, min_positives=1, k=1)
-    assert found["mAP"].max() == 0
-    assert found["recall@1"].tolist() == [1, 0.5]
+    assert label_map(nothing, problem, min_positives=1).max() == 0
+    assert label_recall(nothing, problem, k=1).tolist() == [1, 0.5]
 
 
 def test_structure_is_found_noise_is_not_and_tuning_picks_the_better_variant() -> None:
