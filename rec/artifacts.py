@@ -103,7 +103,7 @@ def _entry(stream: BinaryIO) -> FileEntry:
 
 
 def _walk(files: pafs.FileSystem, path: str) -> Iterator[str]:
-    for info in files.get_file_info(pafs.FileSelector(path, recursive=True)):
+    for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True)):
         if info.type == pafs.FileType.File and not info.path.endswith(".tmp"):
             yield info.path[len(path) :].lstrip("/")
 
@@ -213,15 +213,32 @@ def open_artifact(uri: str | os.PathLike[str], kind: str) -> tuple[Manifest, Pat
     if isinstance(files, pafs.LocalFileSystem):
         verify(uri, manifest)
         return manifest, Path(path)
+    return manifest, _cached(uri, manifest)
+
+
+def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """A verified local copy of the artifact at `uri`; one that was altered is fetched again."""
     cache = Path(tempfile.gettempdir()) / "raycall" / manifest.version
-    local = Manifest(**{**manifest.model_dump(), "root": manifest.version})
-    if not cache.exists():
-        aside = Path(tempfile.mkdtemp(prefix="raycall-"))
+    if cache.exists():
+        try:
+            verify(cache.parent, manifest.model_copy(update={"root": cache.name}))
+            return cache
+        except ArtifactError:  # cleaners of temporary folders take single files
+            shutil.rmtree(cache, ignore_errors=True)
+    files, path = filesystem(join(uri, manifest.root))
+    aside = Path(tempfile.mkdtemp(prefix="raycall-"))
+    try:
         pafs.copy_files(path, str(aside), source_filesystem=files)
+        try:
+            verify(aside.parent, manifest.model_copy(update={"root": aside.name}))
+        except ArtifactError:
+            verify(uri, manifest)  # names the file at its source, where it is altered there
+            raise
         cache.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.replace(aside, cache)
-        except OSError:  # another process was first; its copy is verified below
-            shutil.rmtree(aside)
-    verify(cache.parent, local)
-    return manifest, cache
+        except OSError:  # another process was first
+            verify(cache.parent, manifest.model_copy(update={"root": cache.name}))
+        return cache
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
