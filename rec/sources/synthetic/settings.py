@@ -30,7 +30,7 @@ class SyntheticConfig(Config):
     description_share: float = Field(0.85, ge=0.0, le=1.0)
     wrong_tag_rate: float = Field(0.33, ge=0.0, le=1.0)  # of hashtags that name a topic
     off_interest_rate: float = Field(0.4, ge=0.0, le=1.0)  # of interactions and clicks
-    frame_size: int = Field(64, ge=16, le=1024)  # pixels a side
+    frame_size: int = Field(64, ge=16, le=512)  # pixels a side
     event_days: int = Field(7, ge=1)  # a new fresh tag appears every so many days
     event_rate: float = Field(0.12, ge=0.0, le=1.0)  # of items that belong to some event
 

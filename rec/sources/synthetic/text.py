@@ -26,8 +26,8 @@ from rec.sources.synthetic.words import COMMON_WORDS, PRODUCT_WORDS, SPAM_TAGS, 
 
 _MAX_TITLE, _MIN_TITLE = 6, 3
 _MAX_DESCRIPTION, _MIN_DESCRIPTION = 30, 14
-_TITLE_MIX = (0.15, 0.17, 0.35)  # key terms below the first, noise below the second, stop words
-_DESCRIPTION_MIX = (0.10, 0.12, 0.47)
+_TITLE_MIX = (0.08, 0.09, 0.31)  # key terms below the first, noise below the second, stop words
+_DESCRIPTION_MIX = (0.07, 0.08, 0.42)
 _MAX_TOPIC_TAGS, _MIN_TOPIC_TAGS = 5, 2
 _MAX_SPAM_TAGS = 2
 _SPAM_RATE = 0.5  # of items

@@ -30,7 +30,7 @@ COMMON_WORDS = tuple(
     """.split()  # noqa: SIM905
 )
 
-PRODUCT_WORDS = ("set", "kit", "case", "pack", "stand", "holder", "bundle", "tool")
+PRODUCT_WORDS = ("set", "kit", "case", "pack", "mount", "holder", "bundle", "tool")
 
 STEMS = tuple(
     """
