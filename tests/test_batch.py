@@ -1,0 +1,93 @@
+"""Batches: rows, take and to treat every tensor alike and leave absent ones absent."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rec.batch import ContentBatch
+
+SIZE = 7
+
+
+def batch(training: bool) -> ContentBatch:
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 9, (SIZE, *shape), generator=generator)
+
+    def reals(*shape: int) -> torch.Tensor:
+        return torch.randn(SIZE, *shape, generator=generator)
+
+    inputs = ContentBatch(
+        token_ids=integers(5),
+        token_mask=integers(5) > 4,
+        frames=integers(2, 3, 4, 4).to(torch.uint8),
+        frame_mask=integers(2) > 4,
+        log_mel=reals(1, 96, 64),
+        audio_mask=integers(1) > 4,
+    )
+    if not training:
+        return inputs
+    return ContentBatch(
+        **{f.name: getattr(inputs, f.name) for f in fields(inputs)[:6]},
+        word_ids=integers(5),
+        term_scores=reals(5),
+        label_ids=integers(3),
+        label_weights=reals(3),
+        views=reals(2, 3, 4, 4),
+        view_mask=integers() > 4,
+        token_targets=integers(5),
+    )
+
+
+def assert_rows(found: ContentBatch, source: ContentBatch, rows: list[int]) -> None:
+    assert len(found) == len(rows)
+    for field in fields(source):
+        expected, value = getattr(source, field.name), getattr(found, field.name)
+        if expected is None:
+            assert value is None
+        else:
+            assert value.dtype == expected.dtype
+            assert value.tolist() == [expected[row].tolist() for row in rows]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@given(start=st.integers(0, SIZE), stop=st.integers(0, SIZE + 3))
+def test_rows(training: bool, start: int, stop: int) -> None:
+    source = batch(training)
+    assert_rows(source.rows(start, stop), source, list(range(SIZE))[start:stop])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@given(index=st.lists(st.integers(0, SIZE - 1), max_size=12))
+def test_take(training: bool, index: list[int]) -> None:
+    source = batch(training)
+    assert_rows(source.take(index), source, index)
+    assert_rows(source.take(torch.tensor(index, dtype=torch.long)), source, index)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_to_a_device(training: bool) -> None:
+    source = batch(training)
+    moved = source.to("meta")
+    for field in fields(source):
+        value = getattr(moved, field.name)
+        assert value is None if getattr(source, field.name) is None else value.is_meta
+    assert_rows(source.to("cpu"), source, list(range(SIZE)))
+
+
+def test_micro_batches_are_views() -> None:
+    source = batch(False)
+    assert source.rows(2, 4).frames.data_ptr() == source.frames[2:].data_ptr()
+
+
+def test_length_and_frozen() -> None:
+    source = batch(True)
+    assert len(source) == SIZE
+    with pytest.raises(FrozenInstanceError):
+        source.frames = source.frames  # type: ignore[misc]
