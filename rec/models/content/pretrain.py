@@ -83,8 +83,8 @@ class ContentPretrainer(nn.Module):
         return {**losses, **self.couple(representations)}
 
     def encode(self, batch: ContentBatch) -> tuple[dict[str, Tensor], Losses]:
-        """{"views": (n, 2, D) pooled views of the rows that have pictures}, and the local
-        losses "key_terms" and "labels"."""
+        """{"views": (B, 2, D) pooled views, "view_mask": (B,) 1 where there are any}, and the
+        local losses "key_terms" and "labels"."""
         views, view_mask = batch.views, batch.view_mask
         if views is None or view_mask is None or batch.token_targets is None:
             raise ValueError(
@@ -116,12 +116,12 @@ class ContentPretrainer(nn.Module):
                 focusing=self.config.label_focusing,
             ),
         }
-        paired = seen.pooled.unflatten(0, (-1, 2))
-        return {"views": paired[: int(view_mask.sum())]}, losses
+        views = _scatter(seen.pooled.unflatten(0, (-1, 2)), pictures, len(view_mask))
+        return {"views": views, "view_mask": view_mask.to(views.dtype)}, losses
 
     def couple(self, representations: dict[str, Tensor]) -> Losses:
         """InfoNCE over all rows' views, of all ranks."""
-        views = representations["views"]
+        views = representations["views"][representations["view_mask"] > 0]
         projected = self.projection(views.flatten(0, 1))
         return {"infonce": infonce(projected[::2], projected[1::2], self.config.temperature)}
 
