@@ -1,0 +1,122 @@
+"""Bodies of the content service's requests and answers, as `/docs` shows them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which no text encoding can carry further."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"not Unicode text: {error.reason}") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ContentInput(_Body):
+    """Something to embed: a text, a picture, or both."""
+
+    text: Text | None = Field(None, examples=["a crew lost in space"])
+    image: str | None = Field(
+        None, description="a picture file (JPEG, PNG, WebP...) as base64, without a data: prefix"
+    )
+
+    @property
+    def picture(self) -> bytes | None:
+        """The picture file's bytes; raises ValueError where `image` is not base64."""
+        if self.image is None:
+            return None
+        try:
+            return base64.b64decode(self.image, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"not base64: {error}") from error
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text and self.text.strip()) and not self.image
+
+
+class EmbedRequest(_Body):
+    inputs: list[ContentInput] = Field(min_length=1)
+    model_version: Text | None = Field(
+        None, description="refuse (409) unless this is the model that answers"
+    )
+
+
+class EmbedResponse(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    vectors: list[list[float]] = Field(description="one of unit norm for each input, in order")
+    dim: int
+    model_version: str
+
+
+class Query(ContentInput):
+    """What to find neighbours of: a vector, an item of the index, or text and/or a picture."""
+
+    vector: list[float] | None = Field(None, description="of the model's dimension; any length")
+    item_id: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        content = self.text is not None or self.image is not None
+        if (self.vector is not None) + (self.item_id is not None) + content != 1:
+            raise ValueError("expected exactly one of: vector; item_id; text and/or image")
+        return self
+
+
+class KnnRequest(_Body):
+    queries: list[Query] = Field(min_length=1)
+    k: int = Field(10, ge=1, description="neighbours a query; fewer where the index holds fewer")
+    exclude_self: bool = Field(True, description="leave the item out of its own neighbours")
+    model_version: Text | None = Field(
+        None, description="refuse (409) unless this is the model that answers"
+    )
+
+
+class Neighbours(BaseModel):
+    ids: list[str]
+    scores: list[float] = Field(description="cosine similarity, falling")
+
+
+class KnnResponse(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    results: list[Neighbours] = Field(description="one for each query, in order")
+    model_version: str
+    index_version: str
+
+
+class Version(BaseModel):
+    """What is being served."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model_version: str
+    index_version: str
+    dim: int
+    num_items: int
+    raycall: str
+
+
+class ErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail

@@ -1,0 +1,182 @@
+"""The content service on Ray Serve: Encoder and Knn deployments behind a Gateway.
+
+`serve_apps.app:build` is the builder that `config.yaml` names.
+"""
+
+# no `from __future__ import annotations`: Ray reads the class that `build` takes off its signature
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from rec.config import Config
+from serve_apps.api import Version
+from serve_apps.embed import Embedder
+from serve_apps.errors import ApiError
+from serve_apps.gateway import Content, Found, ItemQuery, Limits, make_app
+from serve_apps.knn import Searcher
+from serve_apps.versions import match
+
+R = TypeVar("R")
+
+
+class ServeArgs(Config):
+    """What the application builder takes; replica counts and resources may be overridden per
+    deployment in `config.yaml` as for any Serve application."""
+
+    encoder: str  # URI of a "content-encoder" artifact
+    index: str  # URI of an "index" artifact made with that encoder
+    max_batch: int = 32  # inputs a forward pass
+    batch_wait_ms: float = 2.0  # how long a lone input waits for company
+    timeout_s: float = 30.0  # for one request, queueing included
+    limits: Limits = Limits()
+
+
+# Serve's defaults are five requests at once a replica, an endless queue and no deadline.
+_COMMON: dict[str, Any] = {
+    "max_ongoing_requests": 64,
+    "max_queued_requests": 256,
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 30,
+    "graceful_shutdown_timeout_s": 20,
+    "graceful_shutdown_wait_loop_s": 0.2,
+    "max_constructor_retry_count": 3,
+}
+
+
+@serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 1})
+class Encoder:
+    """Texts and pictures to vectors; one model, one thread, batches over all callers."""
+
+    async def __init__(self, args: dict[str, Any], version: str) -> None:
+        config = ServeArgs.model_validate(args)
+        # Ray hides the GPUs from a replica that did not ask for one
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._embedder = await asyncio.to_thread(
+            Embedder,
+            config.encoder,
+            version,
+            max_batch=config.max_batch,
+            max_wait_s=config.batch_wait_ms / 1000,
+            device=device,
+        )
+
+    async def encode(self, inputs: Sequence[Content]) -> np.ndarray | ApiError:
+        try:
+            return await self._embedder.encode(inputs)
+        except ApiError as error:
+            return error
+
+    async def canary(self) -> ApiError | None:
+        try:
+            await self._embedder.canary()
+        except ApiError as error:
+            return error
+        return None
+
+    async def check_health(self) -> None:
+        await self._embedder.canary()
+
+
+@serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 0.5})
+class Knn:
+    """Vectors and item ids to neighbours; the whole index in memory."""
+
+    async def __init__(self, args: dict[str, Any], version: str) -> None:
+        config = ServeArgs.model_validate(args)
+        self._searcher = await asyncio.to_thread(Searcher, config.index, version)
+
+    async def search(
+        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
+    ) -> list[Found] | ApiError:
+        try:
+            return await self._searcher.search(queries, k, exclude_self)
+        except ApiError as error:
+            return error
+
+    async def canary(self) -> ApiError | None:
+        try:
+            await self._searcher.canary()
+        except ApiError as error:
+            return error
+        return None
+
+    async def check_health(self) -> None:
+        await self._searcher.canary()
+
+
+class ServeBackend:
+    """The gateway's backend: the two deployments, each call with a deadline."""
+
+    def __init__(self, encoder: DeploymentHandle, knn: DeploymentHandle, timeout_s: float) -> None:
+        self._encoder, self._knn, self._timeout_s = encoder, knn, timeout_s
+
+    async def _call(self, method: Any, *args: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await method.remote(*args)
+        except TimeoutError as error:
+            raise ApiError(504, "timeout", f"no answer within {self._timeout_s} s") from error
+        except BackPressureError as error:
+            raise ApiError(503, "overloaded", "too many requests", retry_after_s=1) from error
+        except (DeploymentUnavailableError, RayActorError) as error:
+            raise ApiError(
+                503, "unavailable", "a replica is being replaced", retry_after_s=1
+            ) from error
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
+        return await self._call(self._encoder.encode, inputs)
+
+    async def search(
+        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
+    ) -> list[Found]:
+        return await self._call(self._knn.search, queries, k, exclude_self)
+
+    async def canary(self) -> None:
+        await self._call(self._knn.canary)
+        await self._call(self._encoder.canary)
+
+
+@serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 0.25})
+@serve.ingress()
+class Gateway:
+    """The HTTP ingress; see `serve_apps.gateway`."""
+
+    def __init__(
+        self,
+        args: dict[str, Any],
+        version: dict[str, Any],
+        encoder: DeploymentHandle,
+        knn: DeploymentHandle,
+    ) -> None:
+        self._args = ServeArgs.model_validate(args)
+        self._version = Version.model_validate(version)
+        self._backend = ServeBackend(encoder, knn, self._args.timeout_s)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self._backend, self._version, self._args.limits)
+
+
+def build(args: ServeArgs) -> Application:
+    """The application; reads only the two manifests, the replicas load the files.
+
+    Raises:
+        ArtifactError: a manifest cannot be read, or the index was made with another encoder.
+    """
+    version = match(args.encoder, args.index)
+    plain = args.model_dump()
+    encoder = Encoder.bind(plain, version.model_version)
+    knn = Knn.bind(plain, version.index_version)
+    return Gateway.bind(plain, version.model_dump(), encoder, knn)

@@ -1,0 +1,92 @@
+"""Texts and pictures to vectors, batched over all callers. Knows nothing of Ray or HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from rec.artifacts import ArtifactError
+from rec.features.media import MediaError
+from rec.models.content.encoder import load_encoder
+from serve_apps.batcher import Batcher
+from serve_apps.errors import ApiError, invalid
+from serve_apps.gateway import Content
+
+
+class _Prepared(NamedTuple):
+    token_ids: list[int]
+    frames: list[np.ndarray]
+
+
+class Embedder:
+    """One encoder, its preparing threads and its batcher.
+
+    Args:
+        uri: of a "content-encoder" artifact.
+        version: the version that was deployed; another one, published since, is refused.
+        max_batch, max_wait_s: as for `Batcher`.
+        device: where the model runs.
+    """
+
+    def __init__(
+        self, uri: str, version: str, *, max_batch: int, max_wait_s: float, device: str = "cpu"
+    ) -> None:
+        self._encoder = load_encoder(uri, device)
+        if self._encoder.version != version:
+            raise ArtifactError(
+                f"{uri}: holds version {self._encoder.version} since it was published again; this "
+                f"deployment serves {version}: deploy again"
+            )
+        self._max_batch, self._max_wait_s = max_batch, max_wait_s
+        self._batcher: Batcher[_Prepared, np.ndarray] | None = None
+        # decoding and tokenising release the GIL
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+
+    async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
+        """(B, D) float32 of unit norm.
+
+        Raises:
+            ApiError: a picture cannot be decoded, or an input has nothing the model can read.
+        """
+        if self._batcher is None:  # here, because it belongs to the running loop
+            self._batcher = Batcher(self._run, self._max_batch, self._max_wait_s)
+        loop, batcher = asyncio.get_running_loop(), self._batcher
+        prepared = await asyncio.gather(
+            *(loop.run_in_executor(self._threads, self._prepare, content) for content in inputs)
+        )
+        return np.stack(await asyncio.gather(*(batcher.submit(part) for part in prepared)))
+
+    async def canary(self) -> None:
+        """Raises ApiError unless a small text becomes a vector of unit norm."""
+        vector = (await self.encode([Content("canary", "canary", None)]))[0]
+        norm = float(np.linalg.norm(vector))
+        if not abs(norm - 1) < 1e-3:
+            raise ApiError(503, "unhealthy", f"the encoder's canary has norm {norm}, expected 1")
+
+    async def close(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
+        self._threads.shutdown(wait=False)
+
+    def _prepare(self, content: Content) -> _Prepared:
+        tokens = self._encoder.tokenizer.encode([content.text]).token_ids[0]
+        frames = []
+        if content.picture is not None:
+            try:
+                frames.append(self._encoder.collator.decode(content.picture))
+            except MediaError as error:
+                raise invalid(f"{content.place}.image: {error}") from error
+        if not tokens and not frames:
+            raise invalid(f"{content.place}.text: nothing in it that the model can read")
+        return _Prepared(tokens, frames)
+
+    def _run(self, parts: Sequence[_Prepared]) -> list[np.ndarray]:
+        batch = self._encoder.collator.from_parts(
+            [p.token_ids for p in parts], [p.frames for p in parts]
+        )
+        return list(self._encoder.encode(batch))

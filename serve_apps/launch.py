@@ -1,0 +1,115 @@
+"""Starts the content service on this machine or a cluster, waits until it answers, stops it.
+
+A long-lived service on a cluster is better deployed with `serve deploy serve_apps/config.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+
+from serve_apps.app import ServeArgs, build
+
+APP_NAME = "content"
+
+
+class ServiceError(RuntimeError):
+    """The service refused a request or did not come up. The message says why."""
+
+
+def call(url: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> dict[str, Any]:
+    """GET `url`, or POST `body` to it as JSON; the answer's JSON.
+
+    Raises:
+        ServiceError: any answer but 2xx, with the service's own message, or no answer.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        text = error.read().decode(errors="replace")
+        raise ServiceError(f"{url}: {error.code} {text}") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise ServiceError(f"{url}: no answer: {error}") from error
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _await_healthy(url: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            call(f"{url}/healthz", timeout_s=10)
+            return
+        except ServiceError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+@contextmanager
+def serving(
+    args: ServeArgs,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    address: str | None = None,
+    startup_timeout_s: float = 120,
+) -> Iterator[str]:
+    """Runs the service within the block and yields its base URL, http://host:port.
+
+    Args:
+        args: what to serve.
+        host: interface to listen on; 0.0.0.0 is all of them. The service has no authentication.
+        port: 0 picks a free one.
+        address: a Ray cluster's; None takes RAY_ADDRESS or a running `ray start`, else starts
+            Ray within this process and stops it afterwards. A Ray that this process already
+            uses is used and left running.
+        startup_timeout_s: how long /healthz may fail once the replicas are up.
+
+    Raises:
+        ArtifactError: encoder or index cannot be served, or do not belong together.
+        ServiceError: Serve already runs on that cluster, or the service does not become healthy.
+    """
+    application = build(args)  # refuses bad artifacts before anything is started
+    own_ray = not ray.is_initialized()
+    if own_ray:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        if serve.status().proxies:
+            raise ServiceError(
+                "Serve already runs on this Ray cluster with its own host and port; deploy to it "
+                "with `serve deploy serve_apps/config.yaml`"
+            )
+        port = port or free_port()
+        timeout_s = args.timeout_s + 5  # the gateway's own deadlines answer better than Serve's
+        serve.start(http_options={"host": host, "port": port, "request_timeout_s": timeout_s})
+        try:
+            serve.run(application, name=APP_NAME, route_prefix="/")
+            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+            _await_healthy(url, startup_timeout_s)
+            yield url
+        finally:
+            serve.delete(APP_NAME)  # lets requests under way finish
+            if not own_ray:
+                serve.shutdown()
+    finally:
+        if own_ray:
+            ray.shutdown()

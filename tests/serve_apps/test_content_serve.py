@@ -1,0 +1,195 @@
+"""The service on Ray Serve, over real HTTP; the checked-in configuration; the launcher."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from rec.artifacts import ArtifactError
+
+# Ray Serve 2.60's own models, when they are imported
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
+CONFIG = Path(__file__).parents[2] / "serve_apps" / "config.yaml"
+
+
+def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve_apps import app
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
+    (application,) = config.applications
+    assert application.import_path == "serve_apps.app:build"
+    assert app.ServeArgs.model_validate(application.args).limits == app.Limits()
+    # Ray converts `args` only where the annotation is a class and not a string
+    assert inspect.signature(app.build).parameters["args"].annotation is app.ServeArgs
+    deployments = {d.name: d for d in application.deployments}
+    assert set(deployments) == {"Encoder", "Knn", "Gateway"}
+    for code in (app.Encoder, app.Knn, app.Gateway):
+        stated = deployments[code.name]
+        assert stated.max_ongoing_requests == code.max_ongoing_requests == 64
+        assert stated.max_queued_requests == code.max_queued_requests == 256
+
+
+@pytest.fixture(scope="module")
+def url(ray_local: None, served: Any) -> Iterator[str]:
+    from serve_apps.app import Limits, ServeArgs
+    from serve_apps.launch import serving
+
+    limits = Limits(max_inputs=4, max_k=20, max_body_bytes=200_000)
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, limits=limits)
+    with serving(args, port=0) as url:
+        yield url
+
+
+@pytest.mark.ray
+def test_concurrent_callers_get_their_own_answers(served: Any, url: str) -> None:
+    from serve_apps.launch import call
+
+    def embed(i: int) -> list[float]:
+        item = {"text": served.texts[i % 12]}
+        if i % 2:
+            item["image"] = base64.b64encode(served.pictures[i % 12]).decode()
+        return call(f"{url}/v1/embed", {"inputs": [item]})["vectors"][0]
+
+    alone = [
+        served.encoder.encode_items([text], [[data] if i % 2 else []])[0]
+        for i, (text, data) in enumerate(zip(served.texts, served.pictures, strict=True))
+    ]
+    with ThreadPoolExecutor(16) as threads:
+        vectors = list(threads.map(embed, range(96)))
+    for i, vector in enumerate(vectors):
+        np.testing.assert_allclose(vector, alone[i % 12], atol=1e-5)
+
+
+@pytest.mark.ray
+def test_neighbours_over_http(served: Any, url: str) -> None:
+    from serve_apps.launch import call
+
+    picture = base64.b64encode(served.pictures[5]).decode()
+    queries = [
+        {"vector": served.vectors[3].tolist()},
+        {"item_id": "item-3"},
+        {"text": served.texts[5], "image": picture},
+    ]
+    results = call(f"{url}/v1/knn", {"queries": queries, "k": 3})["results"]
+    order = [f"item-{i}" for i in np.argsort(-(served.vectors @ served.vectors[3]))]
+    assert results[0]["ids"] == order[:3]
+    assert results[1]["ids"] == order[1:4]
+    assert results[2]["ids"][0] == "item-5"
+    assert call(f"{url}/healthz") == {"status": "ok"}
+    assert call(f"{url}/v1/version")["index_version"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/v1/knn", {"queries": [{"item_id": "nobody"}]}, "404 .*unknown_item.*nobody"),
+        ("/v1/knn", {"queries": [{"vector": [1.0]}]}, "422 .*1 numbers, expected 16"),
+        ("/v1/knn", {"queries": [{"vector": [float("nan")] * 16}]}, "422 .*finite"),
+        ("/v1/knn", {"queries": [{"item_id": "item-1"}], "k": 21}, "422 .*k: 21, expected 1 to 20"),
+        ("/v1/knn", {"queries": [{"item_id": "a"}], "model_version": "x"}, "409 .*model_mismatch"),
+        ("/v1/embed", {"inputs": [{}]}, "422 .*empty"),
+        ("/v1/embed", {"inputs": [{"text": "a"}] * 5}, "422 .*at most 4"),
+        ("/v1/embed", {"inputs": [{"image": "?"}]}, "422 .*not base64"),
+        ("/v1/embed", {"inputs": [{"image": "aGk="}]}, "422 .*not a picture"),
+        ("/v1/embed", {"inputs": [{"text": "x" * 300_000}]}, "413 .*200000 bytes"),
+        ("/v1/other", None, "404 .*not_found"),
+    ],
+)
+def test_refusals_reach_the_client(url: str, path: str, body: Any, said: str) -> None:
+    from serve_apps.launch import ServiceError, call
+
+    with pytest.raises(ServiceError, match=said):
+        call(f"{url}{path}", body)
+
+
+@pytest.mark.ray
+def test_a_second_service_on_the_same_cluster_is_refused(served: Any, url: str) -> None:
+    from serve_apps.app import ServeArgs
+    from serve_apps.launch import ServiceError, call, serving
+
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri)
+    with pytest.raises(ServiceError, match="Serve already runs"), serving(args, port=0):
+        pytest.fail("it started")
+    assert call(f"{url}/healthz") == {"status": "ok"}  # the first one is left alone
+
+
+def test_a_mismatched_pair_is_refused_before_ray_starts(
+    served: Any, publish_index: Any, tmp_path: Path
+) -> None:
+    from serve_apps.app import ServeArgs
+    from serve_apps.launch import serving
+
+    index = publish_index(tmp_path, served.ids, served.vectors, "0" * 16)
+    args = ServeArgs(encoder=served.encoder_uri, index=index)
+    with pytest.raises(ArtifactError, match="vectors of encoder 0000"), serving(args, port=0):
+        pytest.fail("it started")
+
+
+def _command(served: Any, *more: str) -> list[str]:
+    encoder, index = served.encoder_uri, served.index_uri
+    return [sys.executable, "-m", "serve_apps", "--encoder", encoder, "--index", index,
+            "--address", "local", "--port", "0", *more]  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_answers_one_question_and_stops(served: Any, tmp_path: Path) -> None:
+    titles = {"item_id": served.ids, "title": [f"The {text}" for text in served.texts]}
+    (tmp_path / "items").mkdir()
+    pq.write_table(pa.table(titles), tmp_path / "items" / "shard-00000.parquet")
+    (tmp_path / "poster.png").write_bytes(served.pictures[4])
+    done = subprocess.run(
+        _command(served, "--ask", served.texts[4], "--ask-image", f"{tmp_path}/poster.png",
+                 "--k", "3", "--titles", f"{tmp_path}/items"),
+        capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    best = next(i for i, line in enumerate(lines) if line.startswith("nearest to")) + 1
+    assert lines[best].split() == ["1.000", "item-4", "The", *served.texts[4].split()]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_serves_until_sigterm(served: Any) -> None:
+    from serve_apps.launch import call
+
+    with subprocess.Popen(
+        _command(served), stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1]
+    ) as process:
+        assert process.stdout is not None
+        line = next(text for text in process.stdout if text.startswith("serving at "))
+        address = line.split()[2]
+        assert call(f"{address}/healthz") == {"status": "ok"}
+        os.kill(process.pid, signal.SIGTERM)
+        rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "requests under way are finished first" in rest
+
+
+def test_the_command_says_what_is_wrong(served: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve_apps", "--encoder", str(tmp_path), "--index", "x"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=CONFIG.parents[1], check=False
+    )
+    assert done.returncode == 1
+    assert "manifest.json: not found" in done.stderr
+    assert "Traceback" not in done.stderr
