@@ -39,7 +39,7 @@ class IndexConfig(Config):
     """How to build. Defaults: exact up to 20,000 items, inverted lists tuned to a recall beyond."""
 
     factory: str = "auto"  # or a FAISS factory string: "Flat" (exact), "IVF1024,SQ8", "HNSW32"
-    recall_target: float = Field(default=0.98, gt=0, le=1)  # recall@10 that nprobe is tuned to
+    recall_target: float = Field(default=0.95, gt=0, le=1)  # recall@10 that nprobe is tuned to
     num_queries: int = Field(default=500, ge=1)  # held-out rows to tune with, as many to report
     seed: int = 0
 

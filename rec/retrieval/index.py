@@ -11,9 +11,24 @@ import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.retrieval.ann import Ann, omp_threads
-from rec.retrieval.build import IDS_FILE, INDEX_FILE, KIND, IndexConfig, build_index
+from rec.retrieval.build import (
+    IDS_FILE,
+    INDEX_FILE,
+    KIND,
+    IndexBuildError,
+    IndexConfig,
+    build_index,
+)
 
-__all__ = ["Index", "IndexConfig", "QueryError", "UnknownIdError", "build_index", "MAX_K"]
+__all__ = [
+    "MAX_K",
+    "Index",
+    "IndexBuildError",
+    "IndexConfig",
+    "QueryError",
+    "UnknownIdError",
+    "build_index",
+]
 
 MAX_K = 1000
 
