@@ -52,7 +52,7 @@ class LabelHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_labels, dim) * dim**-0.5)
         self.bias = nn.Parameter(torch.full((num_labels,), -math.log(max(num_labels, 2))))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, dim) of unit length -> (B, num_labels)."""

@@ -1,0 +1,158 @@
+"""What the content model reads, learns from and refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from content_cases import read_rows
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from rec.batch import ContentBatch
+from rec.contract import GradCacheable, ItemEncoder, Trainable
+from rec.models.content.config import TextConfig, VisionConfig
+from rec.models.content.encoders import CheckpointError, _depths
+from rec.models.content.pretrain import ContentPretrainer, build_model
+from rec.recipes.content import base, debug, large
+
+
+@pytest.fixture
+def batch(content_rows: str) -> ContentBatch:
+    recipe = debug()
+    return recipe.transform(recipe.collate(read_rows(content_rows)), torch.Generator().manual_seed(0))
+
+
+def small(**model: object) -> ContentPretrainer:
+    recipe = debug()
+    torch.manual_seed(0)
+    config = recipe.model.model_copy(update=model)
+    return build_model(config, recipe.inputs, vocab_size=80, num_labels=7)
+
+
+def test_satisfies_the_protocols():
+    model = small()
+    assert isinstance(model, Trainable)
+    assert isinstance(model, GradCacheable)
+    assert isinstance(model, ItemEncoder)
+
+
+def test_depths_are_quarters_rounded_up():
+    assert _depths(12) == [3, 6, 9, 12]
+    assert _depths(6) == [2, 3, 5, 6]
+    assert _depths(2) == [1, 1, 2, 2]
+
+
+def test_counts_are_of_what_is_there(batch: ContentBatch):
+    losses = small()(batch)
+    assert losses["infonce"].count == 2 * 8
+    assert losses["key_terms"].count == (batch.token_targets != -100).sum()
+    torch.testing.assert_close(losses["labels"].count, batch.label_weights.sum())
+
+
+def test_pictures_help_to_predict_words_and_reach_the_label_loss(batch: ContentBatch):
+    for term in ("key_terms", "labels"):
+        model = small()
+        model(batch)[term].total.backward()
+        weight = model.vision.backbone.layers[0].mlp.fc1.weight  # type: ignore[union-attr, index]
+        assert weight.grad.abs().sum() > 0, term
+    model = small()
+    model(batch)["infonce"].total.backward()
+    words = model.text.backbone.get_input_embeddings().weight
+    assert words.grad is None, "InfoNCE is between pictures"
+
+
+def test_withheld_pictures_change_the_fused_item_and_not_infonce(batch: ContentBatch):
+    model = small().eval()
+    whole, without = model(batch), model(replace(batch, frame_mask=batch.frame_mask & False))
+    torch.testing.assert_close(whole["infonce"].total, without["infonce"].total)
+    assert whole["labels"].total != without["labels"].total
+
+
+def test_an_item_without_anything_embeds_to_one_finite_vector(batch: ContentBatch):
+    nothing = replace(
+        batch,
+        token_mask=batch.token_mask & False,
+        frame_mask=batch.frame_mask & False,
+        audio_mask=batch.audio_mask & False,
+    )
+    vectors = small().eval().encode_item(nothing)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(batch)))
+    torch.testing.assert_close(vectors, vectors[:1].expand_as(vectors))
+
+
+def test_time_is_read(batch: ContentBatch):
+    model = small().eval()
+    vectors = model.encode_item(batch)
+    swapped = replace(batch, frames=batch.frames.flip(1), frame_mask=batch.frame_mask.flip(1))
+    two = batch.frame_mask.all(1)
+    assert two.any()
+    assert not torch.allclose(vectors[two], model.encode_item(swapped)[two], atol=1e-5)
+
+
+def test_an_untransformed_batch_is_refused_with_the_remedy(content_rows: str):
+    raw = debug().collate(read_rows(content_rows))
+    with pytest.raises(ValueError, match="training_inputs"):
+        small()(raw)
+
+
+def test_runs_wholly_in_bf16(batch: ContentBatch):
+    model = small().bfloat16()
+    losses = model(batch)
+    assert all(term.total.dtype == torch.float32 for term in losses.values())
+    assert all(term.total.isfinite() for term in losses.values())
+
+
+def test_frozen_parts_get_no_gradient_and_the_rest_does(batch: ContentBatch):
+    model = small(text=TextConfig(hidden_size=32, num_layers=2, num_heads=2, frozen_layers=1))
+    sum(term.total for term in model(batch).values()).backward()  # type: ignore[union-attr]
+    still = {name for name, p in model.named_parameters() if p.grad is None}
+    prefixes = ("text.backbone.embeddings", "text.backbone.encoder.layer.0", "vision.backbone.embeddings.patch")
+    assert still == {n for n, _ in model.named_parameters() if n.startswith(prefixes)}
+
+
+def test_starts_from_checkpoints_of_another_picture_size(tmp_path: Path, batch: ContentBatch):
+    torch.manual_seed(1)
+    text = BertModel(BertConfig(vocab_size=90, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, max_position_embeddings=40))
+    vision = ViTModel(ViTConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, image_size=64, patch_size=16))
+    text.save_pretrained(tmp_path / "text")
+    vision.save_pretrained(tmp_path / "vision")
+    model = small(
+        text=TextConfig(checkpoint=str(tmp_path / "text")),
+        vision=VisionConfig(checkpoint=str(tmp_path / "vision")),
+    )
+    torch.testing.assert_close(model.text.word_embeddings, text.embeddings.word_embeddings.weight)
+    sum(term.total for term in model(batch).values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    tokens, mask = batch.token_ids[:4], batch.token_mask[:4]
+    reference = text.eval()(tokens, mask.long()).last_hidden_state
+    pooled = torch.stack([reference[i][mask[i]].mean(0) for i in range(4)])
+    torch.testing.assert_close(model.eval().text(tokens, mask).pooled, pooled, atol=1e-5, rtol=1e-4)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no config.json"):
+        small(text=TextConfig(checkpoint=str(tmp_path)))
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    for field, value, message in (
+        ("vocab_size", 50, "50 word embeddings, the rows need 80"),
+        ("max_position_embeddings", 16, "16 positions, the rows need 32"),
+    ):
+        BertModel(BertConfig(**size, **{"vocab_size": 100, field: value})).save_pretrained(tmp_path)
+        with pytest.raises(CheckpointError, match=message):
+            small(text=TextConfig(checkpoint=str(tmp_path)))
+
+
+def test_large_is_of_vit_l_class_and_base_of_vit_b():
+    for recipe, least in ((base(), 80e6), (large(), 300e6)):
+        with torch.device("meta"):
+            model = build_model(recipe.model, recipe.inputs, vocab_size=30_000, num_labels=1000)
+        for part in (model.vision, model.text):
+            assert sum(p.numel() for p in part.parameters()) > least
+
+
+def test_without_audio_there_are_no_audio_parameters(batch: ContentBatch):
+    model = small(audio=None)
+    assert model.audio is None
+    sum(term.total for term in model(batch).values()).backward()  # type: ignore[union-attr]
