@@ -52,7 +52,9 @@ def test_hue_keeps_brightness_and_turns_back():
     colour = torch.rand(3)
     weights = torch.tensor(module._GREY)
     torch.testing.assert_close(weights @ (matrix[0] @ colour), weights @ colour)
-    torch.testing.assert_close(matrix @ module._hue(-turn), torch.eye(3).expand(2, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        matrix @ module._hue(-turn), torch.eye(3).expand(2, 3, 3), atol=1e-5, rtol=0
+    )
 
 
 def test_colour_matrix_equals_the_changes_one_after_another():
@@ -65,7 +67,9 @@ def test_colour_matrix_equals_the_changes_one_after_another():
 
     draw = draws[1]
     jitter = draw.chance(0.8)
-    bright, contrast, saturation = (torch.where(jitter, draw.between(0.68, 1.32), 1.0) for _ in "abc")
+    bright, contrast, saturation = (
+        torch.where(jitter, draw.between(0.68, 1.32), 1.0) for _ in "abc"
+    )
     turn = torch.where(jitter, draw.between(-0.2, 0.2) * (0.4 * 2 * math.pi), 0.0)
     order, to_grey = draw.order(4), draw.chance(0.5)
     weights = torch.tensor(module._GREY)
@@ -73,12 +77,14 @@ def test_colour_matrix_equals_the_changes_one_after_another():
         picture = pictures[i]
         for change in order:
             grey = torch.einsum("c,chw->hw", weights, picture).expand(3, -1, -1)
-            picture = {
-                0: lambda p=picture: bright[i] * p,
-                1: lambda p=picture, g=grey: saturation[i] * p + (1 - saturation[i]) * g,
-                2: lambda p=picture: torch.einsum("ij,jhw->ihw", module._hue(turn[i : i + 1])[0], p),
-                3: lambda p=picture, g=grey: contrast[i] * p + (1 - contrast[i]) * g.mean(),
-            }[change]()
+            if change == 0:
+                picture = bright[i] * picture
+            elif change == 1:
+                picture = saturation[i] * picture + (1 - saturation[i]) * grey
+            elif change == 2:
+                picture = torch.einsum("ij,jhw->ihw", module._hue(turn[i : i + 1])[0], picture)
+            else:
+                picture = contrast[i] * picture + (1 - contrast[i]) * grey.mean()
         if to_grey[i]:
             picture = torch.einsum("c,chw->hw", weights, picture).expand(3, -1, -1)
         torch.testing.assert_close(found[i], picture, rtol=1e-4, atol=1e-5)

@@ -52,9 +52,12 @@ def test_without_noise_the_highest_scores_are_hidden_as_a_loop_would():
     seed=st.integers(0, 10_000),
 )
 def test_invariants(rows: int, words: int, kind: str, seed: int):
-    texts = token_ids, word_ids, term_scores = _texts(rows, words, seed)
+    texts = _texts(rows, words, seed)
+    token_ids, _, term_scores = texts
     generator = torch.Generator().manual_seed(seed)
-    term_scores[:, 1:-2][torch.rand(rows, words, generator=generator).repeat_interleave(2, 1) < 0.3] = NEVER
+    term_scores[:, 1:-2][
+        torch.rand(rows, words, generator=generator).repeat_interleave(2, 1) < 0.3
+    ] = NEVER
     hidden, targets = _run(texts, seed, kind=kind)
     chosen = targets != -100
     assert torch.equal(targets[chosen], token_ids[chosen])

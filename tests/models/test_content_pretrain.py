@@ -21,7 +21,9 @@ from rec.recipes.content import base, debug, large
 @pytest.fixture
 def batch(content_rows: str) -> ContentBatch:
     recipe = debug()
-    return recipe.transform(recipe.collate(read_rows(content_rows)), torch.Generator().manual_seed(0))
+    return recipe.transform(
+        recipe.collate(read_rows(content_rows)), torch.Generator().manual_seed(0)
+    )
 
 
 def small(**model: object) -> ContentPretrainer:
@@ -108,14 +110,36 @@ def test_frozen_parts_get_no_gradient_and_the_rest_does(batch: ContentBatch):
     model = small(text=TextConfig(hidden_size=32, num_layers=2, num_heads=2, frozen_layers=1))
     sum(term.total for term in model(batch).values()).backward()  # type: ignore[union-attr]
     still = {name for name, p in model.named_parameters() if p.grad is None}
-    prefixes = ("text.backbone.embeddings", "text.backbone.encoder.layer.0", "vision.backbone.embeddings.patch")
+    prefixes = (
+        "text.backbone.embeddings",
+        "text.backbone.encoder.layer.0",
+        "vision.backbone.embeddings.patch",
+    )
     assert still == {n for n, _ in model.named_parameters() if n.startswith(prefixes)}
 
 
 def test_starts_from_checkpoints_of_another_picture_size(tmp_path: Path, batch: ContentBatch):
     torch.manual_seed(1)
-    text = BertModel(BertConfig(vocab_size=90, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, max_position_embeddings=40))
-    vision = ViTModel(ViTConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, image_size=64, patch_size=16))
+    text = BertModel(
+        BertConfig(
+            vocab_size=90,
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=40,
+        )
+    )
+    vision = ViTModel(
+        ViTConfig(
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=48,
+            image_size=64,
+            patch_size=16,
+        )
+    )
     text.save_pretrained(tmp_path / "text")
     vision.save_pretrained(tmp_path / "vision")
     model = small(
@@ -132,9 +156,14 @@ def test_starts_from_checkpoints_of_another_picture_size(tmp_path: Path, batch: 
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="no config.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         small(text=TextConfig(checkpoint=str(tmp_path)))
-    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    size = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
     for field, value, message in (
         ("vocab_size", 50, "50 word embeddings, the rows need 80"),
         ("max_position_embeddings", 16, "16 positions, the rows need 32"),
@@ -156,3 +185,9 @@ def test_without_audio_there_are_no_audio_parameters(batch: ContentBatch):
     model = small(audio=None)
     assert model.audio is None
     sum(term.total for term in model(batch).values()).backward()  # type: ignore[union-attr]
+
+
+def test_more_frames_than_the_model_was_made_for_are_refused(batch: ContentBatch):
+    frames, mask = batch.frames.repeat(1, 2, 1, 1, 1), batch.frame_mask.repeat(1, 2)
+    with pytest.raises(ValueError, match="4 frames or audio patches an item, made for at most 2"):
+        small().encode_item(replace(batch, frames=frames, frame_mask=mask))

@@ -31,7 +31,9 @@ def assert_agrees(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 @pytest.mark.parametrize("num_parts", [2, 3])
 @pytest.mark.parametrize("only", [*TERMS, "all"])
 def test_micro_batches_by_gradcache_agree(content_rows: str, only: str, num_parts: int):
-    assert_agrees(gradients(exact(), content_rows, only, num_parts), one_process(content_rows, only))
+    assert_agrees(
+        gradients(exact(), content_rows, only, num_parts), one_process(content_rows, only)
+    )
 
 
 @pytest.mark.slow

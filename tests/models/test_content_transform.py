@@ -29,7 +29,9 @@ def prepared(batch: ContentBatch, seed: int = 0, **changes: Any) -> ContentBatch
 
 
 def test_equal_generators_give_equal_batches(batch: ContentBatch):
-    one, again = (prepared(batch, 5, augmentation=AugmentConfig(), modality_dropout=0.5) for _ in "ab")
+    one, again = (
+        prepared(batch, 5, augmentation=AugmentConfig(), modality_dropout=0.5) for _ in "ab"
+    )
     for field in fields(one):
         assert torch.equal(getattr(one, field.name), getattr(again, field.name)), field.name
     other = prepared(batch, 6, augmentation=AugmentConfig())

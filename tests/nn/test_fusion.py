@@ -74,9 +74,7 @@ def test_every_parameter_gets_a_gradient_whatever_is_present(kind: str):
     gone = torch.zeros(2, 3, dtype=torch.bool)
     for absent in (set(), {0}, {1}, {0, 1}):
         fusion = _fusion(kind)
-        given = [
-            m._replace(mask=gone) if i in absent else m for i, m in enumerate(_modalities(3))
-        ]
+        given = [m._replace(mask=gone) if i in absent else m for i, m in enumerate(_modalities(3))]
         fusion(given).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in fusion.parameters())
 
@@ -99,7 +97,9 @@ def test_which_depths_and_modalities_each_kind_reads():
         changed = list(given[0].scales)
         changed[scale] = changed[scale] + torch.randn(2, 3, DIMS[0])
         fusion = _fusion(kind)
-        return not torch.allclose(fusion(given), fusion([given[0]._replace(scales=tuple(changed)), given[1]]))
+        return not torch.allclose(
+            fusion(given), fusion([given[0]._replace(scales=tuple(changed)), given[1]])
+        )
 
     assert [reads("multi_scale", s) for s in range(NUM_SCALES)] == [True] * 4
     assert [reads("top_layer", s) for s in range(NUM_SCALES)] == [False, False, False, True]

@@ -108,9 +108,7 @@ def _multilabel_loop(
 ) -> tuple[Tensor, float]:
     total, count = torch.zeros((), dtype=logits.dtype), 0.0
     for row in range(len(logits)):
-        positive = {
-            int(i): float(w) for i, w in zip(ids[row], weights[row], strict=True) if w > 0
-        }
+        positive = {int(i): float(w) for i, w in zip(ids[row], weights[row], strict=True) if w > 0}
         if not positive:
             continue
         for label in range(logits.shape[1]):
@@ -154,12 +152,13 @@ def test_multilabel_padding_changes_nothing(padding: int, filler: int, seed: int
 
 def test_multilabel_weight_moves_the_optimum_as_it_should():
     """A label of weight w beside one negative row of the same label: best s = log(w)."""
-    score = torch.zeros(1, requires_grad=True)
     weights = torch.tensor([[3.0], [1.0]])
     ids = torch.tensor([[0], [1]])  # row 0 has the label, row 1 has another one
     best = torch.tensor([math.log(3.0)])
     logits = torch.zeros(2, 2)
     column = torch.tensor([1.0, 0.0])
     score = best.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(multilabel(logits + score * column, ids, weights).total, score)
+    (gradient,) = torch.autograd.grad(
+        multilabel(logits + score * column, ids, weights).total, score
+    )
     assert gradient.abs() < 1e-6

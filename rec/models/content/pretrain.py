@@ -129,7 +129,9 @@ class ContentPretrainer(nn.Module):
         """(B, embedding_dim) of unit norm, in float32, from whatever the items have."""
         texts, text_states = self._read_text(batch)
         modalities = [
-            _frame_modality(self.vision, normalise(batch.frames), batch.frame_mask),
+            _frame_modality(
+                self.vision, normalise(batch.frames), batch.frame_mask, self.inputs.max_frames
+            ),
             _text_modality(text_states, texts, batch.token_mask),
             *self._sound(batch),
         ]
@@ -148,7 +150,8 @@ class ContentPretrainer(nn.Module):
     def _sound(self, batch: ContentBatch) -> list[Modality]:
         if self.audio is None:
             return []
-        return [_frame_modality(self.audio, batch.log_mel[:, :, None], batch.audio_mask)]
+        pictures, limit = batch.log_mel[:, :, None], self.inputs.max_audio_patches
+        return [_frame_modality(self.audio, pictures, batch.audio_mask, limit)]
 
 
 def _fusion(
@@ -184,8 +187,15 @@ def _text_modality(states: States, rows: Tensor, mask: Tensor) -> Modality:
     return Modality(scales, mask, _scatter(states.pooled, rows, len(mask)))
 
 
-def _frame_modality(encoder: PictureEncoder, pictures: Tensor, mask: Tensor) -> Modality:
+def _frame_modality(
+    encoder: PictureEncoder, pictures: Tensor, mask: Tensor, limit: int
+) -> Modality:
     """(B, F, C, H, W) and (B, F) -> F frames' states side by side."""
+    if mask.shape[1] > limit:
+        raise ValueError(
+            f"ContentPretrainer: {mask.shape[1]} frames or audio patches an item, made for at most "
+            f"{limit}; collate with the model's own inputs"
+        )
     rows = _rows(mask.flatten())
     states = encoder(pictures.flatten(0, 1)[rows])
     shaped = [

@@ -32,7 +32,9 @@ def text_of(row: int) -> str:
 
 def picture_of(row: int, frame: int, size: tuple[int, int] = (40, 48)) -> bytes:
     pixels = np.random.default_rng(100 * row + frame).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return cv2.imencode(".png", cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))[1].tobytes()
+    return cv2.imencode(".png", cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC))[
+        1
+    ].tobytes()
 
 
 def publish_rows(folder: Path) -> str:

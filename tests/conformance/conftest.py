@@ -1,0 +1,17 @@
+"""Make content_cases importable, in spawned processes too; publish its rows once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "models" / "support"))
+
+
+@pytest.fixture(scope="session")
+def content_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from content_cases import publish_rows
+
+    return publish_rows(tmp_path_factory.mktemp("content"))
