@@ -1,0 +1,76 @@
+"""What spawned ranks run: one step from one batch, or a few steps with save and restore."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from tiny_recipe import CLASSES, DIM, TinyBatch, TinyRecipe
+
+from rec.train import checkpoint
+from rec.train.engine import MODEL_FILE, build_engine
+from rec.train.gradient import backpropagate
+
+WEIGHTS = "weights.safetensors"
+
+
+def batch_of(num: int = 12) -> TinyBatch:
+    """Labels only in the first third: with two or three ranks one has none."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(num, DIM, generator=generator)
+    label = torch.randint(CLASSES, (num,), generator=generator)
+    view = x + 0.1 * torch.randn(num, DIM, generator=generator)
+    return TinyBatch(x, label, torch.arange(num) < num // 3, view)
+
+
+def steps(recipe: TinyRecipe, folder: str, num_steps: int, save_after: int | None) -> None:
+    """`num_steps` steps on the same batch; after `save_after` of them, save and go on in a
+    fresh engine."""
+    engine = build_engine(recipe, "")
+    whole = batch_of()
+    size = len(whole) // engine.world
+    mine = whole.rows(engine.rank * size, (engine.rank + 1) * size).to(engine.device)
+    norms = []
+    for step in range(num_steps):
+        if step == save_after:
+            place = Path(folder) / "checkpoint"
+            place.mkdir(exist_ok=True)
+            checkpoint.write(place, engine, recipe, step, {}, {})
+            if dist.is_initialized():
+                dist.barrier()
+            engine = build_engine(recipe, "")
+            checkpoint.restore(place, engine, recipe, {})
+        backpropagate(engine, recipe.weights, mine, recipe.train.micro_batches, seed=step)
+        norms.append(float(engine.step(1.0)))
+    final = Path(folder) / f"final-{engine.rank}"
+    final.mkdir(exist_ok=True)
+    engine.save(final)
+    if engine.rank == 0:
+        result = load_file(final / MODEL_FILE)
+        result["norms"] = torch.tensor(norms)
+        save_file(result, Path(folder) / WEIGHTS)
+
+
+def _rank(rank: int, world: int, port: int, function: Callable[..., None], args: Any) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    function(*args)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def spawn(world: int, function: Callable[..., None], *args: Any) -> None:
+    """Run function(*args) in `world` gloo ranks and wait; a rank's error is raised here."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (world, port, function, args), nprocs=world)

@@ -1,0 +1,162 @@
+"""The loop on one process: learning, resuming to the bit, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipe import TinyRecipe, write_rows
+
+from rec.artifacts import read_manifest
+from rec.runtime.train import TrainOutcome, train
+from rec.train import checkpoint
+from rec.train.engine import MODEL_FILE, TrainError
+from rec.train.metrics import read_records
+
+TIMES = ("rows_per_s", "data_wait", "memory_mb")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+def recipe(**train: Any) -> TinyRecipe:
+    base = TinyRecipe()
+    return base.model_copy(update={"train": base.train.model_copy(update=train)})
+
+
+def here(recipe: TinyRecipe, rows: str, place: Path, **options: Any) -> TrainOutcome:
+    return train(recipe, rows, str(place), num_workers=0, **options)
+
+
+def losses(outcome: TrainOutcome) -> list[dict[str, float]]:
+    records = read_records(outcome.logs)
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+def test_it_learns_validates_keeps_the_best_and_exports(rows: str, tmp_path: Path) -> None:
+    outcome = here(recipe(steps=60), rows, tmp_path, encoder=str(tmp_path / "encoder"))
+    records = losses(outcome)
+    assert [r["step"] for r in records] == list(range(1, 61))
+    assert records[-1]["train/total"] < 0.7 * records[0]["train/total"]
+    scores = {int(r["step"]): r["validation/total"] for r in records if "validation/total" in r}
+    assert list(scores) == [6, 12, 18, 24, 30, 36, 42, 48, 54, 60]
+    best = min(scores, key=lambda step: scores[step])
+    assert outcome.best.endswith(f"step-{best:08d}")
+    assert outcome.last.endswith("step-00000060")
+    assert outcome.metrics["validation/total"] == scores[best]
+    kept = sorted(os.listdir(tmp_path / "train" / "checkpoints"))
+    assert kept == sorted({f"step-{best:08d}", "step-00000056", "step-00000060"})
+    manifest = read_manifest(tmp_path / "encoder", "tiny-encoder")
+    assert manifest.metrics["step"] == best
+    exported = load_file(tmp_path / "encoder" / manifest.root / "model.safetensors")
+    saved = load_file(Path(outcome.best) / MODEL_FILE)
+    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_resuming_equals_the_unbroken_run_to_the_bit(
+    micro_batches: int, rows: str, tmp_path: Path
+) -> None:
+    whole = here(recipe(micro_batches=micro_batches), rows, tmp_path / "whole")
+    cut = recipe(micro_batches=micro_batches)
+    place = tmp_path / "cut" / "train"
+    stop_at(9, place, lambda: here(cut, rows, tmp_path / "cut"))
+    assert checkpoint.read_state(place / "checkpoints" / "step-00000008").step == 8
+    resumed = here(cut, rows, tmp_path / "cut")
+    assert losses(resumed) == losses(whole)
+    a, b = load_file(Path(whole.last) / MODEL_FILE), load_file(Path(resumed.last) / MODEL_FILE)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stop_at(step: int, place: Path, start: Any) -> None:
+    """Run start() and break it with an error when step `step` is logged."""
+    from rec.train.metrics import MetricLog
+
+    class Broken(Exception):
+        pass
+
+    write = MetricLog.write
+
+    def breaking(self: MetricLog, now: int, record: dict[str, float]) -> None:
+        write(self, now, record)
+        if now == step:
+            raise Broken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricLog, "write", breaking)
+        with pytest.raises(Broken):
+            start()
+
+
+def test_a_longer_run_continues_and_another_recipe_is_refused(rows: str, tmp_path: Path) -> None:
+    here(recipe(steps=4), rows, tmp_path)
+    assert here(recipe(steps=6), rows, tmp_path).step == 6
+    changed = recipe(steps=8, learning_rate=1e-3).model_copy(update={"hidden": 32})
+    with pytest.raises(TrainError, match=r"differing fields: hidden, train.learning_rate\. Give"):
+        here(changed, rows, tmp_path)
+    with pytest.raises(TrainError, match="there is a run already"):
+        here(recipe(), rows, tmp_path, resume=False)
+
+
+def test_other_rows_are_refused(rows: str, tmp_path: Path) -> None:
+    here(recipe(steps=4), rows, tmp_path)
+    (tmp_path / "more").mkdir()
+    with pytest.raises(TrainError, match=r"other rows \(differs: fingerprint, rows\)"):
+        here(recipe(steps=6), write_rows(tmp_path / "more", num_train=99), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(rows: str, tmp_path: Path) -> None:
+    broken = recipe(checkpoint_every=1).model_copy(update={"poison_step": 3})
+    with pytest.raises(TrainError, match=r"step \d+: train/c\w+ is nan. Nothing of this step"):
+        here(broken, rows, tmp_path)
+    logged = read_records(str(tmp_path / "train" / "logs"))
+    saved = sorted((tmp_path / "train" / "checkpoints").glob("step-*"))
+    last = checkpoint.read_state(saved[-1]).step if saved else 0
+    assert last == len(logged)
+
+
+def test_batches_that_cannot_be_cut_are_refused(rows: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="must be a multiple of workers"):
+        here(recipe(micro_batches=5), rows, tmp_path)
+
+
+_TRAIN = """
+import sys
+sys.path.insert(0, {support!r})
+from tiny_recipe import TinyRecipe
+from rec.runtime.train import train
+recipe = TinyRecipe()
+recipe = recipe.model_copy(update={{"train": recipe.train.model_copy(update={{"steps": 1000000}})}})
+outcome = train(recipe, {rows!r}, {place!r}, num_workers=0)
+print("stopped", outcome.stopped, outcome.step)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_step_and_saves(rows: str, tmp_path: Path) -> None:
+    support = str(Path(__file__).parent / "support")
+    code = _TRAIN.format(support=support, rows=rows, place=str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    records = tmp_path / "train" / "logs" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (records.exists() and records.stat().st_size):
+        time.sleep(0.2)
+    child.send_signal(signal.SIGTERM)
+    printed, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    step = int(printed.split()[-1])
+    assert f"stopped True {step}" in printed
+    last = max((tmp_path / "train" / "checkpoints").glob("step-*"))
+    assert checkpoint.read_state(last).step == step
+    assert read_records(str(records.parent))[-1]["step"] == step
