@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from rec.features.text import TokenizerError
+
 
 class AttentionScorer:
     """Attention of the first token, mean over heads and the last layers, for key-term scores."""
@@ -21,7 +23,7 @@ class AttentionScorer:
             batch_size: texts a forward pass.
 
         Raises:
-            ValueError: the encoder has fewer embeddings than the tokenizer has tokens.
+            TokenizerError: the encoder has fewer embeddings than the tokenizer has tokens.
         """
         from transformers import AutoModel
 
@@ -30,7 +32,7 @@ class AttentionScorer:
         ).eval()
         known = self.model.get_input_embeddings().num_embeddings
         if known < vocab_size:
-            raise ValueError(
+            raise TokenizerError(
                 f"attention encoder {folder}: {known} token embeddings, but the tokenizer has "
                 f"{vocab_size} tokens; give the tokenizer of the same folder"
             )

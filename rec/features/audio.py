@@ -40,15 +40,16 @@ def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
         with av.open(io.BytesIO(data), mode="r") as container:
             if not container.streams.audio:
                 raise MediaError(f"no audio stream in a file of {len(data)} bytes")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            # FFmpeg's own mix to mono is louder than the channels' mean, which VGGish takes
+            resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
             for frame in container.decode(audio=0):
                 for piece in resampler.resample(frame):
-                    pieces.append(piece.to_ndarray().reshape(-1))
+                    pieces.append(piece.to_ndarray().mean(0))
                     length += len(pieces[-1])
                 if length >= limit:
                     break
             for piece in resampler.resample(None):
-                pieces.append(piece.to_ndarray().reshape(-1))
+                pieces.append(piece.to_ndarray().mean(0))
     except av.error.FFmpegError as error:
         raise MediaError(f"sound of {len(data)} bytes cannot be decoded: {error}") from error
     if not length:

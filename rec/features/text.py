@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.trainers import WordPieceTrainer
 
 PAD, UNKNOWN, FIRST, LAST, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+MAX_CHARACTERS = 1000  # rarer ones are unknown
 _SPECIAL = [PAD, UNKNOWN, FIRST, LAST, MASK]
 
 
@@ -90,24 +92,49 @@ def _special_ids(backend: Tokenizer, config_path: Path) -> tuple[int, int | None
     return found[0] or 0, found[1]
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_wordpiece(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """A lower-casing WordPiece tokenizer with BERT's special tokens, fitted on `texts`.
 
     Accents are dropped and CJK characters stand alone, as in BERT's uncased models. Equal texts
-    in equal order give an equal tokenizer.
+    give an equal tokenizer.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer = _bert(models.WordPiece(unk_token=UNKNOWN))
+    # The trainer numbers word-inner characters in the order of a hash map, and ties between
+    # merges follow the numbers: naming them as special tokens fixes both.
+    characters = _alphabet(texts)
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=_SPECIAL + [f"##{character}" for character in characters],
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fitted = _bert(models.WordPiece(tokenizer.get_vocab(), unk_token=UNKNOWN))
+    fitted.add_special_tokens(_SPECIAL)
+    fitted.post_processor = processors.BertProcessing(
+        (LAST, _SPECIAL.index(LAST)), (FIRST, _SPECIAL.index(FIRST))
+    )
+    return fitted
+
+
+def _bert(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    trainer = WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=_SPECIAL, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.BertProcessing(
-        (LAST, _SPECIAL.index(LAST)), (FIRST, _SPECIAL.index(FIRST))
-    )
     return tokenizer
+
+
+def _alphabet(texts: Iterable[str]) -> list[str]:
+    """The most frequent characters of the normalised texts, in the order of code points."""
+    normaliser = normalizers.BertNormalizer(lowercase=True)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normaliser.normalize_str(text))
+    found = sorted((-count, character) for character, count in counts.items())
+    return sorted(c for _, c in found[:MAX_CHARACTERS] if not c.isspace())
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], max_tokens: int) -> None:
