@@ -1,0 +1,179 @@
+"""Source to tables: a Ray task a shard, in flat memory, resumable.
+
+<uri>/<table>/shard-00000.parquet    item shard i and media shard i hold the same items
+<uri>/problems/shard-00000.parquet   what was left out: place, row, reason
+<uri>/ledger.json                    written last
+<uri>/state/                         the source's config, and a marker for every finished shard
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pyarrow as pa
+
+from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
+from rec.config import Config
+from rec.data.parquet import ParquetFile, file_bytes
+from rec.data.tasks import Summary, with_markers
+from rec.schema import TABLES
+from rec.sources import PROBLEMS, AnySource, Shard
+
+LEDGER = "ledger.json"
+_SAMPLE = 20  # problems of each shard that reach the driver
+
+
+class IngestError(ValueError):
+    """Tables cannot be written to or read from a folder. Says which and what to do."""
+
+
+class TableSize(Config):
+    num_rows: int = 0
+    num_bytes: int = 0
+
+
+class Tables(Config):
+    """What a folder of tables holds: its ledger.json."""
+
+    version: str  # names source, config and sizes; lineage of what is made from the tables
+    kind: str
+    source: dict[str, Any]
+    num_shards: int
+    tables: dict[str, TableSize]
+    num_problems: int  # what was left out, each a row of problems/
+    problems: tuple[str, ...]  # the first of them
+
+
+def shard_file(uri: str, table: str, index: int) -> str:
+    return join(uri, table, f"shard-{index:05d}.parquet")
+
+
+def read_tables(uri: str) -> Tables:
+    """The ledger of finished tables.
+
+    Raises:
+        IngestError: there is none.
+    """
+    place = join(uri, LEDGER)
+    if not exists(place):
+        raise IngestError(f"{place}: not found; run jobs.ingest to write tables there")
+    return Tables.from_json(read_bytes(place).decode())
+
+
+def write_tables(
+    source: AnySource,
+    uri: str,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tables:
+    """Write all tables of `source` below `uri`; shards that are finished already stay.
+
+    Args:
+        source: where from; it must be readable from every node.
+        uri: folder, local (shared by all nodes) or s3://.
+        overwrite: replace tables of another source or config instead of refusing.
+        progress: called with finished and all shards.
+
+    Raises:
+        IngestError: `uri` holds tables of another source or config.
+        ShardError: the source met something else than it expects; its own message.
+    """
+    config = source.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    _claim(uri, digest, config, overwrite)
+    shards = source.shards()
+
+    def work(index: int) -> Summary:
+        return write_shard(source, shards[index], uri)
+
+    done: dict[int, Summary] = {}
+    for summary in with_markers(work, join(uri, "state"), range(len(shards))):
+        done[summary["index"]] = summary
+        if progress:
+            progress(len(done), len(shards))
+    tables = _total(source, config, digest, [done[index] for index in sorted(done)])
+    write_atomic(join(uri, LEDGER), tables.to_json().encode())
+    return tables
+
+
+def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> None:
+    """Hold `uri` to one source and config."""
+    place = join(uri, "state", "source.json")
+    if exists(place):
+        held = json.loads(read_bytes(place))
+        if held["digest"] == digest:
+            return
+        if not overwrite:
+            old = held["config"]
+            names = sorted(set(config) | set(old))
+            changed = [
+                f"{n}: {old.get(n)!r} there, {config.get(n)!r} now"
+                for n in names
+                if old.get(n) != config.get(n)
+            ]
+            raise IngestError(
+                f"{uri} holds tables of another config ({'; '.join(changed)}); choose another "
+                "folder or pass overwrite"
+            )
+        files, path = filesystem(uri)
+        for name in [*TABLES, "problems", "state"]:
+            if exists(join(uri, name)):
+                files.delete_dir(f"{path}/{name}")
+        if exists(join(uri, LEDGER)):
+            files.delete_file(f"{path}/{LEDGER}")
+    state = json.dumps({"digest": digest, "config": config}, indent=2)
+    write_atomic(place, state.encode())
+
+
+def write_shard(source: AnySource, shard: Shard, uri: str) -> Summary:
+    """Write one shard of every table the source has, empty ones too; sizes come back."""
+    schemas: dict[str, pa.Schema] = {name: TABLES[name] for name in source.tables}
+    schemas["problems"] = PROBLEMS
+    sample: list[str] = []
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(ParquetFile(shard_file(uri, name, shard.index), schema))
+            for name, schema in schemas.items()
+        }
+        for name, piece in source.read(shard):
+            files[name].write(piece)
+            if name == "problems" and len(sample) < _SAMPLE:
+                sample.extend(_sentence(row) for row in piece.slice(0, _SAMPLE).to_pylist())
+    sizes = {
+        name: [file.num_rows, file_bytes(shard_file(uri, name, shard.index))]
+        for name, file in files.items()
+    }
+    return {"index": shard.index, "sizes": sizes, "sample": sample[:_SAMPLE]}
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    row = "" if problem["row"] is None else f", row {problem['row']}"
+    return f"{problem['place']}{row}: {problem['reason']}"
+
+
+def _total(
+    source: AnySource, config: dict[str, Any], digest: str, summaries: list[Summary]
+) -> Tables:
+    sizes: dict[str, TableSize] = {}
+    for name in [*source.tables, "problems"]:
+        pairs = [summary["sizes"][name] for summary in summaries]
+        sizes[name] = TableSize(
+            num_rows=sum(p[0] for p in pairs), num_bytes=sum(p[1] for p in pairs)
+        )
+    problems = sizes.pop("problems").num_rows
+    contents = json.dumps([digest, [summary["sizes"] for summary in summaries]])
+    sample = [text for summary in summaries for text in summary["sample"]]
+    return Tables(
+        version=hashlib.sha256(contents.encode()).hexdigest()[:16],
+        kind=source.kind,
+        source=config,
+        num_shards=len(summaries),
+        tables=sizes,
+        num_problems=problems,
+        problems=tuple(sample[:_SAMPLE]),
+    )

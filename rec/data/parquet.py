@@ -1,0 +1,105 @@
+"""Parquet files that are whole or absent, with row groups of bounded size, and their reading."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from rec.artifacts import exists, filesystem
+
+ROW_GROUP_BYTES = 16 << 20
+
+
+class ParquetFile:
+    """A file that is written piece by piece in flat memory and appears when it is complete.
+
+    Locally it is written aside and renamed; on S3 an upload becomes visible when it is closed.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema) -> None:
+        self._files, self._path = filesystem(uri)
+        self._files.create_dir(os.path.dirname(self._path), recursive=True)
+        self._local = isinstance(self._files, pafs.LocalFileSystem)
+        self._aside = f"{self._path}.{uuid.uuid4().hex}.tmp" if self._local else self._path
+        # dictionaries and statistics of compressed pictures cost much and help nobody
+        plain = [f.name for f in schema if not _is_bytes(f.type)]
+        self._writer = pq.ParquetWriter(
+            self._aside,
+            schema,
+            filesystem=self._files,
+            use_dictionary=plain,  # pyright: ignore[reportArgumentType]  a list is documented
+            write_statistics=plain,  # pyright: ignore[reportArgumentType]
+        )
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+        self.num_rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; a row group is written for every 16 MB."""
+        self.num_rows += table.num_rows
+        size = table.nbytes
+        step = max(1, table.num_rows * ROW_GROUP_BYTES // max(size, 1))
+        for start in range(0, table.num_rows, step):
+            piece = table.slice(start, step)
+            self._waiting.append(piece)
+            self._bytes += piece.nbytes
+            if self._bytes >= ROW_GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            group = pa.concat_tables(self._waiting).select(self._schema.names).cast(self._schema)
+            self._writer.write_table(group, row_group_size=max(1, group.num_rows))
+        self._waiting, self._bytes = [], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        if kind is not None:
+            self._files.delete_file(self._aside)
+        elif self._local:
+            os.replace(self._aside, self._path)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_bytes(kind.value_type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    with ParquetFile(uri, table.schema) as file:
+        file.write(table)
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    files, path = filesystem(uri)
+    return pq.read_table(path, columns=columns, filesystem=files)
+
+
+def read_or_empty(uri: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
+    """The columns of the file, or none of their rows where there is no such file."""
+    if exists(uri):
+        return read_table(uri, columns)
+    return pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def file_bytes(uri: str) -> int:
+    files, path = filesystem(uri)
+    return files.get_file_info(path).size

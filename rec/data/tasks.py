@@ -1,0 +1,95 @@
+"""Work a shard at a time on Ray Data: big bytes stay in the task, small summaries come back.
+
+A task reads and writes its own files, so neither the object store nor the driver grows with the
+data. What a task did is known by a marker that it writes last; finished tasks are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from rec.artifacts import exists, join, read_bytes, write_atomic
+
+Summary = dict[str, Any]
+_ERROR = "error"
+
+
+class ShardError(ValueError):
+    """The data of a shard is not what it should be. Says the error's type and its message."""
+
+
+def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterator[Summary]:
+    """What `work` returns for every index, in the order in which they finish.
+
+    Args:
+        work: picklable; returns what JSON can hold, and little of it.
+        indices: of the shards; each is a Ray task of its own.
+
+    Raises:
+        ShardError: one met an error of this package, which says what is wrong with the data.
+    """
+    if not indices:
+        return
+
+    def run(batch: pa.Table) -> pa.Table:
+        return pa.table(
+            {"summary": [json.dumps(_told(work, i)) for i in batch["item"].to_pylist()]}
+        )
+
+    shards = ray.data.from_items(list(indices), override_num_blocks=len(indices))
+    summaries = shards.map_batches(run, batch_size=1, batch_format="pyarrow")
+    for batch in stream(summaries):
+        for text in batch.column("summary").to_pylist():
+            summary = json.loads(text)
+            if _ERROR in summary:
+                raise ShardError(summary[_ERROR])
+            yield summary
+
+
+def _told(work: Callable[[int], Summary], index: int) -> Summary:
+    """What `work` returns, or the message of an error that needs no stack trace to be understood.
+
+    Ray loses the type and cause of what a task raises, so such errors travel as data.
+    """
+    try:
+        return work(index)
+    except ValueError as error:
+        if type(error).__module__.partition(".")[0] != "rec":
+            raise
+        return {_ERROR: f"{type(error).__name__}: {error}"}
+
+
+def stream(rows: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The dataset's blocks that hold rows, one after the other, never all at once."""
+    for batch in rows.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=1):
+        if isinstance(batch, pa.Table) and batch.num_rows:
+            yield batch
+
+
+def with_markers(
+    work: Callable[[int], Summary], folder: str, indices: Sequence[int]
+) -> Iterator[Summary]:
+    """`map_shards`, but shards that have a marker in `folder` only have it read."""
+    rest: list[int] = []
+    for index in indices:
+        place = marker(folder, index)
+        if exists(place):
+            yield json.loads(read_bytes(place))
+        else:
+            rest.append(index)
+
+    def run(index: int) -> Summary:
+        summary = work(index)
+        write_atomic(marker(folder, index), json.dumps(summary).encode())
+        return summary
+
+    yield from map_shards(run, rest)
+
+
+def marker(folder: str, index: int) -> str:
+    return join(folder, f"shard-{index:05d}.json")
