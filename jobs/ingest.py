@@ -1,0 +1,174 @@
+"""Turn raw logs and media into tables, and tables into content rows.
+
+    python -m jobs.ingest --source synthetic --out runs/demo --set source.num_items=2000
+    python -m jobs.ingest --source movielens --path ../data/movielens --out s3://bucket/films
+
+Writes OUT/tables (one folder a table, with ledger.json) and OUT/rows (a content-rows artifact).
+Places may be local or s3://; several nodes need a place that all of them reach. A run that was
+killed goes on where it was when the same command is given again. On a cluster:
+`ray job submit -- python -m jobs.ingest ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+import ray
+import ray.data
+from tqdm import tqdm
+
+from jobs.cli import add_overrides, parser
+from rec.artifacts import ArtifactError, Manifest, join, read_bytes
+from rec.config import Config, ConfigError
+from rec.data.ingest import IngestError, Tables, write_tables
+from rec.data.ledger import Ledger, LedgerError
+from rec.data.rows import RowsConfig, RowsError, build_rows
+from rec.data.tasks import ShardError
+from rec.features.text import TokenizerError
+from rec.schema import SchemaError
+from rec.sources import AnySource, ExercisesSource, MovieLensSource, SourceError, SyntheticSource
+
+_ERRORS = (
+    ArtifactError,
+    ConfigError,
+    IngestError,
+    LedgerError,
+    RowsError,
+    SchemaError,
+    ShardError,
+    SourceError,
+    TokenizerError,
+)
+
+
+class IngestConfig(Config):
+    """Where the data comes from and what is made of it."""
+
+    source: AnySource
+    rows: RowsConfig = RowsConfig()
+
+
+def arguments() -> argparse.ArgumentParser:
+    flags = parser("jobs.ingest", __doc__)
+    flags.add_argument(
+        "--source",
+        choices=["synthetic", "movielens", "exercises"],
+        default="synthetic",
+        help="where the data comes from; synthetic needs no data (default)",
+    )
+    flags.add_argument("--path", help="folder of the data, for movielens and exercises")
+    flags.add_argument("--out", required=True, help="folder for tables/ and rows/")
+    flags.add_argument(
+        "--overwrite", action="store_true", help="replace what another config wrote there"
+    )
+    add_overrides(flags, IngestConfig(source=SyntheticSource()))
+    return flags
+
+
+def configure(source: str, path: str | None, assignments: list[str]) -> IngestConfig:
+    """The typed config of the command line.
+
+    Raises:
+        ConfigError: a path is missing or not wanted, or an override is wrong.
+    """
+    if (path is None) != (source == "synthetic"):
+        need = "takes no" if source == "synthetic" else "needs a"
+        raise ConfigError(f"--source {source} {need} --path")
+    origin: AnySource = SyntheticSource()
+    if source == "movielens":
+        origin = MovieLensSource(path=path or "")
+    elif source == "exercises":
+        origin = ExercisesSource(path=path or "")
+    return IngestConfig(source=origin).override(assignments)
+
+
+def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tables, Manifest]:
+    """Write `out`/tables and `out`/rows on the Ray that is running, else on one of this process."""
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
+    # one bar of our own a phase says more than one a Ray operator
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    started = time.perf_counter()
+    with _Bar("tables") as bar:
+        tables = write_tables(
+            config.source, join(out, "tables"), overwrite=overwrite, progress=bar.update
+        )
+    _tell_tables(tables, out, time.perf_counter() - started)
+    started = time.perf_counter()
+    print("rows: fitting the split, the tokenizer, key terms and labels", flush=True)
+    with _Bar("rows") as bar:
+        manifest = build_rows(
+            join(out, "tables"),
+            join(out, "rows"),
+            config.rows,
+            overwrite=overwrite,
+            progress=bar.update,
+        )
+    _tell_rows(manifest, out, time.perf_counter() - started)
+    return tables, manifest
+
+
+class _Bar:
+    """A progress bar over shards that appears with the first of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar: tqdm | None = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=self.name, unit="shard")
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _tell_tables(tables: Tables, out: str, seconds: float) -> None:
+    print(f"tables: {join(out, 'tables')}, version {tables.version}, {seconds:.1f} s")
+    for name, size in tables.tables.items():
+        print(f"  {name:<14}{size.num_rows:>14,} rows{size.num_bytes / 2**20:>12,.1f} MiB")
+    if tables.num_problems:
+        print(f"  left out: {tables.num_problems:,}, all listed in tables/problems; the first:")
+        for problem in tables.problems[:5]:
+            print(f"    {problem}")
+
+
+def _tell_rows(manifest: Manifest, out: str, seconds: float) -> None:
+    rows = join(out, "rows")
+    metrics = manifest.metrics
+    count = metrics["train"]["rows"] + metrics["heldout"]["rows"]
+    print(
+        f"rows: {rows}, version {manifest.version}, {seconds:.1f} s, "
+        f"{count / max(seconds, 1e-9):,.0f} rows/s with start-up; "
+        f"cut-off {metrics['cutoff'] or 'none, by hash'}; {metrics['num_labels']:,} labels"
+    )
+    for side in ("train", "heldout"):
+        held = ", ".join(f"{number:,} {name}" for name, number in metrics[side].items())
+        print(f"  {side:<8} {held}")
+    ledger = Ledger.from_json(read_bytes(join(rows, manifest.root, "ledger.json")).decode())
+    print("\n".join(f"  {line}" for line in ledger.table().splitlines()), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = arguments().parse_args(argv)
+    try:
+        config = configure(given.source, given.path, given.set)
+        run(config, given.out, overwrite=given.overwrite)
+    except _ERRORS as error:
+        print(f"ingest: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
