@@ -167,15 +167,25 @@ def _of_kind(media: pa.Table, kind: str, ids: pa.Array) -> tuple[np.ndarray, np.
 
 @dataclass(frozen=True)
 class DropEmpty:
-    """Items with nothing to encode go, with that reason."""
+    """Items with nothing to encode go, and those that have a few words and nothing else."""
+
+    min_tokens: int = 0  # of an item that has neither frame nor sound
 
     name: ClassVar[str] = "drop empty"
     inputs: ClassVar[tuple[str, ...]] = ("token_ids", "frames", "log_mel")
     outputs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, table: pa.Table) -> Staged:
-        sizes = [pc.list_value_length(table.column(name)) for name in ("token_ids", "frames")]
-        sizes.append(pc.binary_length(table.column("log_mel")))
-        full = [pc.greater(size, 0) for size in sizes]
-        kept = table.filter(pc.or_(pc.or_(full[0], full[1]), full[2]))
-        return Staged(kept, {"no text, frame or sound": table.num_rows - kept.num_rows})
+        tokens = pc.list_value_length(table.column("token_ids"))
+        media = pc.or_(
+            pc.greater(pc.list_value_length(table.column("frames")), 0),
+            pc.greater(pc.binary_length(table.column("log_mel")), 0),
+        )
+        full = pc.or_(media, pc.greater(tokens, 0))
+        kept = table.filter(pc.or_(media, pc.greater_equal(tokens, max(self.min_tokens, 1))))
+        num_full = pc.sum(full).as_py() or 0
+        dropped = {
+            "no text, frame or sound": table.num_rows - num_full,
+            f"fewer than {self.min_tokens} tokens, no frame, no sound": num_full - kept.num_rows,
+        }
+        return Staged(kept, dropped)

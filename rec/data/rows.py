@@ -76,6 +76,7 @@ class RowsConfig(Config):
     max_frames: int = Field(default=4, ge=1)  # kept of an item, evenly spread
     max_audio_patches: int = Field(default=4, ge=1)  # of 0.96 s, evenly spread
     max_audio_seconds: float = Field(default=60.0, gt=0)  # of a sound that are read at all
+    min_tokens: int = Field(default=0, ge=0)  # of an item without frame and sound, else no row
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)  # the latest published
     cutoff: datetime | None = None  # instead of the fraction; UTC where no zone is given
 
@@ -203,7 +204,7 @@ def write_rows(
         ScoreTerms(tools.finder, tools.terms, tools.attention, config.text.alpha),
         AddFrames(media, config.max_frames),
         AddSound(media, config.max_audio_patches, config.max_audio_seconds),
-        DropEmpty(),
+        DropEmpty(config.min_tokens),
         AddLabels(labels),
     ]
     rows, ledger = run_stages(stages, items)
