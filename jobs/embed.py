@@ -1,0 +1,62 @@
+"""Embed content rows with a published encoder, to an embedding table.
+
+    python -m jobs.embed --encoder runs/demo/encoder --rows runs/demo/rows \\
+        --out runs/demo/embeddings --set batch_size=32
+
+Every place may be local or s3://. A run that was killed goes on where it was when the same
+command is given again. On a cluster: `ray job submit -- python -m jobs.embed ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import ray
+
+from jobs.cli import add_overrides, parser
+from rec.artifacts import ArtifactError, Manifest
+from rec.config import ConfigError
+from rec.runtime.embed import EmbedConfig, embed
+from rec.runtime.partition import EmbedError
+
+
+def arguments() -> argparse.ArgumentParser:
+    places = parser("jobs.embed", __doc__)
+    places.add_argument("--encoder", required=True, help="a content-encoder artifact")
+    places.add_argument(
+        "--rows", required=True, help="a content-rows artifact, or a folder of Parquet like it"
+    )
+    places.add_argument("--out", required=True, help="where to publish the embedding table")
+    add_overrides(places, EmbedConfig())
+    return places
+
+
+def run(encoder: str, rows: str, out: str, config: EmbedConfig | None = None) -> Manifest:
+    """Embed on the Ray that is running, else on one of this process; see rec.runtime.embed."""
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
+    manifest = embed(encoder, rows, out, config)
+    metrics = manifest.metrics
+    print(
+        f"embed: {metrics['num_rows']:,} vectors at {out}, version {manifest.version}; "
+        f"{metrics['num_failed']} rows failed; {metrics['seconds']:.1f} s, "
+        f"{metrics['rows_per_s']:,.1f} rows/s with start-up",
+        flush=True,
+    )
+    return manifest
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = arguments().parse_args(argv)
+    try:
+        run(given.encoder, given.rows, given.out, EmbedConfig().override(given.set))
+    except (ArtifactError, ConfigError, EmbedError) as error:
+        print(f"embed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
