@@ -67,7 +67,7 @@ def save_encoder(
     Raises:
         ArtifactError: there are not as many labels as the model predicts.
     """
-    table = labels if isinstance(labels, pa.Table) else _label_table(labels)
+    table = _label_table(labels) if isinstance(labels, Sequence) else labels
     if table.num_rows != len(model.labels.bias):
         raise ArtifactError(
             f"{uri}: {table.num_rows} labels given, the model predicts {len(model.labels.bias)}"
