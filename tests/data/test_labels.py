@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rec.data.events import EVENTS, LabelEvents, read_events
+from rec.data.ingest import shard_file
+from rec.data.labels import (
+    ITEM_LABELS,
+    VOCABULARY,
+    LabelConfig,
+    count_labels,
+    gather,
+    weigh,
+)
+from rec.data.pairs import PAIRS, join_events
+from rec.data.parquet import write_table
+from rec.data.split import Split
+from rec.features.tags import LabelWeights
+from rec.schema import EDGES, ITEMS, SEARCHES
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+CUTOFF = START + timedelta(days=10)
+SPLIT = Split(heldout_fraction=0.5, cutoff=CUTOFF)
+
+
+def day(number: float) -> datetime:
+    return START + timedelta(days=number)
+
+
+def random_events(seed: int) -> list[dict[str, object]]:
+    """Items a to f (e and f held out) and events about them and about one unknown item."""
+    random = np.random.default_rng(seed)
+    rows: list[dict[str, object]] = []
+    for shard, item in enumerate("abcdef"):
+        rows.append({"item_id": item, "shard": shard % 2, "heldout": item in "ef", "query": False})
+    for _ in range(120):
+        query = bool(random.random() < 0.4)
+        rows.append(
+            {
+                "item_id": str(random.choice(list("abcdefz"))),
+                "label": str(random.choice(["red", "blue", "wolf"])),
+                "event_time": day(float(random.integers(0, 20))) if random.random() < 0.9 else None,
+                "coefficient": 0.5 if query else 1.0,
+                "query": query,
+            }
+        )
+    random.shuffle(rows)  # type: ignore[arg-type]
+    return rows
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pairs_agree_with_a_plain_loop(seed: int) -> None:
+    rows = random_events(seed)
+    config = LabelEvents(min_clicks=2)
+    pairs, ledger = join_events(pa.Table.from_pylist(rows, schema=EVENTS), SPLIT, config)
+
+    items = {row["item_id"]: row for row in rows if row.get("label") is None}
+    groups: dict[tuple[object, ...], list[dict[str, object]]] = defaultdict(list)
+    unknown = late = rare = 0
+    for row in rows:
+        if row.get("label") is None:
+            continue
+        item = items.get(row["item_id"])
+        time = row["event_time"]
+        if item is None:
+            unknown += 1
+        elif not item["heldout"] and isinstance(time, datetime) and time > CUTOFF:
+            late += 1
+        else:
+            groups[row["item_id"], row["label"], row["query"]].append(row)
+    expected: dict[tuple[object, object], list[dict[str, object]]] = defaultdict(list)
+    for (item_id, label, query), group in groups.items():
+        if query and len(group) < 2:
+            rare += len(group)
+        else:
+            expected[item_id, label] += group
+    found = {(row["item_id"], row["label"]): row for row in pairs.to_pylist()}
+    assert found.keys() == expected.keys()
+    for key, group in expected.items():
+        times = [r["event_time"] for r in group if r["event_time"] is not None]
+        assert found[key]["num_events"] == len(group)
+        assert found[key]["last_time"] == (max(times) if times else None)  # type: ignore[type-var]
+        assert found[key]["coefficient"] == max(r["coefficient"] for r in group)  # type: ignore[type-var]
+        assert found[key]["shard"] == items[key[0]]["shard"]
+        assert found[key]["heldout"] == items[key[0]]["heldout"]
+    dropped = ledger.stages["label events"].dropped
+    assert dropped == {
+        "item unknown": unknown,
+        "after the cut-off": late,
+        "query with too few clicks": rare,
+    }
+
+
+def test_what_happens_after_the_cutoff_changes_nothing_in_training() -> None:
+    rows = random_events(3)
+    early = [
+        r
+        for r in rows
+        if r.get("event_time") is None or r["event_time"] <= CUTOFF  # type: ignore[operator]
+    ]
+    results = []
+    for chosen in (rows, early):
+        pairs, _ = join_events(pa.Table.from_pylist(chosen, schema=EVENTS), SPLIT, LabelEvents())
+        train = pairs.filter(pa.array([not h for h in pairs["heldout"].to_pylist()]))
+        counts = count_labels(pairs, None, CUTOFF, LabelWeights())
+        results.append(
+            [sorted(t.to_pylist(), key=str) for t in (train.select(PAIRS.names), counts)]
+        )
+        times = [t for t in train["last_time"].to_pylist() if t is not None]
+        assert max(times) <= CUTOFF
+    assert results[0] == results[1]
+
+
+def pairs_table() -> pa.Table:
+    rows = [
+        ("a", 0, False, "red", 1, day(9), 1.0),
+        ("a", 0, False, "blue", 3, day(1), 0.5),
+        ("b", 0, False, "red", 2, None, 1.0),
+        ("c", 1, False, "red", 1, day(2), 1.0),
+        ("d", 1, True, "red", 9, day(15), 1.0),
+        ("d", 1, True, "new", 9, day(15), 1.0),
+    ]
+    return pa.Table.from_pylist(
+        [dict(zip(PAIRS.names, row, strict=True)) for row in rows], schema=PAIRS
+    )
+
+
+def test_counts_use_the_window_for_items_and_all_times_for_mass() -> None:
+    config = LabelWeights(half_life_days=10, fresh_floor=0.0)
+    counts = count_labels(pairs_table(), day(5), CUTOFF, config)
+    found = {row["label"]: row for row in counts.to_pylist()}
+    assert found.keys() == {"red", "blue", ""}  # "new" is only on a held-out item
+    assert (found["red"]["num_items"], found["red"]["num_pairs"]) == (2, 3)  # b's is untimed
+    assert (found["blue"]["num_items"], found["blue"]["num_pairs"]) == (0, 1)
+    assert found[""]["num_items"] == 2
+    red = math.log(2) * 2 ** (-1 / 10) + math.log(3) + math.log(2) * 2 ** (-8 / 10)
+    assert found["red"]["mass"] == pytest.approx(red, rel=1e-6)
+    assert found["blue"]["mass"] == pytest.approx(math.log(4) * 2 ** (-9 / 10) * 0.5, rel=1e-6)
+
+
+def test_weights_come_from_the_vocabulary_and_held_out_items_get_them_too() -> None:
+    vocabulary = pa.table([["blue", "red"], [0, 1], [5, 9], [2.0, 1.5]], schema=VOCABULARY)
+    config = LabelWeights(half_life_days=10, fresh_floor=0.0, min_weight=0.0, max_weight=3.0)
+    rows = weigh(pairs_table(), vocabulary, 0.5, CUTOFF, config).to_pylist()
+    found = {(row["item_id"], row["label_id"]): row["weight"] for row in rows}
+    assert found.keys() == {("a", 0), ("a", 1), ("b", 1), ("c", 1), ("d", 1)}
+    assert found["a", 0] == pytest.approx(math.log(4) * 2.0 * 2 ** (-9 / 10) * 0.5 / 0.5, rel=1e-5)
+    assert found["a", 1] == pytest.approx(math.log(2) * 1.5 * 2 ** (-1 / 10) / 0.5, rel=1e-5)
+    assert found["d", 1] == 3.0  # an event after training counts as fresh; then the clip
+
+
+def test_labels_are_gathered_by_item() -> None:
+    rows = pa.table(
+        {
+            "item_id": ["b", "a", "b"],
+            "label_id": pa.array([4, 1, 2], pa.int32()),
+            "weight": pa.array([0.5, 1.0, 2.0], pa.float32()),
+        }
+    )
+    expected = [
+        {"item_id": "a", "label_ids": [1], "label_weights": [1.0]},
+        {"item_id": "b", "label_ids": [2, 4], "label_weights": [2.0, 0.5]},
+    ]
+    assert gather(rows).to_pylist() == expected
+    assert gather(rows.slice(0, 0)) == ITEM_LABELS.empty_table()
+
+
+def test_events_of_each_table(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    items = [
+        {"item_id": "a", "domain": "v", "tags": ["#Red", "??"], "published_at": day(3)},
+        {"item_id": "b", "domain": "v", "tags": None, "published_at": None},
+    ]
+    edge = {"source_type": "item", "target_type": "tag", "weight": 1.0, "event_time": day(4)}
+    edges = [
+        {**edge, "source_id": "a", "relation": "tagged", "target_id": "Blue sky"},
+        {**edge, "source_id": "a", "relation": "likes", "target_id": "u"},
+        {**edge, "source_id": "u", "relation": "tagged", "target_id": "x", "source_type": "user"},
+    ]
+    click = {"user_id": "u", "query": "Wolf!", "item_id": "b", "clicked": True, "dwell_ms": 9000}
+    searches = [
+        {**click, "event_time": day(5)},
+        {**click, "event_time": day(5), "dwell_ms": 10},
+        {**click, "event_time": day(5), "dwell_ms": None},
+        {**click, "event_time": day(5), "returned": True},
+        {**click, "event_time": day(5), "clicked": False},
+        {**click, "event_time": day(5), "item_id": None},
+    ]
+    data = {"items": (items, ITEMS), "edges": (edges, EDGES), "searches": (searches, SEARCHES)}
+    for name, (rows, schema) in data.items():
+        write_table(shard_file(uri, name, 7), pa.Table.from_pylist(rows, schema=schema))
+    config = LabelConfig().events
+    found = {name: read_events(uri, name, 7, SPLIT, config).to_pylist() for name in data}
+    assert [(r["item_id"], r["label"], r["shard"]) for r in found["items"]] == [
+        ("a", None, 7),
+        ("b", None, 7),
+        ("a", "red", None),
+    ]
+    assert found["items"][0]["heldout"] is False
+    assert found["items"][2]["event_time"] == day(3)
+    assert [(r["item_id"], r["label"], r["query"]) for r in found["edges"]] == [
+        ("a", "blue sky", False)
+    ]
+    assert [(r["item_id"], r["label"], r["query"]) for r in found["searches"]] == [
+        ("b", "wolf", True)
+    ]
+    off = LabelEvents(tag_coefficient=0, user_tag_coefficient=0, query_coefficient=0)
+    assert [len(read_events(uri, name, 7, SPLIT, off)) for name in data] == [2, 0, 0]
