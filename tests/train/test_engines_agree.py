@@ -97,7 +97,14 @@ def test_zero_in_bf16_stays_near_fp32(
     parts = 1 if stage == 3 else 2
     chosen = recipe(engine="deepspeed", zero_stage=stage, precision="bf16", micro_batches=parts)
     spawn(2, steps, chosen, str(tmp_path), STEPS, None)
-    assert_close(load_file(tmp_path / WEIGHTS), reference, 1e-2)
+    found = load_file(tmp_path / WEIGHTS)
+    torch.testing.assert_close(found.pop("norms"), reference["norms"], rtol=2e-2, atol=0)
+    # single weights whose gradient is near 0 may step the other way (Adam), so: all together
+    error = sum(float((found[n] - reference[n]).square().sum()) for n in found) ** 0.5
+    torch.manual_seed(0)
+    start = dict(TinyRecipe(dropout=0.0).build("").named_parameters())
+    path = sum(float((reference[n] - start[n].detach()).square().sum()) for n in found) ** 0.5
+    assert error < 0.1 * path
 
 
 @pytest.mark.slow

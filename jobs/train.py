@@ -1,0 +1,123 @@
+"""Train a recipe on published rows, and export what it learned.
+
+    python -m jobs.train --recipe rec.recipes.content:debug --rows runs/demo/rows --out runs/demo
+    python -m jobs.train ... --workers 2 --set train.engine=deepspeed --set train.steps=5000
+
+The same command continues a run that was stopped or broke. SIGTERM finishes the step, writes a
+checkpoint and exits with status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jobs.cli import load_recipe, place
+from rec.artifacts import ArtifactError, join
+from rec.config import Config, ConfigError
+from rec.runtime.train import TrainOutcome, train
+from rec.train.engine import TrainError
+from rec.train.recipe import Recipe
+
+
+def run(
+    recipe: Recipe[Any],
+    rows: str,
+    out: str,
+    *,
+    workers: int = 1,
+    use_gpu: bool | None = None,
+    resume: bool = True,
+) -> TrainOutcome:
+    """Train into `out`/train and export to `out`/encoder; for other jobs."""
+    return train(
+        recipe,
+        rows,
+        out,
+        "train",
+        num_workers=workers,
+        use_gpu=use_gpu,
+        encoder=join(out, "encoder"),
+        resume=resume,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    first, _, rest = (__doc__ or "").partition("\n")
+    options = argparse.ArgumentParser(
+        prog="python -m jobs.train",
+        description=first,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument(
+        "--recipe", required=True, metavar="MODULE:FUNCTION", help="a function returning a recipe"
+    )
+    options.add_argument(
+        "--rows", type=place, required=True, help='published "content-rows", local or s3://'
+    )
+    options.add_argument(
+        "--out",
+        type=place,
+        required=True,
+        help="run folder, local or s3://: gets train/ and encoder/",
+    )
+    options.add_argument(
+        "--workers", type=int, default=1, help="training processes; 0: in this one, without Ray"
+    )
+    options.add_argument(
+        "--gpu",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="one GPU a worker; not given: where Ray has enough",
+    )
+    options.add_argument(
+        "--fresh", action="store_true", help="refuse to continue a run that is there already"
+    )
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override a field of the recipe, as in train.steps=100; may be repeated",
+    )
+    options.add_argument("--show", action="store_true", help="print the recipe and do nothing")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        recipe = load_recipe(options.recipe, options.set)
+        if options.show:
+            print(cast(Config, recipe).to_json())
+            return 0
+        outcome = run(
+            recipe,
+            options.rows,
+            options.out,
+            workers=options.workers,
+            use_gpu=options.gpu,
+            resume=not options.fresh,
+        )
+    except (ConfigError, ArtifactError, TrainError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"logs        {outcome.logs}/metrics.jsonl  (tensorboard --logdir {outcome.logs})")
+    print(f"checkpoint  {outcome.best}")
+    if outcome.stopped:
+        print(f"stopped after step {outcome.step}; run the same command again to continue")
+        return 0
+    print(f"finished    {outcome.step} steps  {_text(outcome.metrics)}")
+    print(f"encoder     {outcome.encoder}")
+    return 0
+
+
+def _text(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""A wish to stop travels to the workers of a run as a file in its folder, on any storage."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rec import artifacts
+
+STOP = "stop"
+_POLL_S = 1.0
+
+
+def clear_stop(run: str) -> None:
+    """Forget an earlier wish."""
+    files, path = artifacts.filesystem(artifacts.join(run, STOP))
+    if artifacts.exists(artifacts.join(run, STOP)):
+        files.delete_file(path)
+
+
+@contextmanager
+def stop_on_sigterm(run: str) -> Iterator[None]:
+    """SIGTERM asks the workers, wherever they are, to stop after their step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a driver inside a Tune trial or a server: its owner handles signals
+        return
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:  # noqa: ARG001
+        asked.set()
+
+    def tell() -> None:
+        asked.wait()
+        if not done:
+            print("stopping after this step; a checkpoint will be written ...", flush=True)
+            artifacts.write_atomic(artifacts.join(run, STOP), b"")
+
+    done: list[bool] = []
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        done.append(True)
+        asked.set()
+        teller.join()
+
+
+@contextmanager
+def watch_stop(run: str, rank: int) -> Iterator[Callable[[], bool]]:
+    """Rank 0 looks for the stop file once a second, aside of the loop."""
+    stop, closed = threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not closed.wait(_POLL_S):
+            if artifacts.exists(artifacts.join(run, STOP)):
+                stop.set()
+                return
+
+    watcher = threading.Thread(target=look, daemon=True)
+    if rank == 0:
+        watcher.start()
+    try:
+        yield stop.is_set
+    finally:
+        closed.set()
+        if rank == 0:
+            watcher.join()

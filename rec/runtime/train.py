@@ -1,0 +1,286 @@
+"""Training on Ray Train: the same loop on any number of workers, restarted where it broke.
+
+    <storage>/<name>/                Ray Train's run: checkpoints and its own bookkeeping
+    <storage>/<name>/logs/           metrics.jsonl and tensorboard/, written by rank 0
+    <storage>/<name>/stop            while it is there, the run ends after its current step
+
+With num_workers 0 the loop runs in this process, without Ray, for the plain engine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from rec import artifacts
+from rec.config import ConfigError
+from rec.data.stream import RowPass, RowStream, StreamError, open_rows
+from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
+from rec.train import checkpoint, loop
+from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
+from rec.train.metrics import MetricLog
+from rec.train.recipe import Recipe
+
+LOGS = "logs"
+_START_TIMEOUT_S = "600"  # Ray's own is 60 s, too short for a GPU node that is still booting
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a run ended and where its things are."""
+
+    step: int
+    stopped: bool  # on request, before train.steps; the same call continues
+    metrics: dict[str, float]  # validation of the best checkpoint; empty if nothing is held out
+    best: str  # folder of the checkpoint with the lowest validation total, else of the last
+    last: str
+    logs: str
+    encoder: str | None  # the exported artifact
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker is told."""
+
+    recipe: Recipe[Any]
+    rows: str
+    run: str
+
+
+@dataclass(frozen=True)
+class _Ended:
+    step: int
+    stopped: bool
+    error: str | None  # one that would come again: not worth a restart
+
+
+def train(
+    recipe: Recipe[Any],
+    rows: str,
+    storage: str,
+    name: str = "train",
+    *,
+    num_workers: int = 1,
+    use_gpu: bool | None = None,
+    encoder: str | None = None,
+    resume: bool = True,
+    max_failures: int = 3,
+) -> TrainOutcome:
+    """Train `recipe` on the published "content-rows" at `rows`; continue an earlier run of `name`.
+
+    A worker that dies (SIGKILL, lost node) restarts the group from the last checkpoint, up to
+    `max_failures` times; the losses are those of an unbroken run. SIGTERM finishes the step, saves
+    and returns an outcome with `stopped`.
+
+    Args:
+        storage: folder of runs, local (shared by the nodes) or s3://.
+        num_workers: processes; 0 is this process, without Ray, for the plain engine.
+        use_gpu: one GPU a worker; None takes them where Ray has them.
+        encoder: where to export the best checkpoint as an artifact, once all steps are done.
+        resume: False refuses to continue when the run already has a checkpoint.
+
+    Raises:
+        TrainError: recipe, rows and workers do not fit together, or a loss is not finite.
+    """
+    loop.check(recipe, max(num_workers, 1))
+    run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
+    if not resume and artifacts.exists(run):
+        raise TrainError(f"{run}: there is a run already; remove it or give another name")
+    job = _Job(recipe, rows, run)
+    clear_stop(run)
+    with stop_on_sigterm(run):
+        if num_workers:
+            outcome = _train_on_ray(job, storage, name, num_workers, use_gpu, max_failures)
+        else:
+            outcome = _train_here(job)
+    if outcome.stopped or encoder is None:
+        return outcome
+    if num_workers:
+        _export_on_ray(recipe, rows, outcome, encoder)
+    else:
+        export(recipe, rows, outcome.best, encoder)
+    return TrainOutcome(**{**outcome.__dict__, "encoder": encoder})
+
+
+def export(recipe: Recipe[Any], rows: str, folder: str, encoder: str) -> None:
+    """Publish the weights of the checkpoint in `folder`, local or s3://, as recipe.export does."""
+    files, path = artifacts.filesystem(artifacts.join(folder, MODEL_FILE))
+    state = checkpoint.State.from_json(
+        artifacts.read_bytes(artifacts.join(folder, checkpoint.STATE_FILE)).decode()
+    )
+    model = recipe.build(rows)
+    with tempfile.TemporaryDirectory() as aside:
+        local = Path(aside) / MODEL_FILE
+        with files.open_input_stream(path) as source, local.open("wb") as target:
+            while chunk := source.read(1 << 22):
+                target.write(chunk)
+        load_weights(cast(torch.nn.Module, model), local)
+    recipe.export(model, rows, encoder, {"step": state.step, **state.metrics})
+
+
+def _train_here(job: _Job) -> TrainOutcome:
+    if "://" in job.run:
+        raise TrainError(f"{job.run}: without workers the run needs a local folder")
+    store = checkpoint.LocalStore(Path(job.run) / "checkpoints", job.recipe.train.keep_checkpoints)
+    ended = _work(job, store, store.last(), num_threads=torch.get_num_threads())
+    if ended.error:
+        raise TrainError(ended.error)
+    best, last = store.best(), store.last()
+    if best is None or last is None:
+        raise TrainError(f"{job.run}: no checkpoint was written; set train.steps to 1 or more")
+    return _outcome(job, ended, str(best), str(last), checkpoint.read_state(best).metrics)
+
+
+def _outcome(
+    job: _Job, ended: _Ended, best: str, last: str, metrics: dict[str, float]
+) -> TrainOutcome:
+    logs = artifacts.join(job.run, LOGS)
+    return TrainOutcome(ended.step, ended.stopped, metrics, best, last, logs, None)
+
+
+def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads: int) -> _Ended:
+    """What one rank does. Errors that would come again are returned, so that nobody retries."""
+    torch.set_num_threads(num_threads)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    recipe, config = job.recipe, job.recipe.train
+    log: MetricLog | None = None
+    try:
+        split = open_rows(job.rows, "train")
+        loaders = max(num_threads - 1, 1)
+        stream = RowStream(
+            split,
+            recipe.collate,
+            batch_size=config.batch_size // world,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+            threads=loaders,
+        )
+        data = {"rows": split.num_rows, "fingerprint": split.fingerprint}
+        heldout = _held_out(job, rank, world, loaders)
+        engine = build_engine(recipe, job.rows)
+        start = 0
+        if resumed is not None:
+            start = checkpoint.restore(resumed, engine, recipe, data).step
+        if rank == 0:
+            log = MetricLog(artifacts.join(job.run, LOGS), start, config.steps)
+        with watch_stop(job.run, rank) as stop:
+            outcome = loop.run(
+                recipe, engine, stream, heldout, store, log, data=data, start_step=start, stop=stop
+            )
+        return _Ended(outcome.step, outcome.stopped, None)
+    except (TrainError, StreamError, ConfigError, artifacts.ArtifactError) as error:
+        return _Ended(0, False, f"{error}")
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _held_out(job: _Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
+    """The held-out rows, in batches of one micro-batch; None where nothing is held out."""
+    root = artifacts.read_manifest(job.rows, "content-rows").root
+    if not artifacts.exists(artifacts.join(job.rows, root, "heldout")):
+        return None
+    split = open_rows(job.rows, "heldout")
+    if not split.num_rows:
+        return None
+    config = job.recipe.train
+    return RowPass(
+        split,
+        job.recipe.collate,
+        batch_size=config.batch_size // world // config.micro_batches,
+        rank=rank,
+        world=world,
+        threads=threads,
+    )
+
+
+class _RayStore:
+    """Checkpoints through ray.train.report, which is a barrier of all ranks."""
+
+    def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+        from ray import train as ray_train
+
+        with tempfile.TemporaryDirectory() as aside:
+            write(Path(aside))
+            if dist.is_initialized():
+                dist.barrier()
+            found = ray_train.Checkpoint.from_directory(aside) if os.listdir(aside) else None
+            ray_train.report(
+                {"step": step, **metrics},
+                checkpoint=found,
+                checkpoint_dir_name=f"step-{step:08d}",
+            )
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    from ray import train as ray_train
+
+    job: _Job = config["job"]
+    context = ray_train.get_context()
+    threads = max(len(os.sched_getaffinity(0)) // context.get_local_world_size(), 1)
+    found = ray_train.get_checkpoint()
+    if found is None:
+        return _work(job, _RayStore(), None, threads).__dict__
+    with found.as_directory() as folder:
+        return _work(job, _RayStore(), Path(folder), threads).__dict__
+
+
+def _train_on_ray(
+    job: _Job, storage: str, name: str, num_workers: int, use_gpu: bool | None, max_failures: int
+) -> TrainOutcome:
+    import ray
+    from ray import train as ray_train
+    from ray.train.torch import TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
+    if use_gpu is None:
+        use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
+    files, path = artifacts.filesystem(storage)
+    config = job.recipe.train
+    result = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ray_train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=ray_train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=files,
+            failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray_train.CheckpointConfig(
+                num_to_keep=config.keep_checkpoints + 1,
+                checkpoint_score_attribute=checkpoint.SCORE,
+                checkpoint_score_order="min",
+            ),
+        ),
+    ).fit()
+    ended = _Ended(**cast(dict[str, Any], result.return_value))
+    if ended.error:
+        raise TrainError(ended.error)
+    if result.checkpoint is None:
+        raise TrainError(f"{job.run}: no checkpoint was written; set train.steps to 1 or more")
+    scored = [
+        (metrics[checkpoint.SCORE], found, metrics)
+        for found, metrics in result.best_checkpoints or []
+        if checkpoint.SCORE in metrics
+    ]
+    best, metrics = result.checkpoint, dict[str, float]()
+    if scored:
+        _, best, metrics = min(scored, key=lambda entry: entry[0])
+    metrics = {k: v for k, v in metrics.items() if k.startswith("validation/")}
+    scheme = storage.partition("://")[0] + "://" if "://" in storage else ""
+    return _outcome(job, ended, scheme + best.path, scheme + result.checkpoint.path, metrics)
+
+
+def _export_on_ray(recipe: Recipe[Any], rows: str, outcome: TrainOutcome, encoder: str) -> None:
+    """On a worker: the driver may be a head node without memory for the model."""
+    import ray
+
+    ray.get(ray.remote(num_cpus=1)(export).remote(recipe, rows, outcome.best, encoder))

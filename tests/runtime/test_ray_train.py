@@ -1,0 +1,110 @@
+"""The loop on Ray Train: kills, stops and continuations end with the losses of an unbroken run."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_recipe import TinyRecipe, write_rows
+
+from rec import artifacts
+from rec.runtime.stop import STOP
+from rec.runtime.train import TrainOutcome, train
+from rec.train.engine import TrainError
+from rec.train.metrics import read_records
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    # Ray Train copies Ray Data's context, which sets every field of it, the deprecated too
+    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context"),
+]
+TIMES = ("rows_per_s", "data_wait", "memory_mb")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_rows(tmp_path_factory.mktemp("rows"))
+
+
+def recipe(**train: Any) -> TinyRecipe:
+    base = TinyRecipe()
+    return base.model_copy(update={"train": base.train.model_copy(update=train)})
+
+
+def losses(outcome: TrainOutcome) -> list[dict[str, float]]:
+    records = read_records(outcome.logs)
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+def killing(recipe: TinyRecipe, place: Path) -> TinyRecipe:
+    """The same recipe, whose worker kills itself when it first decodes some row."""
+    row = random.randrange(90)
+    return recipe.model_copy(update={"kill_file": str(place / "killed"), "kill_row": row})
+
+
+def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
+    ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    chosen = recipe(steps=24)
+    whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=0)
+    broken = train(
+        killing(chosen, tmp_path),
+        rows,
+        str(tmp_path / "broken"),
+        num_workers=1,
+        encoder=str(tmp_path / "encoder"),
+    )
+    assert (tmp_path / "killed").exists()
+    assert losses(broken) == losses(whole)
+    assert broken.metrics == whole.metrics
+    assert Path(broken.best).name == Path(whole.best).name
+    metrics = artifacts.read_manifest(broken.encoder or "", "tiny-encoder").metrics
+    assert metrics["validation/total"] == whole.metrics["validation/total"]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+def test_a_killed_rank_of_two(engine: str, ray_local: None, rows: str, tmp_path: Path) -> None:
+    chosen = recipe(engine=engine, micro_batches=2)
+    whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=2)
+    broken = train(killing(chosen, tmp_path), rows, str(tmp_path / "broken"), num_workers=2)
+    assert (tmp_path / "killed").exists()
+    assert len(losses(whole)) == 12
+    assert losses(broken) == losses(whole)
+
+
+def test_a_stopped_run_continues_with_the_same_call(
+    ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    long = recipe(steps=100_000, schedule="constant", checkpoint_every=1000, validate_every=1000)
+    log = tmp_path / "train" / "logs" / "metrics.jsonl"
+
+    def ask() -> None:
+        while not (log.exists() and log.stat().st_size):
+            time.sleep(0.1)
+        (tmp_path / "train" / STOP).touch()
+
+    threading.Thread(target=ask, daemon=True).start()
+    stopped = train(long, rows, str(tmp_path), num_workers=1)
+    assert stopped.stopped
+    assert 0 < stopped.step < 100_000
+    shorter = recipe(
+        steps=stopped.step + 3, schedule="constant", checkpoint_every=1000, validate_every=1000
+    )
+    ended = train(shorter, rows, str(tmp_path), num_workers=1)
+    assert (ended.stopped, ended.step) == (False, stopped.step + 3)
+    assert [r["step"] for r in read_records(ended.logs)] == list(range(1, ended.step + 1))
+
+
+def test_errors_that_would_come_again_are_not_retried(
+    ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match="is one process, this run has 2"):
+        train(recipe(), rows, str(tmp_path / "two"), num_workers=2)
+    poisoned = recipe().model_copy(update={"poison_step": 3})
+    with pytest.raises(TrainError, match=r"train/\w+ is nan"):
+        train(poisoned, rows, str(tmp_path / "nan"), num_workers=1)
