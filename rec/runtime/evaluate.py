@@ -16,7 +16,12 @@ from rec.metrics.baselines import (
 )
 from rec.metrics.content import cross_modal_ranks
 from rec.metrics.vectors import unit_rows
-from rec.runtime.evaluation_data import heldout_ids, read_items, read_vectors
+from rec.runtime.evaluation_data import (
+    EvaluationItems,
+    heldout_ids,
+    read_items,
+    read_vectors,
+)
 from rec.runtime.evaluation_modes import encode_apart
 from rec.runtime.evaluation_results import (
     MODEL,
@@ -91,8 +96,12 @@ def _baselines(evaluator: Evaluator, asked: list[str]) -> list[Answers]:
     return answers
 
 
-def evaluate(config: EvaluationConfig) -> Evaluation:
+def evaluate(config: EvaluationConfig, items: EvaluationItems | None = None) -> Evaluation:
     """All figures of `config.run`, its baselines, and the runs it is compared with.
+
+    Args:
+        config: runs and settings.
+        items: of `config.run`, where they were read already.
 
     Raises:
         ArtifactError: the run lacks tables, rows, embeddings or encoder, or a compared run
@@ -105,7 +114,8 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
                 f"{other}: holds out other items than {config.run}; figures over seeds need "
                 f"runs on the same tables and cut-off"
             )
-    items = read_items(config.run, max_items=config.max_items)
+    if items is None:
+        items = read_items(config.run, max_items=config.max_items)
     evaluator = Evaluator(config, items)
     found = {run: _model(evaluator, run) for run in (config.run, *config.compare)}
     runs = {run: answers for run, (answers, _) in found.items()}

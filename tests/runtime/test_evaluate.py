@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.evaluate import main
 from rec import artifacts
 from rec.features.content import ContentInputs
 from rec.features.text import TextTokenizer, save_tokenizer, train_wordpiece
@@ -22,6 +23,8 @@ from rec.models.content.config import ContentModelConfig, TextConfig, VisionConf
 from rec.models.content.encoder import save_encoder
 from rec.models.content.encoders import new_backbones
 from rec.models.content.pretrain import ContentPretrainer
+from rec.report.render import render
+from rec.runtime.content_report import gather
 from rec.runtime.evaluate import METRICS, TABLE, evaluate, write_evaluation
 from rec.runtime.evaluation_data import clean_label, open_parts, read_items, read_vectors
 from rec.runtime.evaluation_likes import read_likes
@@ -326,3 +329,47 @@ def test_what_is_written_can_be_read(found: Evaluation, tmp_path: Path) -> None:
 
 def test_labels_are_compared_clean() -> None:
     assert clean_label("  #Deep  Sea ") == "deep sea"
+
+
+def test_the_report_shows_what_the_run_left(run: Path, found: Evaluation) -> None:
+    items = read_items(str(run), max_items=1000)
+    (run / "train").mkdir(exist_ok=True)
+    records = [
+        {"step": s, "train/total": 1 / s, "validation/total": 2 / s, "rows_per_s": 9.0}
+        for s in (1, 2, 3)
+    ]
+    (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    ledger = {"stages": {"tokenise": {"rows_in": 9, "rows_out": 8, "dropped": {"empty": 1}}}}
+    (run / "rows" / "v1" / "ledger.json").write_text(json.dumps(ledger))
+    report = gather(str(run), found, items)
+    total = next(c for c in report.curves if c.name == "total")
+    assert list(total.validation) == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
+    assert report.ledger[0].dropped == {"empty": 1}
+    assert len(report.points) == NUM_ITEMS
+    titles = {f"<b>{WORDS[TOPIC[i]].split()[i % 3]}</b> {i}": i for i in range(NUM_ITEMS)}
+    assert len(report.neighbourhoods) == 8
+    for group in report.neighbourhoods:
+        query = titles[group.query.title]
+        assert query >= NUM_TRAIN
+        assert group.query.picture is not None
+        assert len(group.neighbours) == 6
+        shown = [titles[n.title] for n in group.neighbours]
+        assert query not in shown
+        assert all(TOPIC[i] == TOPIC[query] for i in shown)
+    page = render(report)
+    assert "&lt;b&gt;" in page
+    assert "<b>river" not in page
+
+
+def test_the_job_writes_its_three_files_and_explains_itself(run: Path, capsys) -> None:
+    assert main(["--run", str(run), "--set", "max_items=80"]) == 0
+    assert {p.name for p in (run / "report").iterdir()} == {METRICS, TABLE, "report.html"}
+    assert "80 of 110 items" in capsys.readouterr().out
+    assert main(["--run", str(run / "nowhere")]) == 1
+    assert "nowhere/rows/manifest.json: not found" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "like_rating = 4.0" in shown
+    assert "--text-encoder" in shown
