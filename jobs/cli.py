@@ -1,11 +1,38 @@
-"""What the command lines of all jobs have in common."""
+"""What the command lines of all jobs have in common: recipes, places, overrides."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, cast
 
-from rec.config import Config
+from rec.config import Config, ConfigError
+from rec.train.recipe import Recipe
+
+
+def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
+    """The recipe that the function at `module:function` returns, with typed overrides.
+
+    Raises:
+        ConfigError: there is no such function, it returns no recipe, or an override is wrong.
+    """
+    module_name, separator, function_name = place.partition(":")
+    if not separator:
+        raise ConfigError(f"recipe {place!r}: expected MODULE:FUNCTION")
+    try:
+        recipe = getattr(import_module(module_name), function_name)()
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"recipe {place!r}: {error}") from error
+    if not isinstance(recipe, Config):
+        raise ConfigError(f"recipe {place!r}: returned {type(recipe).__name__}, not a recipe")
+    return cast(Recipe[Any], recipe.override(overrides))
+
+
+def place(text: str) -> str:
+    """A folder or URI as given, local ones made absolute: workers run in folders of their own."""
+    return text if "://" in text else os.path.abspath(text)
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import sys
 
 import ray
 
-from jobs.cli import add_overrides, parser
+from jobs.cli import add_overrides, parser, place
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.runtime.embed import EmbedConfig, embed
@@ -24,11 +24,16 @@ from rec.runtime.partition import EmbedError
 
 def arguments() -> argparse.ArgumentParser:
     places = parser("jobs.embed", __doc__)
-    places.add_argument("--encoder", required=True, help="a content-encoder artifact")
+    places.add_argument("--encoder", type=place, required=True, help="a content-encoder artifact")
     places.add_argument(
-        "--rows", required=True, help="a content-rows artifact, or a folder of Parquet like it"
+        "--rows",
+        type=place,
+        required=True,
+        help="a content-rows artifact, or a folder of Parquet like it",
     )
-    places.add_argument("--out", required=True, help="where to publish the embedding table")
+    places.add_argument(
+        "--out", type=place, required=True, help="where to publish the embedding table"
+    )
     add_overrides(places, EmbedConfig())
     return places
 

@@ -60,7 +60,11 @@ def run(config: EvaluationConfig) -> Evaluation:
         f"items of {config.run}",
         flush=True,
     )
-    evaluation = evaluate(config, items)
+
+    def tell(method: str) -> None:
+        print(f"evaluate: {time.monotonic() - started:5.1f} s  {method}", flush=True)
+
+    evaluation = evaluate(config, items, tell)
     out = join(config.run, "report")
     write_evaluation(evaluation, out)
     print(markdown(evaluation), flush=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.cli import add_overrides, parser
+from jobs.cli import add_overrides, parser, place
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.retrieval.index import IndexBuildError, IndexConfig, build_index
@@ -20,8 +20,10 @@ from rec.retrieval.index import IndexBuildError, IndexConfig, build_index
 
 def arguments() -> argparse.ArgumentParser:
     places = parser("jobs.index", __doc__)
-    places.add_argument("--embeddings", required=True, help="an embedding-table artifact")
-    places.add_argument("--out", required=True, help="where to publish the index")
+    places.add_argument(
+        "--embeddings", type=place, required=True, help="an embedding-table artifact"
+    )
+    places.add_argument("--out", type=place, required=True, help="where to publish the index")
     add_overrides(places, IndexConfig())
     return places
 

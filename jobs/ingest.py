@@ -21,7 +21,7 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from jobs.cli import add_overrides, parser
+from jobs.cli import add_overrides, load_recipe, parser, place
 from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError, Tables, write_tables
@@ -32,7 +32,7 @@ from rec.features.text import TokenizerError
 from rec.schema import SchemaError
 from rec.sources import AnySource, ExercisesSource, MovieLensSource, SourceError, SyntheticSource
 
-_ERRORS = (
+ERRORS = (
     ArtifactError,
     ConfigError,
     IngestError,
@@ -54,14 +54,13 @@ class IngestConfig(Config):
 
 def arguments() -> argparse.ArgumentParser:
     flags = parser("jobs.ingest", __doc__)
+    add_source(flags)
     flags.add_argument(
-        "--source",
-        choices=["synthetic", "movielens", "exercises"],
-        default="synthetic",
-        help="where the data comes from; synthetic needs no data (default)",
+        "--recipe",
+        metavar="MODULE:FUNCTION",
+        help="make the rows that this recipe reads; --set then overrides its settings",
     )
-    flags.add_argument("--path", help="folder of the data, for movielens and exercises")
-    flags.add_argument("--out", required=True, help="folder for tables/ and rows/")
+    flags.add_argument("--out", type=place, required=True, help="folder for tables/ and rows/")
     flags.add_argument(
         "--overwrite", action="store_true", help="replace what another config wrote there"
     )
@@ -69,21 +68,35 @@ def arguments() -> argparse.ArgumentParser:
     return flags
 
 
-def configure(source: str, path: str | None, assignments: list[str]) -> IngestConfig:
-    """The typed config of the command line.
+def add_source(flags: argparse.ArgumentParser) -> None:
+    """Add --source and --path."""
+    flags.add_argument(
+        "--source",
+        choices=["synthetic", "movielens", "exercises"],
+        default="synthetic",
+        help="where the data comes from; synthetic needs no data (default)",
+    )
+    flags.add_argument("--path", type=place, help="folder of the data, for movielens and exercises")
 
-    Raises:
-        ConfigError: a path is missing or not wanted, or an override is wrong.
-    """
+
+def source_of(source: str, path: str | None) -> AnySource:
+    """The source of the command line; raises ConfigError when a path is missing or not wanted."""
     if (path is None) != (source == "synthetic"):
         need = "takes no" if source == "synthetic" else "needs a"
         raise ConfigError(f"--source {source} {need} --path")
-    origin: AnySource = SyntheticSource()
     if source == "movielens":
-        origin = MovieLensSource(path=path or "")
-    elif source == "exercises":
-        origin = ExercisesSource(path=path or "")
-    return IngestConfig(source=origin).override(assignments)
+        return MovieLensSource(path=path or "")
+    if source == "exercises":
+        return ExercisesSource(path=path or "")
+    return SyntheticSource()
+
+
+def rows_of(recipe: str) -> RowsConfig:
+    """The rows' settings of the recipe at `module:function`; raises ConfigError without any."""
+    rows = getattr(load_recipe(recipe), "rows", None)
+    if not isinstance(rows, RowsConfig):
+        raise ConfigError(f"--recipe {recipe}: it has no settings of content rows")
+    return rows
 
 
 def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tables, Manifest]:
@@ -162,9 +175,12 @@ def _tell_rows(manifest: Manifest, out: str, seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     try:
-        config = configure(given.source, given.path, given.set)
+        config = IngestConfig(
+            source=source_of(given.source, given.path),
+            rows=rows_of(given.recipe) if given.recipe else RowsConfig(),
+        ).override(given.set)
         run(config, given.out, overwrite=given.overwrite)
-    except _ERRORS as error:
+    except ERRORS as error:
         print(f"ingest: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -240,16 +240,17 @@ def demo() -> ContentRecipe:
             fusion_heads=4,
             num_queries=4,
             embedding_dim=64,
+            dropout=0.0,
         ),
         inputs=ContentInputs(max_tokens=64, height=64, width=64, max_frames=2),
         train=TrainConfig(
-            steps=400,
+            steps=200,
             batch_size=64,
             learning_rate=1e-3,
-            warmup_steps=40,
+            warmup_steps=20,
             log_every=10,
-            checkpoint_every=100,
-            validate_every=100,
+            checkpoint_every=50,
+            validate_every=50,
         ),
     )
 

@@ -52,8 +52,10 @@ class EvaluationConfig(Config):
 class Evaluator:
     """One set of items and truths; methods are put to it one by one."""
 
-    def __init__(self, config: EvaluationConfig, items: EvaluationItems) -> None:
-        self.config, self.items = config, items
+    def __init__(
+        self, config: EvaluationConfig, items: EvaluationItems, tell: Callable[[str], None]
+    ) -> None:
+        self.config, self.items, self.tell = config, items, tell
         self.notes = list(items.notes)
         self.settings: dict[str, str] = {}
         self.problems = {
@@ -110,6 +112,7 @@ class Evaluator:
 
     def vectors(self, method: str, variants: Sequence[Vectors]) -> list[Answers]:
         """Answers of a method that is a matrix of unit rows, or several to choose among."""
+        self.tell(method)
         answers: list[Answers] = []
         for task, problem in self.problems.items():
             found, tuned = evaluate_labels(

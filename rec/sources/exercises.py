@@ -50,7 +50,7 @@ class ExercisesSource(Config):
 
     kind: Literal["exercises"] = "exercises"
     path: str  # the folder, local or s3://
-    num_shards: int = Field(4, ge=1)
+    num_shards: int = Field(default=4, ge=1)
 
     def shards(self) -> list[Shard]:
         return [Shard(i, self.num_shards) for i in range(self.num_shards)]

@@ -15,24 +15,24 @@ class SyntheticConfig(Config):
 
     kind: Literal["synthetic"] = "synthetic"
     seed: int = 0
-    num_items: int = Field(500, ge=1, lt=10**10)
-    num_users: int | None = Field(None, ge=1, lt=10**10)  # None: one for every two items
-    num_shards: int = Field(4, ge=1)
-    num_topics: int = Field(24, ge=8, le=4096)
+    num_items: int = Field(default=500, ge=1, lt=10**10)
+    num_users: int | None = Field(default=None, ge=1, lt=10**10)  # None: one for every two items
+    num_shards: int = Field(default=4, ge=1)
+    num_topics: int = Field(default=24, ge=8, le=4096)
     start: date = date(2024, 1, 1)  # first publication, midnight UTC
     end: date = date(2024, 7, 1)
-    interactions_per_user: float = Field(30.0, ge=0.0)  # means of skewed counts
-    searches_per_user: float = Field(6.0, ge=0.0)
-    comments_per_user: float = Field(5.0, ge=0.0)
-    product_share: float = Field(0.15, ge=0.0, le=1.0)
-    frame_share: float = Field(0.95, ge=0.0, le=1.0)  # of items that have frames
-    sound_share: float = Field(0.3, ge=0.0, le=1.0)  # of videos that have sound
-    description_share: float = Field(0.85, ge=0.0, le=1.0)
-    wrong_tag_rate: float = Field(0.33, ge=0.0, le=1.0)  # of hashtags that name a topic
-    off_interest_rate: float = Field(0.4, ge=0.0, le=1.0)  # of interactions and clicks
-    frame_size: int = Field(64, ge=16, le=512)  # pixels a side
-    event_days: int = Field(7, ge=1)  # a new fresh tag appears every so many days
-    event_rate: float = Field(0.12, ge=0.0, le=1.0)  # of items that belong to some event
+    interactions_per_user: float = Field(default=30.0, ge=0.0)  # means of skewed counts
+    searches_per_user: float = Field(default=6.0, ge=0.0)
+    comments_per_user: float = Field(default=5.0, ge=0.0)
+    product_share: float = Field(default=0.15, ge=0.0, le=1.0)
+    frame_share: float = Field(default=0.95, ge=0.0, le=1.0)  # of items that have frames
+    sound_share: float = Field(default=0.3, ge=0.0, le=1.0)  # of videos that have sound
+    description_share: float = Field(default=0.85, ge=0.0, le=1.0)
+    wrong_tag_rate: float = Field(default=0.33, ge=0.0, le=1.0)  # of hashtags that name a topic
+    off_interest_rate: float = Field(default=0.4, ge=0.0, le=1.0)  # of interactions and clicks
+    frame_size: int = Field(default=64, ge=16, le=512)  # pixels a side
+    event_days: int = Field(default=7, ge=1)  # a new fresh tag appears every so many days
+    event_rate: float = Field(default=0.12, ge=0.0, le=1.0)  # of items that belong to some event
 
     @model_validator(mode="after")
     def _order(self) -> Self:
