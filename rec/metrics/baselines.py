@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 
+from rec.artifacts import ArtifactError
 from rec.metrics.content import cross_modal_ranks
 from rec.metrics.ranking import TargetRanks, mrr
 from rec.metrics.vectors import Vectors, unit_rows
@@ -78,6 +79,14 @@ def pixel_vectors(features: Floats, num_train: int, *, num_components: int = 32)
     return unit_rows(np.where(has_picture[:, None], vectors, 0)).astype(np.float32)
 
 
+def require_text_encoder(folder: Path) -> None:
+    """Raise ArtifactError where `folder` lacks the files of a Hugging Face encoder."""
+    names = ("config.json", "tokenizer.json", "model.safetensors")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ArtifactError(f"{folder}: no text encoder there, it lacks {', '.join(missing)}")
+
+
 def text_encoder_vectors(
     texts: Sequence[str], folder: Path, *, batch_size: int = 32, max_length: int = 128
 ) -> Floats:
@@ -86,10 +95,11 @@ def text_encoder_vectors(
     Texts without a character give rows of zeros.
 
     Raises:
-        OSError: `folder` holds no model and tokenizer that transformers can read.
+        ArtifactError: as `require_text_encoder`.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer  # seconds, and few evaluations need it
 
+    require_text_encoder(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths, little padding

@@ -29,6 +29,7 @@ from rec.report.contents import (
 from rec.report.layout import layout
 from rec.runtime.evaluation_data import EvaluationItems, read_frames, read_vectors
 from rec.runtime.evaluation_results import MODEL, Evaluation
+from rec.runtime.train import LOGS
 from rec.train.metrics import RECORDS, read_records
 
 _NUM_QUERIES, _NUM_NEIGHBOURS, _NUM_POINTS = 8, 6, 2000
@@ -105,7 +106,7 @@ def _summary(run: str, evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def _records(run: str) -> list[dict[str, Any]]:
-    place = join(run, "train")
+    place = join(run, "train", LOGS)
     return read_records(place) if exists(join(place, RECORDS)) else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rec.metrics.baselines import (
     concatenations,
     linear_cross_modal,
     pixel_vectors,
+    require_text_encoder,
     text_encoder_vectors,
     tfidf_vectors,
 )
@@ -96,17 +98,24 @@ def _baselines(evaluator: Evaluator, asked: list[str]) -> list[Answers]:
     return answers
 
 
-def evaluate(config: EvaluationConfig, items: EvaluationItems | None = None) -> Evaluation:
+def evaluate(
+    config: EvaluationConfig,
+    items: EvaluationItems | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
     """All figures of `config.run`, its baselines, and the runs it is compared with.
 
     Args:
         config: runs and settings.
         items: of `config.run`, where they were read already.
+        tell: called with the name of each method before it is put to the questions.
 
     Raises:
-        ArtifactError: the run lacks tables, rows, embeddings or encoder, or a compared run
-            holds out other items.
+        ArtifactError: the run lacks tables, rows, embeddings or encoder, a compared run holds
+            out other items, or there is no text encoder where one was said to be.
     """
+    if config.text_encoder is not None:
+        require_text_encoder(Path(config.text_encoder))  # now, not after minutes
     held = heldout_ids(config.run)
     for other in config.compare:
         if heldout_ids(other) != held:
@@ -116,7 +125,7 @@ def evaluate(config: EvaluationConfig, items: EvaluationItems | None = None) -> 
             )
     if items is None:
         items = read_items(config.run, max_items=config.max_items)
-    evaluator = Evaluator(config, items)
+    evaluator = Evaluator(config, items, tell)
     found = {run: _model(evaluator, run) for run in (config.run, *config.compare)}
     runs = {run: answers for run, (answers, _) in found.items()}
     baselines = _baselines(evaluator, found[config.run][1])

@@ -41,10 +41,10 @@ def read_likes(
 ) -> Likes | None:
     """Likes of these items, None where the run has no interactions.
 
-    A rating is a like from `like_rating` up; an event with a dwell time, from `like_dwell_ms`
-    up; a click, watch or buy without one always; an impression never. Beyond `max_likes` pairs
-    users are sampled by a hash of their ids, halving until they fit, so that the order of
-    shards does not matter.
+    A rating is a like from `like_rating` up; a click or watch with a dwell time, from
+    `like_dwell_ms` up, and without one always; so is a buy; an impression never. Beyond
+    `max_likes` pairs users are sampled by a hash of their ids, halving until they fit, so that
+    the order of shards does not matter.
     """
     data = open_table(run, "interactions")
     if data is None:
@@ -116,7 +116,7 @@ def _liked(batch: pa.RecordBatch, like_rating: float, like_dwell_ms: int) -> pa.
     event = batch.column("event")
     rated = pc.fill_null(pc.greater_equal(batch.column("value"), like_rating), False)
     dwelt = pc.fill_null(pc.greater_equal(batch.column("dwell_ms"), like_dwell_ms), True)
-    liked = pc.if_else(pc.equal(event, "rating"), rated, dwelt)
+    liked = pc.if_else(pc.equal(event, "rating"), rated, pc.or_(dwelt, pc.equal(event, "buy")))
     return pc.and_(liked, pc.not_equal(event, "impression"))
 
 

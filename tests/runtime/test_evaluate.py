@@ -231,6 +231,34 @@ def test_heldout_behaviour_never_reaches_a_method(run: Path, found: Evaluation) 
     assert all(len(topics) == 1 for topics in by_user.values())  # a short dwell is no like
 
 
+def test_what_counts_as_a_like(tmp_path: Path) -> None:
+    def event(item: str, kind: str, value: float | None, dwell_ms: int | None) -> dict[str, object]:
+        made = {"user_id": "u", "item_id": item, "domain": "d", "event": kind, "value": value}
+        return {**made, "dwell_ms": dwell_ms, "event_time": START}
+
+    events = [
+        event("good rating", "rating", 4.0, None),
+        event("bad rating", "rating", 3.5, None),
+        event("no rating", "rating", None, None),
+        event("long watch", "watch", None, 10_000),
+        event("short click", "click", 5.0, 9_999),
+        event("untimed click", "click", None, None),
+        event("quick buy", "buy", None, 5),
+        event("long look", "impression", None, 60_000),
+        event("long watch", "watch", None, 20_000),
+    ]
+    (tmp_path / "tables" / "interactions").mkdir(parents=True)
+    table = pa.Table.from_pylist(events, schema=INTERACTIONS)
+    pq.write_table(table, tmp_path / "tables" / "interactions" / "shard-00000.parquet")
+    ids = [str(e["item_id"]) for e in events[:-1]]
+    likes = read_likes(str(tmp_path), ids, None, like_rating=4, like_dwell_ms=10_000)
+    assert likes is not None
+    row = likes.matrix.toarray()[0]
+    assert row.max() == 1
+    liked = {name for name, value in zip(ids, row, strict=True) if value}
+    assert liked == {"good rating", "long watch", "untimed click", "quick buy"}
+
+
 def test_users_are_sampled_alike_whatever_the_order_of_shards(run: Path, tmp_path: Path) -> None:
     items = read_items(str(run), max_items=1000)
     other = tmp_path / "other"
@@ -333,12 +361,14 @@ def test_labels_are_compared_clean() -> None:
 
 def test_the_report_shows_what_the_run_left(run: Path, found: Evaluation) -> None:
     items = read_items(str(run), max_items=1000)
-    (run / "train").mkdir(exist_ok=True)
+    (run / "train" / "logs").mkdir(parents=True, exist_ok=True)
     records = [
         {"step": s, "train/total": 1 / s, "validation/total": 2 / s, "rows_per_s": 9.0}
         for s in (1, 2, 3)
     ]
-    (run / "train" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (run / "train" / "logs" / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in records)
+    )
     ledger = {"stages": {"tokenise": {"rows_in": 9, "rows_out": 8, "dropped": {"empty": 1}}}}
     (run / "rows" / "v1" / "ledger.json").write_text(json.dumps(ledger))
     report = gather(str(run), found, items)
