@@ -56,7 +56,8 @@ def co_liked(
     kept: list[int] = []
     columns: list[Index] = []
     for row in queries:
-        common = by_item @ by_item[[row]].toarray().ravel()
+        users = by_item[[row]].indices
+        common = np.asarray(likes[users].sum(axis=0)).ravel()
         common[row] = 0
         fits = np.flatnonzero((common >= min_common) & (counts >= min_likes))
         cosine = common[fits] / np.sqrt(counts[fits] * counts[row])
