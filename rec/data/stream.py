@@ -250,11 +250,14 @@ class RowPass(Generic[B]):
     def tables(self) -> Iterator[pa.Table]:
         """The rows of the batches, not collated."""
         count = self._stop - self._start
-        units = list(self.split.units)
+        pieces = iter(_pieces(list(self.split.units), self._start, self._stop))
+        held = _read(self.split.files, [next(pieces)])
         for i in range(self.num_batches):
-            low = self._start + count * i // self.num_batches
-            high = self._start + count * (i + 1) // self.num_batches
-            yield _read(self.split.files, _pieces(units, low, high))
+            size = count * (i + 1) // self.num_batches - count * i // self.num_batches
+            while held.num_rows < size:
+                held = pa.concat_tables([held, _read(self.split.files, [next(pieces)])])
+            yield held.slice(0, size)
+            held = held.slice(size)
 
 
 def _read(files: pafs.FileSystem, pieces: list[Piece]) -> pa.Table:
