@@ -10,6 +10,7 @@ With num_workers 0 the loop runs in this process, without Ray, for the plain eng
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
-LOGS = "logs"
+LOGS, _SCORE = "logs", "score"
 _START_TIMEOUT_S = "600"  # Ray's own is 60 s, too short for a GPU node that is still booting
 
 
@@ -202,6 +203,12 @@ def _held_out(job: _Job, rank: int, world: int, threads: int) -> RowPass[Any] | 
     )
 
 
+def _score(metrics: dict[str, float]) -> float:
+    """Higher is better; below all for a checkpoint that was not validated. Ray keeps the highest
+    and the last; with order "min" it would take a missing score for the best."""
+    return -metrics[checkpoint.SCORE] if checkpoint.SCORE in metrics else -sys.float_info.max
+
+
 class _RayStore:
     """Checkpoints through ray.train.report, which is a barrier of all ranks."""
 
@@ -214,7 +221,7 @@ class _RayStore:
                 dist.barrier()
             found = ray_train.Checkpoint.from_directory(aside) if os.listdir(aside) else None
             ray_train.report(
-                {"step": step, **metrics},
+                {"step": step, _SCORE: _score(metrics), **metrics},
                 checkpoint=found,
                 checkpoint_dir_name=f"step-{step:08d}",
             )
@@ -256,8 +263,8 @@ def _train_on_ray(
             failure_config=ray_train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=config.keep_checkpoints + 1,
-                checkpoint_score_attribute=checkpoint.SCORE,
-                checkpoint_score_order="min",
+                checkpoint_score_attribute=_SCORE,
+                checkpoint_score_order="max",
             ),
         ),
     ).fit()
