@@ -116,8 +116,9 @@ def map_svg(points: Sequence[Point]) -> tuple[str, list[tuple[str, int]]]:
     xs, ys = [p.x for p in points], [p.y for p in points]
     left, top = min(xs), min(ys)
     scale = (_MAP - 24) / (max(max(xs) - left, max(ys) - top) or 1.0)
+    width, height = (max(240, round(24 + (max(v) - min(v)) * scale)) for v in (xs, ys))
     parts = [
-        f'<svg class="map" viewBox="0 0 {_MAP} {_MAP}" role="img" '
+        f'<svg class="map" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{len(points)} items in two dimensions">'
     ]
     for p in sorted(points, key=lambda p: (bool(p.group), p.heldout)):

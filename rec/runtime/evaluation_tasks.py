@@ -37,14 +37,12 @@ class EvaluationConfig(Config):
     compare: tuple[str, ...] = ()  # further runs of the same recipe on the same rows
     text_encoder: str | None = None  # local Hugging Face folder of a frozen text encoder
     max_items: int = Field(default=20_000, ge=10)  # on each side of the cut-off; beyond, a sample
-    min_label_positives: int = Field(
-        default=5, ge=1
-    )  # held-out items a label needs to count for mAP
+    # held-out items that a label needs to count for mAP
+    min_label_positives: int = Field(default=5, ge=1)
     like_rating: float = 4.0  # a rating from here up is a like
     like_dwell_ms: int = 10_000  # a watch or click from here up is a like
-    min_likes: int = Field(
-        default=10, ge=1
-    )  # users an item needs to be asked for or found by behaviour
+    # users that an item needs to be asked for, or to be found, by behaviour
+    min_likes: int = Field(default=5, ge=1)
     num_relevant: int = Field(default=20, ge=1)  # most co-liked items that should be found
     device: str = "cpu"  # where the encoder runs
 
