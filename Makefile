@@ -16,6 +16,8 @@ export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 # Ray lowers the priority of its workers, which makes a first compilation look hung.
 export RAY_worker_niceness := 0
+# OpenMP threads that spin while they wait starve whatever else runs; see jobs/__init__.py.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test unit check setup clean help
 
@@ -24,7 +26,7 @@ help:
 
 demo: $(READY)
 	@echo "== the whole path on the simulated platform, into $(OUT)"
-	$(BIN)/python -m jobs.pipeline --out $(OUT) --serve-once
+	$(BIN)/python -m jobs.pipeline --out $(OUT) --set source.num_items=2000
 	@echo "== report: $(OUT)/report/report.html"
 
 test: $(READY)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import ray
 
 from jobs import embed, evaluate, index, ingest, train
 from jobs.cli import add_overrides, load_recipe, parser, place
@@ -126,6 +127,7 @@ def serve_once(out: str, question: str) -> int:
     command = [sys.executable, "-m", "serve_apps", "--encoder", join(out, "encoder")]
     command += ["--index", join(out, "index"), "--port", "0", "--ask", question]
     command += ["--titles", join(out, "tables", "items")]
+    command += ["--address", ray.get_runtime_context().gcs_address]  # the Ray of this run
     return subprocess.run(command, check=False).returncode
 
 
