@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from pyarrow.lib import ArrowInvalid
 
 from rec.artifacts import ArtifactError
 from rec.config import ConfigError
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.haproxy:  # Ray reads these when it is imported
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
+        os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
     from serve_apps.app import ServeArgs
     from serve_apps.launch import ServiceError, call, serving
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("stopping: requests under way are finished first", flush=True)
     except KeyboardInterrupt:  # before the service was up
         return 130
-    except (ArtifactError, ConfigError, ServiceError, OSError, pa.ArrowInvalid) as error:
+    except (ArtifactError, ConfigError, ServiceError, OSError, ArrowInvalid) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

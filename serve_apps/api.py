@@ -81,7 +81,9 @@ class Query(ContentInput):
 
 class KnnRequest(_Body):
     queries: list[Query] = Field(min_length=1)
-    k: int = Field(10, ge=1, description="neighbours a query; fewer where the index holds fewer")
+    k: int = Field(
+        default=10, ge=1, description="neighbours a query; fewer where the index holds fewer"
+    )
     exclude_self: bool = Field(True, description="leave the item out of its own neighbours")
     model_version: Text | None = Field(
         None, description="refuse (409) unless this is the model that answers"

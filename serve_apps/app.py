@@ -6,8 +6,9 @@
 # no `from __future__ import annotations`: Ray reads the class that `build` takes off its signature
 
 import asyncio
+import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,6 @@ from serve_apps.errors import ApiError
 from serve_apps.gateway import Content, Found, ItemQuery, Limits, make_app
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
-
-R = TypeVar("R")
 
 
 class ServeArgs(Config):
@@ -149,6 +148,20 @@ class ServeBackend:
         await self._call(self._encoder.canary)
 
 
+def _check_transport(max_body_bytes: int) -> None:
+    """Replicas that talk by gRPC drop messages over 4 MiB unless told otherwise: large pictures
+    would end in a 500, so that is refused at the start."""
+    if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") != "1":
+        return
+    name = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+    allowed = int(os.environ.get(name, 4 << 20))
+    if allowed < max_body_bytes:
+        raise ValueError(
+            f"with RAY_SERVE_THROUGHPUT_OPTIMIZED=1 replicas take messages of {allowed} bytes, "
+            f"limits.max_body_bytes is {max_body_bytes}: set {name}={max_body_bytes} on the cluster"
+        )
+
+
 @serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 0.25})
 @serve.ingress()
 class Gateway:
@@ -162,6 +175,7 @@ class Gateway:
         knn: DeploymentHandle,
     ) -> None:
         self._args = ServeArgs.model_validate(args)
+        _check_transport(self._args.limits.max_body_bytes)
         self._version = Version.model_validate(version)
         self._backend = ServeBackend(encoder, knn, self._args.timeout_s)
 

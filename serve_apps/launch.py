@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import socket
 import time
 import urllib.error
@@ -63,6 +65,31 @@ def _await_healthy(url: str, timeout_s: float) -> None:
             time.sleep(0.2)
 
 
+def _connect(address: str | None) -> bool:
+    """Connect to Ray, starting it where there is none; whether it was started."""
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address != "local":
+        try:
+            ray.init(address=address or "auto", **quiet)
+            return False
+        except ConnectionError as error:
+            if address or os.environ.get("RAY_ADDRESS"):
+                place = address or os.environ["RAY_ADDRESS"]
+                raise ServiceError(f"no Ray cluster at {place}: {error}") from error
+    ray.init(address="local", **quiet)
+    return True
+
+
+def _reasons() -> str:
+    """Why deployments did not start: the last exception of each one's traceback."""
+    last = {
+        name: re.split(r"\n(?=[A-Za-z_.]+: )", status.message.strip())[-1]
+        for name, status in serve.status().applications[APP_NAME].deployments.items()
+        if status.status == "DEPLOY_FAILED"
+    }
+    return "; ".join(f"{name}: {error}" for name, error in last.items())
+
+
 @contextmanager
 def serving(
     args: ServeArgs,
@@ -79,18 +106,18 @@ def serving(
         host: interface to listen on; 0.0.0.0 is all of them. The service has no authentication.
         port: 0 picks a free one.
         address: a Ray cluster's; None takes RAY_ADDRESS or a running `ray start`, else starts
-            Ray within this process and stops it afterwards. A Ray that this process already
-            uses is used and left running.
+            Ray here and stops it afterwards, as "local" does always. A Ray that this process
+            already uses is used and left running.
         startup_timeout_s: how long /healthz may fail once the replicas are up.
 
     Raises:
-        ArtifactError: encoder or index cannot be served, or do not belong together.
-        ServiceError: Serve already runs on that cluster, or the service does not become healthy.
+        ArtifactError: encoder or index cannot be read, or do not belong together.
+        ServiceError: Serve already runs on that cluster, or the service does not start, for
+            instance because a file of an artifact is not as published.
     """
     application = build(args)  # refuses bad artifacts before anything is started
-    own_ray = not ray.is_initialized()
-    if own_ray:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    connected = not ray.is_initialized()
+    started = connected and _connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if serve.status().proxies:
@@ -102,14 +129,17 @@ def serving(
         timeout_s = args.timeout_s + 5  # the gateway's own deadlines answer better than Serve's
         serve.start(http_options={"host": host, "port": port, "request_timeout_s": timeout_s})
         try:
-            serve.run(application, name=APP_NAME, route_prefix="/")
+            try:
+                serve.run(application, name=APP_NAME, route_prefix="/")
+            except RuntimeError as error:
+                raise ServiceError(f"the service did not start: {_reasons() or error}") from error
             url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
             _await_healthy(url, startup_timeout_s)
             yield url
         finally:
             serve.delete(APP_NAME)  # lets requests under way finish
-            if not own_ray:
+            if not started:
                 serve.shutdown()
     finally:
-        if own_ray:
+        if connected:
             ray.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -169,22 +171,49 @@ def test_the_command_answers_one_question_and_stops(served: Any, tmp_path: Path)
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_command_serves_until_sigterm(served: Any) -> None:
-    from serve_apps.launch import call
+@pytest.mark.parametrize("more", [[], ["--haproxy"]])
+def test_the_command_serves_until_sigterm(served: Any, more: list[str]) -> None:
+    from serve_apps.launch import ServiceError, call
 
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
+    large = cv2.imencode(".png", noise)[1].tobytes()
+    assert len(large) > 5_000_000  # gRPC's own limit is 4 MiB
     with subprocess.Popen(
-        _command(served), stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1]
+        _command(served, *more), stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1]
     ) as process:
         assert process.stdout is not None
         line = next(text for text in process.stdout if text.startswith("serving at "))
-        address = line.split()[2]
-        assert call(f"{address}/healthz") == {"status": "ok"}
+        url = line.split()[2]
+        inputs = [{"image": base64.b64encode(large).decode()}]
+        vectors = call(f"{url}/v1/embed", {"inputs": inputs})["vectors"]
+        np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
+        with pytest.raises(ServiceError, match=r"422 .*not a picture"):
+            call(f"{url}/v1/embed", {"inputs": [{"image": "aGk="}]})
         os.kill(process.pid, signal.SIGTERM)
         rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "requests under way are finished first" in rest
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_damaged_index_is_named_when_a_replica_refuses_it(served: Any, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(served.index_uri, tmp_path / "index"))
+    file = next(index.rglob("index.faiss"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    command = _command(served, "--index", str(index))
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False
+    )
+    assert done.returncode == 1
+    assert "the service did not start" in done.stderr
+    assert f"{file}" in done.stderr
+    assert "publish again" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong(served: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve_apps", "--encoder", str(tmp_path), "--index", "x"]
     done = subprocess.run(
