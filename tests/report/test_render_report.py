@@ -130,6 +130,12 @@ def test_labels_that_are_shared_are_marked() -> None:
     assert html.count("held out") >= 2
 
 
+def test_a_long_list_of_labels_is_cut_and_told() -> None:
+    query = Item("film", None, [f"label{i}" for i in range(20)])
+    text = Page(render(Report("r", "now", [], neighbourhoods=[Neighbourhood(query, [])]))).text
+    assert "label7 and 12 more" in text
+
+
 def test_an_empty_report_says_so_and_links_nowhere() -> None:
     page = Page(render(Report("empty", "now", [])))
     assert "None were recorded." in page.text
