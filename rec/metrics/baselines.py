@@ -123,7 +123,7 @@ def text_encoder_vectors(
 
 
 def concatenations(
-    first: Vectors, second: Vectors, shares: Sequence[float] = (0.05, 0.15, 0.4)
+    first: Vectors, second: Vectors, shares: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5)
 ) -> list[sparse.csr_array]:
     """Unit rows of both side by side, one matrix for each share of the cosine that `second` has;
     tuning chooses among them."""
