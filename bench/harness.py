@@ -48,6 +48,7 @@ class Report:
 
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)  # lines of Markdown of the benchmark's own
 
     def add(self, what: str, value: float, bar: float | None = None, at_most: bool = False) -> None:
         self.figures.append(Figure(what, value, bar, at_most))
@@ -118,9 +119,10 @@ def main(
         command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
         day = datetime.now(UTC).date().isoformat()
         notes = "".join(f"\n- {note}" for note in report.notes)
+        own = "".join(f"{line}\n" for line in report.table)
         entry = (
             f"\n## {name}, {day}, {at}\n\n`{command}`; {hardware()}; {seconds:.0f} s\n\n"
-            f"{lines}\n{notes}\n"
+            f"{own}\n{lines}\n{notes}\n"
         )
         with RESULTS.open("a", encoding="utf-8") as stream:
             stream.write(entry)

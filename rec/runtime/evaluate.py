@@ -128,7 +128,7 @@ def evaluate(
     evaluator = Evaluator(config, items, tell)
     found = {run: _model(evaluator, run) for run in (config.run, *config.compare)}
     runs = {run: answers for run, (answers, _) in found.items()}
-    baselines = _baselines(evaluator, found[config.run][1])
+    baselines = _baselines(evaluator, found[config.run][1]) if config.baselines else []
     figures = [figure(run, a) for run, answers in runs.items() for a in answers]
     if len(runs) > 1:
         figures += over_runs(list(runs.values()))

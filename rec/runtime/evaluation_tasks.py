@@ -36,6 +36,7 @@ class EvaluationConfig(Config):
     run: str  # a run folder
     compare: tuple[str, ...] = ()  # further runs of the same recipe on the same rows
     text_encoder: str | None = None  # local Hugging Face folder of a frozen text encoder
+    baselines: bool = True  # False where they stand in another run's report on the same rows
     max_items: int = Field(default=20_000, ge=10)  # on each side of the cut-off; beyond, a sample
     # held-out items that a label needs to count for mAP
     min_label_positives: int = Field(default=5, ge=1)
