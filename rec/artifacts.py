@@ -19,15 +19,27 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from pyarrow import fs as pafs
+from pydantic import AfterValidator, Field
 
 from rec import __version__
 from rec.config import Config
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
+# a manifest from elsewhere must not lead out of its folder, nor out of the cache
+_PLAIN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+
+
+def _relative(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} leads out of the artifact's folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_relative)]
 
 
 class ArtifactError(ValueError):
@@ -43,9 +55,10 @@ class Manifest(Config):
     """What a version of an artifact is made of and where it came from."""
 
     kind: str  # "content-encoder", "embedding-table", "index", "content-rows", "tables"
-    version: str  # names this version; equal contents give an equal version
-    root: str  # folder of the files, below the artifact's own
-    files: dict[str, FileEntry]  # paths below root
+    # names this version; equal contents give an equal version
+    version: str = Field(pattern="^[0-9a-f]{16}$")
+    root: str = Field(pattern=_PLAIN)  # folder of the files, below the artifact's own
+    files: dict[RelativePath, FileEntry]  # paths below root
     lineage: dict[str, str] = {}  # artifact it was made from -> its version
     config: dict[str, Any] = {}  # how it was made
     metrics: dict[str, Any] = {}  # what was measured of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -13,7 +14,16 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
 from rec import artifacts
-from rec.artifacts import ArtifactError, Manifest, join, open_artifact, publish, seal, verify
+from rec.artifacts import (
+    ArtifactError,
+    Manifest,
+    join,
+    open_artifact,
+    publish,
+    read_manifest,
+    seal,
+    verify,
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +224,7 @@ def test_an_artifact_can_be_moved(tmp_path: Path) -> None:
 
 
 def test_manifest_round_trip() -> None:
-    manifest = Manifest(kind="index", version="v", root="r", files={})
+    manifest = Manifest(kind="index", version="0" * 16, root="r", files={})
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
@@ -229,3 +239,23 @@ def test_manifest_round_trip() -> None:
 )
 def test_join(parts: tuple[str, ...], expected: str) -> None:
     assert join(*parts) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "../../elsewhere"},
+        {"version": "/etc"},
+        {"root": ".."},
+        {"root": "a/../.."},
+        {"files": {"../x": {"sha256": "0", "num_bytes": 1}}},
+        {"files": {"/x": {"sha256": "0", "num_bytes": 1}}},
+    ],
+)
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    good = {"kind": "index", "version": "0" * 16, "root": "v-1", "files": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps({**good, **change}))
+    with pytest.raises(ArtifactError, match="not a manifest"):
+        read_manifest(tmp_path, "index")
