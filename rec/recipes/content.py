@@ -273,7 +273,7 @@ def films(text_checkpoint: str | None = None) -> ContentRecipe:
             max_frames=1,
             max_audio_patches=1,
             min_tokens=20,  # a film of which only the title is known teaches nothing
-            cutoff=datetime(2010, 1, 1, tzinfo=UTC),
+            cutoff=datetime(2009, 12, 31, tzinfo=UTC),
         ),
         model=ContentModelConfig(
             vision=VisionConfig(hidden_size=192, num_layers=6, num_heads=6),

@@ -81,7 +81,7 @@ def _summary(run: str, evaluation: Evaluation) -> list[tuple[str, str]]:
         )
     )
     if evaluation.cutoff:
-        lines.append(("First held-out item", evaluation.cutoff[:10]))
+        lines.append(("Cut-off", evaluation.cutoff[:10]))
     encoder = _manifest(run, "encoder", "content-encoder")
     if encoder is not None:
         size = sum(entry.num_bytes for entry in encoder.files.values()) / 2**20

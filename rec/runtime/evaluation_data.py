@@ -33,7 +33,7 @@ class EvaluationItems:
 
     item_ids: list[str]
     num_train: int
-    cutoff: datetime | None  # when the first held-out item was published
+    cutoff: datetime | None  # of the rows; None where they were split by hash
     titles: list[str]
     texts: list[str]  # title and description
     tags: list[list[str]]
@@ -143,8 +143,8 @@ def read_items(run: str, *, max_items: int) -> EvaluationItems:
     pixels, num_broken = _pixels(rows, position)
     if num_broken:
         notes.append(f"{num_broken} first frames could not be decoded for the pixel baseline")
-    known = [t for t, _ in heldout if t.year > 1]
-    cutoff = known[0] if known else None
+    told = read_manifest(rows, "content-rows").metrics.get("cutoff")
+    cutoff = datetime.fromisoformat(told) if told else None
     return EvaluationItems(
         item_ids, len(train), cutoff, titles, texts, tags, categories, pixels, notes
     )

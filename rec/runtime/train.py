@@ -84,7 +84,8 @@ def train(
         storage: folder of runs, local (shared by the nodes) or s3://.
         num_workers: processes; 0 is this process, without Ray, for the plain engine.
         use_gpu: one GPU a worker; None takes them where Ray has them.
-        encoder: where to export the best checkpoint as an artifact, once all steps are done.
+        encoder: where to export the last checkpoint as an artifact, once all steps are done. Not
+            the best one: that was chosen on held-out rows, which evaluation reports on.
         resume: False refuses to continue when the run already has a checkpoint.
 
     Raises:
@@ -106,7 +107,7 @@ def train(
     if num_workers:
         _export_on_ray(recipe, rows, outcome, encoder)
     else:
-        export(recipe, rows, outcome.best, encoder)
+        export(recipe, rows, outcome.last, encoder)
     return TrainOutcome(**{**outcome.__dict__, "encoder": encoder})
 
 
@@ -164,7 +165,8 @@ def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads:
             world=world,
             threads=loaders,
         )
-        data = {"rows": split.num_rows, "fingerprint": split.fingerprint}
+        version = artifacts.read_manifest(job.rows, "content-rows").version
+        data = {"rows": split.num_rows, "fingerprint": f"{version} {split.fingerprint}"}
         heldout = _held_out(job, rank, world, loaders)
         engine = build_engine(recipe, job.rows)
         start = 0
@@ -290,4 +292,4 @@ def _export_on_ray(recipe: Recipe[Any], rows: str, outcome: TrainOutcome, encode
     """On a worker: the driver may be a head node without memory for the model."""
     import ray
 
-    ray.get(ray.remote(num_cpus=1)(export).remote(recipe, rows, outcome.best, encoder))
+    ray.get(ray.remote(num_cpus=1)(export).remote(recipe, rows, outcome.last, encoder))

@@ -105,7 +105,8 @@ def write_rows(run: Path, tokenizer: TextTokenizer) -> None:
         for shard in range(2):
             place = run / "rows" / "v1" / side / f"shard-{shard:05d}.parquet"
             pq.write_table(pa.Table.from_pylist(part[shard::2], schema=schema), place)
-    artifacts.seal(run / "rows", "v1", "content-rows")
+    cutoff = (START + NUM_TRAIN * DAY).isoformat()
+    artifacts.seal(run / "rows", "v1", "content-rows", metrics={"cutoff": cutoff})
 
 
 def write_embeddings(run: Path, vectors: np.ndarray) -> None:
