@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, cast
 
+import ray
+
 from rec.config import Config, ConfigError
 from rec.train.recipe import Recipe
 
@@ -28,6 +30,15 @@ def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
     if not isinstance(recipe, Config):
         raise ConfigError(f"recipe {place!r}: returned {type(recipe).__name__}, not a recipe")
     return cast(Recipe[Any], recipe.override(overrides))
+
+
+def start_ray() -> None:
+    """Use the Ray that is running (RAY_ADDRESS, a submitted job's), else one of this process.
+
+    Before anything that handles SIGTERM: ray.init installs a handler of its own.
+    """
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
 
 
 def place(text: str) -> str:

@@ -10,12 +10,9 @@ command is given again. On a cluster: `ray job submit -- python -m jobs.embed ..
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-import ray
-
-from jobs.cli import add_overrides, parser, place
+from jobs.cli import add_overrides, parser, place, start_ray
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.runtime.embed import EmbedConfig, embed
@@ -40,8 +37,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def run(encoder: str, rows: str, out: str, config: EmbedConfig | None = None) -> Manifest:
     """Embed on the Ray that is running, else on one of this process; see rec.runtime.embed."""
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
+    start_ray()
     manifest = embed(encoder, rows, out, config)
     metrics = manifest.metrics
     print(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 
@@ -21,7 +20,7 @@ import ray
 import ray.data
 from tqdm import tqdm
 
-from jobs.cli import add_overrides, load_recipe, parser, place
+from jobs.cli import add_overrides, load_recipe, parser, place, start_ray
 from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError, Tables, write_tables
@@ -101,8 +100,7 @@ def rows_of(recipe: str) -> RowsConfig:
 
 def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tables, Manifest]:
     """Write `out`/tables and `out`/rows on the Ray that is running, else on one of this process."""
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
+    start_ray()
     # one bar of our own a phase says more than one a Ray operator
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -62,6 +62,9 @@ def arguments() -> argparse.ArgumentParser:
         "--workers", type=int, default=1, help="training processes (default: %(default)s)"
     )
     flags.add_argument("--ask", help="text to search for over HTTP at the end; default: a title")
+    flags.add_argument(
+        "--overwrite", action="store_true", help="replace tables and rows of another config there"
+    )
     flags.add_argument("--no-serve", action="store_true", help="end with the report")
     flags.add_argument("--show", action="store_true", help="print the settings and do nothing")
     defaults = PipelineConfig(
@@ -90,9 +93,11 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
     return config.override(options.set)
 
 
-def run(config: PipelineConfig, out: str, *, workers: int = 1) -> bool:
+def run(config: PipelineConfig, out: str, *, workers: int = 1, overwrite: bool = False) -> bool:
     """Raw items to the report; False when training was asked to stop before its end."""
-    ingest.run(ingest.IngestConfig(source=config.source, rows=config.recipe.rows), out)
+    ingest.run(
+        ingest.IngestConfig(source=config.source, rows=config.recipe.rows), out, overwrite=overwrite
+    )
     rows, encoder, embeddings = (join(out, name) for name in ("rows", "encoder", "embeddings"))
     trained = train.run(config.recipe, rows, out, workers=workers)
     if trained.stopped:
@@ -139,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.show:
             print(config.to_json())
             return 0
-        if not run(config, options.out, workers=options.workers):
+        if not run(config, options.out, workers=options.workers, overwrite=options.overwrite):
             return 0
         if not options.no_serve:
             status = serve_once(options.out, options.ask or newest_title(options.out))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
-from jobs.cli import load_recipe, place
+from jobs.cli import load_recipe, place, start_ray
 from rec.artifacts import ArtifactError, join
 from rec.config import Config, ConfigError
 from rec.runtime.train import TrainOutcome, train
@@ -32,6 +32,8 @@ def run(
     resume: bool = True,
 ) -> TrainOutcome:
     """Train into `out`/train and export to `out`/encoder; for other jobs."""
+    if workers:
+        start_ray()
     return train(
         recipe,
         rows,
@@ -78,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="PATH=VALUE",
         help="override a field of the recipe, as in train.steps=100; may be repeated",

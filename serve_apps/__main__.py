@@ -44,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="PATH=VALUE",
         help="override a field of serve_apps.app.ServeArgs, as in --set limits.max_k=100",

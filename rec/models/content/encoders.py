@@ -21,6 +21,7 @@ from transformers import (
     ViTModel,
 )
 
+from rec.config import ConfigError
 from rec.features.content import NUM_MEL_BANDS, PATCH_FRAMES, ContentInputs
 from rec.models.content.config import ContentModelConfig
 from rec.nn.fusion import NUM_SCALES
@@ -39,7 +40,7 @@ class Backbones(NamedTuple):
     audio: PreTrainedModel | None
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ConfigError):
     """A checkpoint folder is absent or does not fit the data. Says which and why."""
 
 
