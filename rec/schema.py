@@ -135,6 +135,12 @@ TABLES: dict[str, pa.Schema] = {
 }
 
 
+# what a medium of kind "frame" may be: formats that Pillow and OpenCV both read, and a limit, since
+# a small file can unpack to gigabytes
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PICTURE_PIXELS = 64_000_000
+
+
 class SchemaError(ValueError):
     """Data does not fit its table. The message names file, column, row and what was expected."""
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from rec.features.media import MediaError
+from rec.schema import MAX_PICTURE_PIXELS, PICTURE_FORMATS
 
-MAX_PIXELS = 100_000_000  # a small file can unpack to gigabytes; 100 megapixels are 300 MB
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
     (4, cv2.IMREAD_REDUCED_COLOR_4),
@@ -24,7 +24,7 @@ def _size(data: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
                 return image.height, image.width
     except Image.DecompressionBombError as error:
         raise MediaError(f"picture is too large: {error}") from error
@@ -52,12 +52,13 @@ def decode(data: bytes, height: int, width: int) -> np.ndarray:
     orientation is applied, transparency is dropped, grey becomes three equal channels.
 
     Raises:
-        MediaError: the bytes are no picture OpenCV can decode, or over `MAX_PIXELS`.
+        MediaError: the bytes are no picture OpenCV can decode, or over `MAX_PICTURE_PIXELS`.
     """
     size = _size(data)
-    if size[0] * size[1] > MAX_PIXELS:
+    if size[0] * size[1] > MAX_PICTURE_PIXELS:
         raise MediaError(
-            f"picture of {size[1]}x{size[0]} pixels is too large, expected at most {MAX_PIXELS}"
+            f"picture of {size[1]}x{size[0]} pixels is too large, expected at most "
+            f"{MAX_PICTURE_PIXELS}"
         )
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), _flag(size, height, width))

@@ -16,7 +16,7 @@ def cross_modal_ranks(queries: Floats, targets: Floats) -> TargetRanks:
     """Ranks of each query's own target among all targets: row i of one belongs to row i of
     the other. Targets that equal another item's count as lost, by the tie rule."""
     return rank_in_chunks(
-        lambda a, b: similarity(queries[a:b], targets), sparse.csr_array(np.eye(len(queries)))
+        lambda a, b: similarity(queries[a:b], targets), sparse.eye_array(len(queries), format="csr")
     )
 
 

@@ -17,6 +17,8 @@ import av.error
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+from rec.schema import MAX_PICTURE_PIXELS, PICTURE_FORMATS
+
 PROBLEMS = pa.schema(
     [
         pa.field("place", pa.string(), nullable=False),  # the file, and the column if one
@@ -26,8 +28,6 @@ PROBLEMS = pa.schema(
 )
 
 MAX_MEDIA_BYTES = 64 << 20
-MAX_PIXELS = 64_000_000  # below Pillow's own warning, so that ours is the only limit met
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what both Pillow and OpenCV read
 PIECE_ITEMS = 256  # items of one yielded table
 
 
@@ -104,11 +104,11 @@ def _picture_problem(data: bytes) -> str | None:
     try:
         with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                return f"{width} x {height} pixels, expected at most {MAX_PIXELS}"
+            if width * height > MAX_PICTURE_PIXELS:
+                return f"{width} x {height} pixels, expected at most {MAX_PICTURE_PIXELS}"
             picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return f"{error}, expected at most {MAX_PIXELS} pixels"
+        return f"{error}, expected at most {MAX_PICTURE_PIXELS} pixels"
     except UnidentifiedImageError:
         return f"undecodable picture: not one of {', '.join(PICTURE_FORMATS)}"
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow's decoders raise

@@ -55,7 +55,7 @@ def test_what_is_no_picture_is_named_so(data: bytes) -> None:
 
 def test_refuses_a_picture_that_unpacks_to_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     _, data = picture(20, 30)
-    monkeypatch.setattr(frames, "MAX_PIXELS", 599)
+    monkeypatch.setattr(frames, "MAX_PICTURE_PIXELS", 599)
     with pytest.raises(MediaError, match=r"30x20 pixels is too large, expected at most 599"):
         frames.decode(data, 8, 8)
 
