@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         ).override(given.set)
         run(config, given.out, overwrite=given.overwrite)
     except ERRORS as error:
-        print(f"ingest: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"ingest: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status:
                 return status
     except _ERRORS as error:
-        print(f"pipeline: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"pipeline: {error}", file=sys.stderr)
         return 1
     print(
         f"pipeline: {time.monotonic() - started:.0f} s; "

@@ -19,7 +19,7 @@ import pyarrow as pa
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 from rec.config import Config
 from rec.data.parquet import ParquetFile, file_bytes
-from rec.data.tasks import Summary, with_markers
+from rec.data.tasks import Summary, finished_shards, with_markers
 from rec.schema import TABLES
 from rec.sources import PROBLEMS, AnySource, Shard
 
@@ -101,6 +101,19 @@ def write_tables(
     return tables
 
 
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The fields in which two configs differ, with both values, for messages."""
+    found: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            inner = changes(was, now, f"{prefix}{name}.")
+            found += [inner] if inner else []
+        elif was != now:
+            found.append(f"{prefix}{name}: {was!r} there, {now!r} now")
+    return "; ".join(found)
+
+
 def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> None:
     """Hold `uri` to one source and config."""
     place = join(uri, "state", "source.json")
@@ -108,17 +121,11 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
         held = json.loads(read_bytes(place))
         if held["digest"] == digest:
             return
-        if not overwrite:
-            old = held["config"]
-            names = sorted(set(config) | set(old))
-            changed = [
-                f"{n}: {old.get(n)!r} there, {config.get(n)!r} now"
-                for n in names
-                if old.get(n) != config.get(n)
-            ]
+        # a run that failed before its first shard was finished has nothing to lose
+        if not overwrite and finished_shards(join(uri, "state")):
             raise IngestError(
-                f"{uri} holds tables of another config ({'; '.join(changed)}); choose another "
-                "folder or pass overwrite"
+                f"{uri} holds tables of another config ({changes(held['config'], config)}); "
+                "choose another folder or pass --overwrite"
             )
         files, path = filesystem(uri)
         for name in [*TABLES, "problems", "state"]:

@@ -47,7 +47,7 @@ from rec.data.content_stages import (
     ScoreTerms,
     Tokenise,
 )
-from rec.data.ingest import Tables, read_tables, shard_file
+from rec.data.ingest import Tables, changes, read_tables, shard_file
 from rec.data.labels import ITEM_LABELS, LabelConfig, build_labels, label_file
 from rec.data.ledger import Ledger
 from rec.data.parquet import ParquetFile, read_or_empty, read_table, write_table
@@ -121,10 +121,11 @@ def build_rows(
         if old.config == about and old.lineage == {"tables": tables.version}:
             return old
         if not overwrite:
+            was = {**old.config, "tables": old.lineage.get("tables")}
+            differ = changes(was, {**about, "tables": tables.version})
             raise RowsError(
-                f"{out_uri} holds rows of other tables or another config (tables "
-                f"{old.lineage.get('tables')} there, {tables.version} now); choose another folder "
-                "or pass overwrite"
+                f"{out_uri} holds rows of other tables or another config ({differ}); choose "
+                "another folder or pass --overwrite"
             )
     digest = hashlib.sha256(json.dumps([about, tables.version]).encode()).hexdigest()[:12]
     root, work = f"v-{digest}", join(out_uri, f"work-{digest}")

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray.data
+from pyarrow import fs as pafs
 
-from rec.artifacts import exists, join, read_bytes, write_atomic
+from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 
 Summary = dict[str, Any]
 _ERROR = "error"
@@ -90,6 +91,13 @@ def with_markers(
         return summary
 
     yield from map_shards(run, rest)
+
+
+def finished_shards(folder: str) -> int:
+    """How many shards have a marker in `folder`."""
+    files, path = filesystem(folder)
+    found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sum(info.base_name.startswith("shard-") for info in found)
 
 
 def marker(folder: str, index: int) -> str:

@@ -90,8 +90,10 @@ def train(
 
     Raises:
         TrainError: recipe, rows and workers do not fit together, or a loss is not finite.
+        ArtifactError: there are no published rows at `rows`.
     """
     loop.check(recipe, max(num_workers, 1))
+    artifacts.read_manifest(rows, "content-rows")  # before workers are started
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")

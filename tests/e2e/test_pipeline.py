@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,18 +27,54 @@ _SMALL = [
 ]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of one pipeline, run as a user runs it."""
+    out = tmp_path_factory.mktemp("pipeline") / "run"
+    command = [sys.executable, "-m", "jobs.pipeline", "--out", str(out), *_SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, env=_alone(), timeout=800)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return out, done.stdout
+
+
+def _alone() -> dict[str, str]:
+    # a Ray of its own: others on this machine are none of its business
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_raw_items_to_an_answered_query(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "jobs.pipeline", "--out", str(out), *_SMALL]
-    # a Ray of its own: others on this machine are none of its business
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=800)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "nearest to" in done.stdout
+def test_sigterm_ends_training_with_a_checkpoint_and_status_0(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "jobs.train", "--recipe", "rec.recipes.content:debug"]
+    command += ["--rows", str(finished[0] / "rows"), "--out", str(tmp_path)]
+    command += ["--set", "train.steps=1000000", "train.log_every=1", "train.validate_every=1000000"]
+    log = tmp_path / "train" / "logs" / "metrics.jsonl"
+    with (tmp_path / "output").open("w") as output:
+        job = subprocess.Popen(command, stdout=output, stderr=output, env=_alone())
+        try:
+            deadline = time.monotonic() + 300
+            while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+                assert job.poll() is None, (tmp_path / "output").read_text()[-4000:]
+                time.sleep(0.5)
+            job.terminate()
+            status = job.wait(timeout=300)
+        finally:
+            job.kill()
+    text = (tmp_path / "output").read_text()
+    assert status == 0, text[-4000:]
+    assert "stopped after step" in text
+    assert list((tmp_path / "train").glob("step-*"))
 
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    assert "nearest to" in printed
     versions = {
         kind: read_manifest(str(out / folder), kind)
         for folder, kind in (

@@ -1,0 +1,30 @@
+"""Who may write tables to a folder: one source and config, once something is finished there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rec.data import ingest
+from rec.data.ingest import IngestError, changes
+from rec.data.tasks import marker
+
+
+def test_changes_names_the_fields_that_differ_with_both_values() -> None:
+    old = {"a": 1, "b": {"c": 2, "d": 3}, "e": 5}
+    new = {"a": 1, "b": {"c": 4, "d": 3}, "f": 6}
+    assert changes(old, new) == ("b.c: 2 there, 4 now; e: 5 there, None now; f: None there, 6 now")
+    assert changes(old, old) == ""
+
+
+def test_a_folder_is_claimed_by_finished_shards_not_by_a_failed_start(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    ingest._claim(uri, "one", {"path": "nope"}, False)
+    ingest._claim(uri, "two", {"path": "right"}, False)  # the first found nothing to read
+    Path(marker(f"{uri}/state", 0)).write_text("{}")
+    ingest._claim(uri, "two", {"path": "right"}, False)
+    with pytest.raises(IngestError, match=r"path: 'right' there, 'other' now.*--overwrite"):
+        ingest._claim(uri, "three", {"path": "other"}, False)
+    ingest._claim(uri, "three", {"path": "other"}, True)
+    assert not Path(marker(f"{uri}/state", 0)).exists()
