@@ -1,0 +1,59 @@
+"""What benchmarks work on: synthetic rows, an untrained encoder, and processes of their own.
+
+Both sides of a comparison run in fresh processes on the CPU, so that both pay Python's start and
+neither finds what the other left in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from jobs import ingest
+from rec.artifacts import join
+from rec.recipes.content import ContentRecipe
+from rec.sources import SyntheticSource
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def elsewhere(work: Callable[..., None], *arguments: Any, processes: int = 1) -> float:
+    """Seconds that `work(rank, *arguments)` takes in fresh processes, their start included.
+
+    Raises:
+        ProcessRaisedException: one of them failed; the others are ended.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # one side would take the GPU, the other not
+    started = time.perf_counter()
+    spawn(work, args=arguments, nprocs=processes)
+    return time.perf_counter() - started
+
+
+def make_rows(recipe: ContentRecipe, out: str, items: int, per_shard: int) -> str:
+    """Ingest synthetic items for `recipe` into `out`; returns the place of the rows."""
+    elsewhere(ingest_items, recipe, out, items, per_shard)
+    return join(out, "rows")
+
+
+def ingest_items(rank: int, recipe: ContentRecipe, out: str, items: int, per_shard: int) -> None:  # noqa: ARG001
+    """The ingest job on a Ray of this process."""
+    import ray
+
+    source = SyntheticSource(num_items=items, num_shards=-(-items // per_shard))
+    ingest.run(ingest.IngestConfig(source=source, rows=recipe.rows), out)
+    ray.shutdown()
+
+
+def make_encoder(recipe: ContentRecipe, rows: str, uri: str) -> str:
+    """Publish the recipe's model at `uri` as it is before training."""
+    torch.manual_seed(recipe.train.seed)
+    recipe.export(recipe.build(rows), rows, uri, {})
+    return uri
