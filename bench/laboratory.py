@@ -85,6 +85,8 @@ def _fresh_tag_precision(encoder_uri: str, folder: Path, source: SyntheticSource
         positives = all_events == event
         if tag in known and positives.sum() >= _MIN_POSITIVES:
             found.append(float(average_precision_score(positives, all_scores[:, known[tag]])))
+    if not found:
+        raise ValueError("no event's tag is in the vocabulary and on held-out items; more items")
     return found
 
 
