@@ -98,6 +98,16 @@ def _baselines(evaluator: Evaluator, asked: list[str]) -> list[Answers]:
     return answers
 
 
+def _asked(evaluator: Evaluator, answers: list[Answers]) -> list[Answers]:
+    """The answers that had a query; what had none is noted, it has no figure."""
+    evaluator.notes += [
+        f"{a.task}, {a.metric}: not asked, too few held-out items"
+        for a in answers
+        if not a.values.size
+    ]
+    return [a for a in answers if a.values.size]
+
+
 def evaluate(
     config: EvaluationConfig,
     items: EvaluationItems | None = None,
@@ -127,8 +137,10 @@ def evaluate(
         items = read_items(config.run, max_items=config.max_items)
     evaluator = Evaluator(config, items, tell)
     found = {run: _model(evaluator, run) for run in (config.run, *config.compare)}
-    runs = {run: answers for run, (answers, _) in found.items()}
-    baselines = _baselines(evaluator, found[config.run][1]) if config.baselines else []
+    runs = {run: _asked(evaluator, answers) for run, (answers, _) in found.items()}
+    baselines = []
+    if config.baselines:
+        baselines = _asked(evaluator, _baselines(evaluator, found[config.run][1]))
     figures = [figure(run, a) for run, answers in runs.items() for a in answers]
     if len(runs) > 1:
         figures += over_runs(list(runs.values()))

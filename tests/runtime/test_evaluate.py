@@ -404,3 +404,10 @@ def test_the_job_writes_its_three_files_and_explains_itself(run: Path, capsys) -
     shown = capsys.readouterr().out
     assert "like_rating = 4.0" in shown
     assert "--text-encoder" in shown
+
+
+def test_a_question_nobody_can_be_asked_is_noted_and_has_no_figure(run: Path) -> None:
+    found = evaluate(EvaluationConfig(run=str(run), min_label_positives=10_000))
+    assert not [f for f in found.figures if f.metric == "mAP"]
+    assert [f for f in found.figures if f.metric == "recall@10"]
+    assert "genres, mAP: not asked, too few held-out items" in found.notes
