@@ -53,13 +53,40 @@ class Reader(nn.Module):
         return torch.cat([keys, missing], dim=1), mask
 
 
-class ScaleFusion(nn.Module):
-    """Learned queries that read the modalities scale after scale:
+class PooledReader(nn.Module):
+    """Brings the modalities' pooled vectors to a common width.
 
+    LN and projection each; a learned vector stands in for an absent modality.
+    """
+
+    def __init__(self, input_dims: list[int], dim: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in input_dims)
+        self.projects = nn.ModuleList(nn.Linear(width, dim) for width in input_dims)
+        self.missing = nn.Parameter(torch.randn(len(input_dims), dim) * 0.02)
+
+    def forward(self, modalities: list[Modality]) -> list[Tensor]:
+        """Modalities in the order of `input_dims` -> as many (B, dim)."""
+        return [
+            torch.where(m.present[:, None], project(norm(m.pooled.to(missing.dtype))), missing)
+            for m, norm, project, missing in zip(
+                modalities, self.norms, self.projects, self.missing, strict=True
+            )
+        ]
+
+
+class ScaleFusion(nn.Module):
+    """Queries that read the modalities scale after scale:
+
+        F_0 = Q + mean_m P_m p_m
         F_s = F_{s-1} + MHA(LN(F_{s-1}); [R_v V_s ; R_t T_s ; R_a A_s]),  then + FFN
 
-    where V, T, A are hidden states at depths L/4, L/2, 3L/4 and L. With `top_only` every one of
-    the four blocks reads depth L: as many parameters, without the lower layers.
+    where V, T, A are hidden states at depths L/4, L/2, 3L/4 and L, and p_m the modalities' pooled
+    vectors. The learned queries Q start from these so that the item's embedding begins as a
+    projection of what the encoders already know and not of nothing: a pretrained text encoder's
+    geometry is there at the first step, which queries alone have to find again through attention.
+    With `top_only` every one of the four blocks reads depth L: as many parameters, without the
+    lower layers.
 
     Args:
         input_dims: width of each modality's states.
@@ -80,6 +107,7 @@ class ScaleFusion(nn.Module):
         super().__init__()
         self.top_only = top_only
         self.queries = nn.Parameter(torch.randn(num_queries, dim) * 0.02)
+        self.pooled = PooledReader(input_dims, dim)
         self.readers = nn.ModuleList(
             nn.ModuleList(
                 Reader(width, dim, times)
@@ -96,7 +124,8 @@ class ScaleFusion(nn.Module):
 
     def forward(self, modalities: list[Modality]) -> Tensor:
         """Modalities in the order of `input_dims` -> (B, num_queries, dim)."""
-        fused = self.queries.expand(modalities[0].mask.shape[0], -1, -1)
+        start = torch.stack(self.pooled(modalities)).mean(dim=0)
+        fused = self.queries + start[:, None]
         for scale in range(NUM_SCALES):
             source = NUM_SCALES - 1 if self.top_only else scale
             pairs = [
@@ -129,9 +158,7 @@ class PooledFusion(nn.Module):
         kind: Literal["early", "late", "hybrid"],
     ) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in input_dims)
-        self.projects = nn.ModuleList(nn.Linear(width, dim) for width in input_dims)
-        self.missing = nn.Parameter(torch.randn(len(input_dims), dim) * 0.02)
+        self.pooled = PooledReader(input_dims, dim)
         self.mixer = None if kind == "late" else nn.Linear(len(input_dims) * dim, dim)
         self.mixed = None if kind == "late" else FeedForward(dim, dropout)
         towers = [] if kind == "early" else [FeedForward(dim, dropout) for _ in input_dims]
@@ -140,12 +167,7 @@ class PooledFusion(nn.Module):
 
     def forward(self, modalities: list[Modality]) -> Tensor:
         """Modalities in the order of `input_dims` -> (B, 1, dim)."""
-        vectors = [
-            torch.where(m.present[:, None], project(norm(m.pooled.to(missing.dtype))), missing)
-            for m, norm, project, missing in zip(
-                modalities, self.norms, self.projects, self.missing, strict=True
-            )
-        ]
+        vectors = self.pooled(modalities)
         outputs: list[Tensor] = []
         if self.mixer is not None and self.mixed is not None:
             mixed = self.mixer(torch.cat(vectors, dim=1))
