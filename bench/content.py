@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from rec.metrics.bootstrap import over_seeds
 from rec.recipes.content import ContentRecipe, films, minilm_folder
 from rec.runtime.embed import EmbedConfig, embed
 from rec.runtime.evaluate import METRICS, evaluate, write_evaluation
+from rec.runtime.evaluation_data import EvaluationItems, read_items
 from rec.runtime.evaluation_results import MODEL, Evaluation
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.train import train
@@ -97,13 +99,17 @@ def _run(options: argparse.Namespace, variant: str, seed: int) -> Evaluation:
         train(recipe, rows, str(place), num_workers=0, encoder=encoder)
     embed(encoder, rows, embeddings, EmbedConfig(precision="bf16"))
     first = variant == FULL and seed == 0
-    evaluation = evaluate(
-        EvaluationConfig(
-            run=str(place), baselines=first, text_encoder=minilm_folder() if first else None
-        )
+    config = EvaluationConfig(
+        run=str(place), baselines=first, text_encoder=minilm_folder() if first else None
     )
+    evaluation = evaluate(config, _items(shared, config.max_items))
     write_evaluation(evaluation, str(place / "report"))
     return evaluation
+
+
+@cache
+def _items(shared: str, max_items: int) -> EvaluationItems:
+    return read_items(shared, max_items=max_items)
 
 
 def _value(evaluation: Evaluation, method: str, task: str, metric: str) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +58,25 @@ class PooledReader(nn.Module):
     """Brings the modalities' pooled vectors to a common width.
 
     LN and projection each; a learned vector stands in for an absent modality.
+
+    Args:
+        input_dims: width of each modality's vector.
+        dim: the common width.
+        pretrained: which modalities' encoders know something already. Where some do, the others
+            begin at a tenth, so that their noise does not drown what is known.
     """
 
-    def __init__(self, input_dims: list[int], dim: int) -> None:
+    def __init__(self, input_dims: list[int], dim: int, pretrained: Sequence[bool] = ()) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in input_dims)
         self.projects = nn.ModuleList(nn.Linear(width, dim) for width in input_dims)
         self.missing = nn.Parameter(torch.randn(len(input_dims), dim) * 0.02)
+        for project in self.projects:  # keeps angles best, and items are compared by angle
+            nn.init.orthogonal_(cast(nn.Linear, project).weight)
+        if any(pretrained):
+            for norm, known in zip(self.norms, pretrained, strict=True):
+                if not known:
+                    nn.init.constant_(cast(nn.LayerNorm, norm).weight, 0.1)
 
     def forward(self, modalities: list[Modality]) -> list[Tensor]:
         """Modalities in the order of `input_dims` -> as many (B, dim)."""
@@ -82,15 +95,16 @@ class ScaleFusion(nn.Module):
         F_s = F_{s-1} + MHA(LN(F_{s-1}); [R_v V_s ; R_t T_s ; R_a A_s]),  then + FFN
 
     where V, T, A are hidden states at depths L/4, L/2, 3L/4 and L, and p_m the modalities' pooled
-    vectors. The learned queries Q start from these so that the item's embedding begins as a
-    projection of what the encoders already know and not of nothing: a pretrained text encoder's
-    geometry is there at the first step, which queries alone have to find again through attention.
-    With `top_only` every one of the four blocks reads depth L: as many parameters, without the
-    lower layers.
+    vectors. The learned queries Q start from these, and the blocks add a tenth at first
+    (LayerScale, Touvron et al. 2021), so that the item's embedding begins as a projection of what
+    the encoders already know: a pretrained text encoder's geometry is there at the first step,
+    which queries alone would have to find again through attention. With `top_only` every one of
+    the four blocks reads depth L: as many parameters, without the lower layers.
 
     Args:
         input_dims: width of each modality's states.
         num_times: length of each modality's time embedding; 0 for none.
+        pretrained: which modalities' encoders come from a checkpoint.
     """
 
     def __init__(
@@ -103,11 +117,12 @@ class ScaleFusion(nn.Module):
         num_queries: int,
         dropout: float,
         top_only: bool,
+        pretrained: Sequence[bool] = (),
     ) -> None:
         super().__init__()
         self.top_only = top_only
         self.queries = nn.Parameter(torch.randn(num_queries, dim) * 0.02)
-        self.pooled = PooledReader(input_dims, dim)
+        self.pooled = PooledReader(input_dims, dim, pretrained)
         self.readers = nn.ModuleList(
             nn.ModuleList(
                 Reader(width, dim, times)
@@ -121,6 +136,8 @@ class ScaleFusion(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.feed_forwards = nn.ModuleList(FeedForward(dim, dropout) for _ in range(NUM_SCALES))
+        self.attended_scale = nn.Parameter(torch.full((NUM_SCALES, dim), 0.1))
+        self.forwarded_scale = nn.Parameter(torch.full((NUM_SCALES, dim), 0.1))
 
     def forward(self, modalities: list[Modality]) -> Tensor:
         """Modalities in the order of `input_dims` -> (B, num_queries, dim)."""
@@ -135,8 +152,8 @@ class ScaleFusion(nn.Module):
             keys = torch.cat([pair[0] for pair in pairs], dim=1)
             mask = torch.cat([pair[1] for pair in pairs], dim=1)
             attended = self.attentions[scale](self.norms[scale](fused), keys, mask)
-            fused = fused + self.dropout(attended)
-            fused = fused + self.feed_forwards[scale](fused)
+            fused = fused + self.attended_scale[scale] * self.dropout(attended)
+            fused = fused + self.forwarded_scale[scale] * self.feed_forwards[scale](fused)
         return fused
 
 
@@ -156,9 +173,10 @@ class PooledFusion(nn.Module):
         dim: int,
         dropout: float,
         kind: Literal["early", "late", "hybrid"],
+        pretrained: Sequence[bool] = (),
     ) -> None:
         super().__init__()
-        self.pooled = PooledReader(input_dims, dim)
+        self.pooled = PooledReader(input_dims, dim, pretrained)
         self.mixer = None if kind == "late" else nn.Linear(len(input_dims) * dim, dim)
         self.mixed = None if kind == "late" else FeedForward(dim, dropout)
         towers = [] if kind == "early" else [FeedForward(dim, dropout) for _ in input_dims]

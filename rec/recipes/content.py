@@ -32,7 +32,7 @@ from rec.features.tags import LabelWeights
 from rec.features.text import TextTokenizer
 from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfig, VisionConfig
 from rec.models.content.encoder import save_encoder
-from rec.models.content.pretrain import ContentPretrainer, build_model
+from rec.models.content.pretrain import ContentPretrainer, build_model, name_labels
 from rec.models.content.transform import training_inputs
 from rec.train.recipe import TrainConfig
 
@@ -68,12 +68,13 @@ class ContentRecipe(Config):
                 f"masking.mask_token_id is {self.masking.mask_token_id}, the tokenizer of {rows} "
                 f"has {tokenizer.mask_id}; set masking.mask_token_id={tokenizer.mask_id}"
             )
-        return build_model(
-            self.model,
-            self.inputs,
-            vocab_size=tokenizer.vocab_size,
-            num_labels=_labels(rows, manifest).num_rows,
+        labels = _labels(rows, manifest).sort_by("label_id").column("label").to_pylist()
+        model = build_model(
+            self.model, self.inputs, vocab_size=tokenizer.vocab_size, num_labels=len(labels)
         )
+        if self.model.text.checkpoint is not None:
+            name_labels(model, tokenizer, labels)
+        return model
 
     def collate(self, table: pa.Table) -> ContentBatch:
         return ContentCollator(self.inputs)(table)
@@ -285,7 +286,7 @@ def films(text_checkpoint: str | None = None) -> ContentRecipe:
             embedding_dim=256,
             dropout=0.0,  # drawing the masks took a sixth of a step; the budget is a few epochs
         ),
-        inputs=ContentInputs(max_tokens=64, height=96, width=64, max_frames=1),
+        inputs=ContentInputs(max_tokens=48, height=96, width=64, max_frames=1),
         train=TrainConfig(
             steps=1500,
             batch_size=128,

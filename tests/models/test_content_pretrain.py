@@ -12,9 +12,11 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from rec.batch import ContentBatch
 from rec.contract import GradCacheable, ItemEncoder, Trainable
+from rec.features.content import ContentCollator
+from rec.features.text import TextTokenizer, save_tokenizer, train_wordpiece
 from rec.models.content.config import TextConfig, VisionConfig
 from rec.models.content.encoders import CheckpointError, _depths
-from rec.models.content.pretrain import ContentPretrainer, build_model
+from rec.models.content.pretrain import ContentPretrainer, build_model, name_labels
 from rec.recipes.content import base, debug, large
 
 
@@ -153,6 +155,20 @@ def test_starts_from_checkpoints_of_another_picture_size(tmp_path: Path, batch: 
     reference = text.eval()(tokens, mask.long()).last_hidden_state
     pooled = torch.stack([reference[i][mask[i]].mean(0) for i in range(4)])
     torch.testing.assert_close(model.eval().text(tokens, mask).pooled, pooled, atol=1e-5, rtol=1e-4)
+
+
+def test_labels_begin_at_what_the_model_says_of_their_names(tmp_path: Path):
+    names = ["red river", "quiet planet", "river planet", "red", "quiet", "river", "planet"]
+    save_tokenizer(train_wordpiece(names * 2, 80), tmp_path, 32)
+    tokenizer = TextTokenizer(tmp_path, 32)
+    model = small(dropout=0.5)
+    name_labels(model, tokenizer, names, batch_size=3)
+    assert model.training
+    for number, name in enumerate(names):
+        batch = ContentCollator(model.inputs).from_parts(tokenizer.encode([name]).token_ids)
+        expected = model.eval().encode_item(batch)[0]
+        torch.testing.assert_close(model.labels.weight[number], expected, atol=1e-5, rtol=1e-4)
+    assert model.labels.weight.requires_grad
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -119,3 +120,25 @@ def test_late_fusion_keeps_modalities_apart_and_early_does_not():
         "late": False,
         "hybrid": True,
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fusion_begins_at_the_angles_of_the_pretrained_modality(kind: str):
+    torch.manual_seed(0)
+    given = _modalities(8)
+    given = [m._replace(pooled=torch.randn(2, 40)) for m in given]
+    states = tuple(torch.randn(2, 3, 40) for _ in range(4))
+    given = [m._replace(scales=states) for m in given]
+    sizes: dict[str, Any] = {"dim": 64, "dropout": 0.0, "pretrained": [False, True]}
+    if kind in ("early", "late", "hybrid"):
+        fusion: nn.Module = PooledFusion([40, 40], kind=kind, **sizes)  # type: ignore[arg-type]
+    else:
+        top = kind == "top_layer"
+        fusion = ScaleFusion([40, 40], [5, 0], num_heads=2, num_queries=3, top_only=top, **sizes)
+    cosine = nn.functional.cosine_similarity
+    other = [given[0]._replace(pooled=torch.randn(2, 40)), given[1]]
+    changed = [given[0], given[1]._replace(pooled=torch.randn(2, 40))]
+    one, same, differs = (fusion(x).flatten(1) for x in (given, other, changed))
+    if kind in ("multi_scale", "top_layer"):
+        assert cosine(one, same).min() > 0.95
+    assert (cosine(one, differs) < cosine(one, same)).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from rec.batch import ContentBatch
 from rec.contract import Losses
 from rec.features.augment import normalise
-from rec.features.content import ContentInputs
+from rec.features.content import ContentCollator, ContentInputs
+from rec.features.text import TextTokenizer
 from rec.models.content.config import ContentModelConfig
 from rec.models.content.encoders import (
     Backbones,
@@ -68,9 +71,9 @@ class ContentPretrainer(nn.Module):
             self.audio = PictureEncoder(backbones.audio, *backbones.audio.config.image_size)
             widths, times = [*widths, self.audio.dim], [*times, inputs.max_audio_patches]
         self.fusion = _fusion(config, widths, times)
-        self.to_embedding = nn.Sequential(
-            nn.LayerNorm(config.fusion_dim), nn.Linear(config.fusion_dim, config.embedding_dim)
-        )
+        last = nn.Linear(config.fusion_dim, config.embedding_dim)
+        nn.init.orthogonal_(last.weight)  # as the fusion's projections
+        self.to_embedding = nn.Sequential(nn.LayerNorm(config.fusion_dim), last)
         self.projection = ProjectionHead(self.vision.dim)
         heads = backbones.text.config.num_attention_heads
         vocab_size, word_dim = self.text.word_embeddings.shape
@@ -158,8 +161,12 @@ def _fusion(
     config: ContentModelConfig, widths: list[int], times: list[int]
 ) -> ScaleFusion | PooledFusion:
     kind = config.fusion
+    pretrained = [config.vision.checkpoint is not None, config.text.checkpoint is not None]
+    pretrained += [False] * (len(widths) - len(pretrained))  # audio is always from scratch
     if kind in ("early", "late", "hybrid"):
-        return PooledFusion(widths, dim=config.fusion_dim, dropout=config.dropout, kind=kind)
+        return PooledFusion(
+            widths, dim=config.fusion_dim, dropout=config.dropout, kind=kind, pretrained=pretrained
+        )
     return ScaleFusion(
         widths,
         times,
@@ -168,6 +175,7 @@ def _fusion(
         num_queries=config.num_queries,
         dropout=config.dropout,
         top_only=kind == "top_layer",
+        pretrained=pretrained,
     )
 
 
@@ -244,3 +252,22 @@ def build_model(
     """
     backbones = new_backbones(config, inputs, vocab_size)
     return ContentPretrainer(config, inputs, num_labels, backbones)
+
+
+@torch.no_grad()
+def name_labels(
+    model: ContentPretrainer, tokenizer: TextTokenizer, labels: Sequence[str], batch_size: int = 256
+) -> None:
+    """Begin each label's weight at the model's own embedding of the label's name.
+
+    Of use where the text encoder comes from a checkpoint: the label loss then refines what the
+    names already say (as CLIP classifies by names, Radford et al. 2021), instead of first bending
+    the embedding towards random directions.
+    """
+    collate, training = ContentCollator(model.inputs), model.training
+    model.eval()
+    for start in range(0, len(labels), batch_size):
+        names = labels[start : start + batch_size]
+        batch = collate.from_parts(tokenizer.encode(names).token_ids)
+        model.labels.weight[start : start + len(names)] = model.encode_item(batch)
+    model.train(training)
