@@ -89,7 +89,7 @@ def _rate(out: Path) -> tuple[float, int]:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, per_shard, rounds = (800, 50, 1) if options.quick else (12000, 500, 3)
+    items, per_shard, rounds = (800, 50, 1) if options.quick else (6000, 250, 3)
     config, processes = EmbedConfig(num_actors=cores()), cores()
     recipe = demo()
     warm: dict[str, list[float]] = {"job": [], "bare": []}

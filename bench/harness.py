@@ -135,21 +135,19 @@ def main(
 
 
 class PeakMemory:
-    """Peak memory in bytes of this process, its descendants and shared memory while it is open.
+    """Peak memory in bytes of this process and its descendants while it is open.
 
-    Private memory of every process is summed; shared memory (Ray's object store among it) is
-    counted once, from the growth of the machine's shared pages.
+    Summed over processes as proportional set size: a page that several share, as Ray's object
+    store is, counts once in all. What else runs on the machine does not count.
     """
 
-    def __init__(self, interval: float = 0.25) -> None:
+    def __init__(self, interval: float = 0.5) -> None:
         self.peak = 0
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._shared_before = 0
 
     def __enter__(self) -> PeakMemory:
-        self._shared_before = _shared()
         self._thread.start()
         return self
 
@@ -164,21 +162,15 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            shared = max(0, _shared() - self._shared_before)
-            self.peak = max(self.peak, shared + _private(psutil.Process()))
+            self.peak = max(self.peak, _proportional(psutil.Process()))
             self._stop.wait(self._interval)
 
 
-def _shared() -> int:
-    return getattr(psutil.virtual_memory(), "shared", 0)
-
-
-def _private(root: psutil.Process) -> int:
+def _proportional(root: psutil.Process) -> int:
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
-            info = process.memory_info()
-            total += info.rss - getattr(info, "shared", 0)
-        except psutil.NoSuchProcess:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended meanwhile
             continue
     return total

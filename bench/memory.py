@@ -17,11 +17,23 @@ from bench.workload import cores, elsewhere, ingest_items, make_encoder
 from jobs import embed
 from rec.recipes.content import ContentRecipe, debug
 from rec.runtime.embed import EmbedConfig
+from rec.sources import SyntheticSource
+
+# what makes an item cheap without making any table empty
+_SMALL = SyntheticSource(
+    frame_size=16,
+    sound_share=0.02,
+    interactions_per_user=10,
+    searches_per_user=4,
+    comments_per_user=1,
+)
 
 
-def _ingest(rank: int, recipe: ContentRecipe, out: str, items: int, per_shard: int) -> None:
+def _ingest(
+    rank: int, recipe: ContentRecipe, out: str, items: int, per_shard: int, like: SyntheticSource
+) -> None:
     with _Measured(Path(out, "ingest.json")):
-        ingest_items(rank, recipe, out, items, per_shard)
+        ingest_items(rank, recipe, out, items, per_shard, like)
 
 
 def _embed(rank: int, out: str) -> None:  # noqa: ARG001
@@ -56,7 +68,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     peaks: dict[str, list[float]] = {"ingest": [], "embed": []}
     for items in sizes:
         with tempfile.TemporaryDirectory(prefix="raycall-memory-") as out:
-            elsewhere(_ingest, recipe, out, items, per_shard)
+            elsewhere(_ingest, recipe, out, items, per_shard, _SMALL)
             make_encoder(recipe, f"{out}/rows", f"{out}/encoder")
             elsewhere(_embed, out)
             for job, found in peaks.items():
@@ -70,7 +82,8 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         report.add(f"{job}: peak at {sizes[1]:,} / at {sizes[0]:,} items", ratio, 1.25, True)
     report.note(
         f"shards of {per_shard:,} items, debug recipe, its encoder untrained, {cores()} actors; "
-        "private memory summed over the tree of processes, shared memory counted once"
+        "proportional set size summed over the tree of processes; small pictures, few sounds and "
+        "few events a user, since bytes an item say nothing of growth"
     )
 
 

@@ -130,7 +130,7 @@ def _bare_rate(recipe: ContentRecipe, out: str, warm_up: int) -> float:
 
 def measure(options: argparse.Namespace, report: Report) -> None:
     items, steps, warm_up, every, rounds = (
-        (400, 9, 3, 3, 1) if options.quick else (2000, 70, 20, 10, 3)
+        (400, 9, 3, 3, 1) if options.quick else (2000, 60, 20, 10, 3)
     )
     recipe = demo().override(
         [

@@ -43,11 +43,19 @@ def make_rows(recipe: ContentRecipe, out: str, items: int, per_shard: int) -> st
     return join(out, "rows")
 
 
-def ingest_items(rank: int, recipe: ContentRecipe, out: str, items: int, per_shard: int) -> None:  # noqa: ARG001
-    """The ingest job on a Ray of this process."""
+def ingest_items(
+    rank: int,  # noqa: ARG001
+    recipe: ContentRecipe,
+    out: str,
+    items: int,
+    per_shard: int,
+    like: SyntheticSource | None = None,
+) -> None:
+    """The ingest job on a Ray of this process: items of the default platform or of one `like`."""
     import ray
 
-    source = SyntheticSource(num_items=items, num_shards=-(-items // per_shard))
+    sizes = {"num_items": items, "num_shards": -(-items // per_shard)}
+    source = (like or SyntheticSource()).model_copy(update=sizes)
     ingest.run(ingest.IngestConfig(source=source, rows=recipe.rows), out)
     ray.shutdown()
 
