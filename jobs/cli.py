@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, cast
 
 import ray
 
-from rec.config import Config, ConfigError
+from rec.config import Config, ConfigError, settings
 from rec.train.recipe import Recipe
 
 
@@ -55,8 +55,30 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def add_overrides(to: argparse.ArgumentParser, config: Config) -> None:
-    """Add `--set PATH=VALUE` and list what can be set, with types and the values of `config`."""
+def peek(argv: Sequence[str] | None, flag: str) -> str | None:
+    """What the command line gives for `flag`, before it is parsed: --help lists the settings of
+    just that source or recipe."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument(flag, dest="value", nargs="?")
+    return first.parse_known_args(argv)[0].value
+
+
+def recipe_settings(place: str | None) -> Config | None:
+    """The recipe of the command line, None where there is none (or none such: load_recipe says)."""
+    try:
+        return None if place is None else cast(Config, load_recipe(place))
+    except ConfigError:
+        return None
+
+
+def add_overrides(
+    to: argparse.ArgumentParser, config: Config | None, without: str = "no settings"
+) -> None:
+    """Add `--set PATH=VALUE` and list what can be set, with types and the values of `config`.
+
+    Args:
+        without: what to say where there is no config.
+    """
     to.add_argument(
         "--set",
         action="extend",
@@ -65,17 +87,5 @@ def add_overrides(to: argparse.ArgumentParser, config: Config) -> None:
         metavar="PATH=VALUE",
         help="typed overrides of the settings below; may be repeated",
     )
-    lines = [f"  {path} = {value}  ({kind})" for path, value, kind in _fields(config)]
-    to.epilog = "\n".join(["settings and their defaults:", *lines])
-
-
-def _fields(config: Config, prefix: str = "") -> Iterator[tuple[str, object, str]]:
-    """Path, value and type of every field, sections opened."""
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, Config):
-            yield from _fields(value, f"{prefix}{name}.")
-        else:
-            kind = str(field.annotation)
-            kind = getattr(field.annotation, "__name__", kind) if "[" not in kind else kind
-            yield f"{prefix}{name}", value, kind.replace("typing.", "")
+    lines = [without] if config is None else settings(config)
+    to.epilog = "\n".join(["settings and their defaults:", *(f"  {line}" for line in lines)])

@@ -15,12 +15,21 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
 
 import ray
 import ray.data
 from tqdm import tqdm
 
-from jobs.cli import add_overrides, load_recipe, parser, place, start_ray
+from jobs.cli import (
+    add_overrides,
+    load_recipe,
+    parser,
+    peek,
+    place,
+    recipe_settings,
+    start_ray,
+)
 from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError, Tables, write_tables
@@ -44,6 +53,9 @@ ERRORS = (
 )
 
 
+_WITH_PATH = ("movielens", "exercises")
+
+
 class IngestConfig(Config):
     """Where the data comes from and what is made of it."""
 
@@ -51,7 +63,7 @@ class IngestConfig(Config):
     rows: RowsConfig = RowsConfig()
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     flags = parser("jobs.ingest", __doc__)
     add_source(flags)
     flags.add_argument(
@@ -63,7 +75,8 @@ def arguments() -> argparse.ArgumentParser:
     flags.add_argument(
         "--overwrite", action="store_true", help="replace what another config wrote there"
     )
-    add_overrides(flags, IngestConfig(source=SyntheticSource()))
+    rows = getattr(recipe_settings(peek(argv, "--recipe")), "rows", RowsConfig())
+    add_overrides(flags, IngestConfig(source=shown_source(argv), rows=rows))
     return flags
 
 
@@ -71,7 +84,7 @@ def add_source(flags: argparse.ArgumentParser) -> None:
     """Add --source and --path."""
     flags.add_argument(
         "--source",
-        choices=["synthetic", "movielens", "exercises"],
+        choices=["synthetic", *_WITH_PATH],
         default="synthetic",
         help="where the data comes from; synthetic needs no data (default)",
     )
@@ -88,6 +101,12 @@ def source_of(source: str, path: str | None) -> AnySource:
     if source == "exercises":
         return ExercisesSource(path=path or "")
     return SyntheticSource()
+
+
+def shown_source(argv: Sequence[str] | None) -> AnySource:
+    """The source whose settings --help lists; the choice itself is checked by the parser."""
+    kind = peek(argv, "--source")
+    return source_of(kind, "PATH") if kind in _WITH_PATH else SyntheticSource()
 
 
 def rows_of(recipe: str) -> RowsConfig:
@@ -171,7 +190,7 @@ def _tell_rows(manifest: Manifest, out: str, seconds: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = arguments().parse_args(argv)
+    given = arguments(argv).parse_args(argv)
     try:
         config = IngestConfig(
             source=source_of(given.source, given.path),

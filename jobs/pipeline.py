@@ -24,7 +24,7 @@ import pyarrow.dataset as pads
 import ray
 
 from jobs import embed, evaluate, index, ingest, train
-from jobs.cli import add_overrides, load_recipe, parser, place
+from jobs.cli import add_overrides, load_recipe, parser, peek, place, recipe_settings
 from rec.artifacts import filesystem, join
 from rec.config import Config, ConfigError
 from rec.recipes.content import ContentRecipe, demo
@@ -32,7 +32,7 @@ from rec.retrieval.index import IndexBuildError, IndexConfig
 from rec.runtime.embed import EmbedConfig
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.partition import EmbedError
-from rec.sources import AnySource, SyntheticSource
+from rec.sources import AnySource
 from rec.train.engine import TrainError
 
 _ERRORS = (*ingest.ERRORS, TrainError, EmbedError, IndexBuildError)
@@ -48,7 +48,7 @@ class PipelineConfig(Config):
     evaluate: EvaluationConfig
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     flags = parser("jobs.pipeline", __doc__)
     ingest.add_source(flags)
     flags.add_argument(
@@ -67,8 +67,11 @@ def arguments() -> argparse.ArgumentParser:
     )
     flags.add_argument("--no-serve", action="store_true", help="end with the report")
     flags.add_argument("--show", action="store_true", help="print the settings and do nothing")
+    recipe = recipe_settings(peek(argv, "--recipe"))
     defaults = PipelineConfig(
-        source=SyntheticSource(), recipe=demo(), evaluate=EvaluationConfig(run="OUT")
+        source=ingest.shown_source(argv),
+        recipe=recipe if isinstance(recipe, ContentRecipe) else demo(),
+        evaluate=EvaluationConfig(run="OUT"),
     )
     add_overrides(flags, defaults)
     return flags
@@ -137,7 +140,7 @@ def serve_once(out: str, question: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = arguments().parse_args(argv)
+    options = arguments(argv).parse_args(argv)
     started = time.monotonic()
     try:
         config = configure(options)

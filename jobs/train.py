@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
+from jobs import cli
 from jobs.cli import load_recipe, place, start_ray
 from rec.artifacts import ArtifactError, join
 from rec.config import Config, ConfigError
@@ -46,14 +47,8 @@ def run(
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    first, _, rest = (__doc__ or "").partition("\n")
-    options = argparse.ArgumentParser(
-        prog="python -m jobs.train",
-        description=first,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    options = cli.parser("jobs.train", __doc__)
     options.add_argument(
         "--recipe", required=True, metavar="MODULE:FUNCTION", help="a function returning a recipe"
     )
@@ -78,20 +73,14 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--fresh", action="store_true", help="refuse to continue a run that is there already"
     )
-    options.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override a field of the recipe, as in train.steps=100; may be repeated",
-    )
     options.add_argument("--show", action="store_true", help="print the recipe and do nothing")
+    recipe = cli.recipe_settings(cli.peek(argv, "--recipe"))
+    cli.add_overrides(options, recipe, "those of the recipe: add --recipe to --help")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parser(arguments).parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.set)
         if options.show:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -72,3 +72,15 @@ def _set(data: dict[str, Any], path: str, value: Any) -> None:
     if leaf not in place:
         raise ConfigError(f"override {path!r}: no field {leaf!r}; there are: {', '.join(place)}")
     place[leaf] = value
+
+
+def settings(config: Config, prefix: str = "") -> Iterator[str]:
+    """One line a field, sections opened: `path = value  (type)`, as override() takes them."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from settings(value, f"{prefix}{name}.")
+        else:
+            kind = str(field.annotation)
+            kind = getattr(field.annotation, "__name__", kind) if "[" not in kind else kind
+            yield f"{prefix}{name} = {value}  ({kind.replace('typing.', '')})"

@@ -21,12 +21,13 @@ import pyarrow.dataset as ds
 from pyarrow.lib import ArrowInvalid
 
 from rec.artifacts import ArtifactError
-from rec.config import ConfigError
+from rec.config import ConfigError, settings
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve_apps",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Serve a content encoder and its index over HTTP: /v1/embed, /v1/knn, "
         "/v1/version, /healthz, /docs. Stops cleanly on Ctrl-C and SIGTERM.",
     )
@@ -48,12 +49,17 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="PATH=VALUE",
-        help="override a field of serve_apps.app.ServeArgs, as in --set limits.max_k=100",
+        help="typed overrides of the settings below, as in --set limits.max_k=100",
     )
     add("--ask", metavar="TEXT", help="find the nearest items of this text, print them and stop")
     add("--ask-image", metavar="FILE", help="the same for a picture; with --ask, for both at once")
     add("--k", type=int, default=5, help="how many to find (default: 5)")
     add("--titles", metavar="TABLE", help="folder of the items table, to print titles beside ids")
+    if {"-h", "--help"} & set(argv):
+        from serve_apps.app import ServeArgs  # with Ray: seconds, and ahead of --haproxy's switches
+
+        lines = [f"  {line}" for line in settings(ServeArgs(encoder="ENCODER", index="INDEX"))]
+        parser.epilog = "\n".join(["settings and their defaults:", *lines])
     return parser
 
 
@@ -88,7 +94,8 @@ def _print_welcome(url: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    asked = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    asked = _parser(argv).parse_args(argv)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if asked.haproxy:  # Ray reads these when it is imported
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"

@@ -1,0 +1,42 @@
+"""What every command line says of itself: the settings of the source and recipe it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import serve_apps.__main__ as serve
+from jobs import embed, evaluate, index, ingest, pipeline, train
+
+Main = Callable[[list[str]], int]
+
+
+# ray.serve's own settings, when they are first imported
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+@pytest.mark.parametrize(
+    ("main", "given", "lines"),
+    [
+        (ingest.main, [], ["source.num_items = 500  (int)", "rows.max_frames = 4"]),
+        (ingest.main, ["--source", "movielens"], ["source.path = PATH  (str)"]),
+        (ingest.main, ["--recipe", "rec.recipes.content:demo"], ["rows.max_frames = 2  (int)"]),
+        (train.main, [], ["those of the recipe: add --recipe to --help"]),
+        (train.main, ["--recipe", "rec.recipes.content:debug"], ["train.steps = 30  (int)"]),
+        (pipeline.main, [], ["recipe.train.steps = 200", "source.num_items = 500", "index."]),
+        (pipeline.main, ["--recipe", "rec.recipes.content:debug"], ["recipe.train.steps = 30"]),
+        (pipeline.main, ["--source", "exercises"], ["source.path = PATH"]),
+        (embed.main, [], ["batch_size = "]),
+        (evaluate.main, [], ["max_items = "]),
+        (index.main, [], ["recall_target = "]),
+        (serve.main, [], ["limits.max_k = 1000  (int)"]),
+    ],
+)
+def test_help_lists_the_settings(
+    main: Main, given: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*given, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for line in lines:
+        assert f"  {line}" in printed
