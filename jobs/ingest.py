@@ -185,6 +185,11 @@ def _tell_rows(manifest: Manifest, out: str, seconds: float) -> None:
     for side in ("train", "heldout"):
         held = ", ".join(f"{number:,} {name}" for name, number in metrics[side].items())
         print(f"  {side:<8} {held}")
+    if not metrics["heldout"]["rows"]:
+        print(
+            "  no item is held out: training cannot validate, and jobs.evaluate will refuse these "
+            "rows: give an earlier rows.cutoff, or none and a rows.heldout_fraction"
+        )
     ledger = Ledger.from_json(read_bytes(join(rows, manifest.root, "ledger.json")).decode())
     print("\n".join(f"  {line}" for line in ledger.table().splitlines()), flush=True)
 
