@@ -19,6 +19,7 @@ from ray.data.aggregate import Sum
 
 from rec.artifacts import join
 from rec.config import Config
+from rec.data.cleaning import clean_labels
 from rec.data.events import LabelEvents
 from rec.data.ingest import Tables
 from rec.data.ledger import Ledger
@@ -90,6 +91,8 @@ def build_labels(
         work_uri: folder for pairs and the per-shard label files.
     """
     pairs = build_pairs(tables_uri, tables, split, config.events, work_uri)
+    if config.events.min_evidence:
+        pairs = clean_labels(pairs, config.events.min_evidence, work_uri)
     vocabulary, mean = _vocabulary(pairs, config)
     folder = join(work_uri, "labels")
     ledger = _write(pairs, vocabulary, mean, config, folder, tables.num_shards)
