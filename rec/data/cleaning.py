@@ -33,16 +33,16 @@ _TOGETHER = pa.schema(
     [("label_index", pa.int64()), ("word_index", pa.int64()), ("num_items", pa.int64())]
 )
 _NOTHING = "label that goes with no words"
-_ALONE = "query or comment word that texts of its items do not share"
+_ALONE = "word of comments that texts of their items do not share"
 _UNFIT = "label that its item's words do not speak for"
 
 
 def clean_labels(pairs: Pairs, min_evidence: float, work_uri: str) -> Pairs:
     """The pairs without those whose label has less evidence than `min_evidence` on its item.
 
-    Tags stay that cannot be judged: of an item without words, and on fewer than two training items.
-    What was only searched or said has to be shared by texts first (`_shared`). Held-out items are
-    judged by what training items tell.
+    What people searched for and stayed with stays: they have judged it. So do tags that cannot be
+    judged: of an item without words, and on fewer than two training items. Words of comments have
+    to be shared by texts first (`_shared`). Held-out items are judged by what training items tell.
 
     Args:
         pairs: of `build_pairs`, with files of words.
@@ -264,7 +264,7 @@ def clean(
     in_text = ~np.asarray(pc.starts_with(model.words, HEARD))
     for part in incidences(pairs, words, model.labels, model.words):
         own = np.isin(part.label * len(model.words) + part.word, model.own)
-        # words come in phrases: of what people search and say, the item's text alone is the judge
+        # words come in phrases: of what comments say the item's text alone is the judge
         by_tag = tagged[part.pair]
         said = own & by_tag
         usable = by_tag | in_text[part.word]
@@ -273,8 +273,9 @@ def clean(
         judged[part.pair] = True
     known = pairs.column("label")
     shared = model.labels.filter(pa.array(_shared(model, in_text, min_evidence)))
-    alone = ~tagged & ~np.asarray(pc.is_in(known, value_set=shared))
-    unfit = judged & ~alone & (total < min_evidence)
+    open_to_doubt = ~np.asarray(pairs.column("clicked"))
+    alone = open_to_doubt & ~tagged & ~np.asarray(pc.is_in(known, value_set=shared))
+    unfit = open_to_doubt & judged & ~alone & (total < min_evidence)
     with_words = np.zeros(len(model.labels), bool)
     with_words[model.profiles.pair // max(len(model.words), 1)] = True
     speaking = model.labels.filter(pa.array(with_words))

@@ -32,7 +32,8 @@ PAIRS = pa.schema(
         ("num_events", pa.int64()),
         ("last_time", TIMESTAMP),
         ("coefficient", pa.float32()),
-        ("tagged", pa.bool_()),  # by someone, be it searched for and commented on or not
+        ("tagged", pa.bool_()),  # by someone, whatever else was said
+        ("clicked", pa.bool_()),  # searched for, with visits that stayed
     ]
 )
 EVIDENCE = pa.schema(
@@ -182,10 +183,10 @@ def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.
     dropped["query with too few clicks"] = pc.sum(count.filter(few_clicks)).as_py() or 0
     dropped["word of too few comments"] = pc.sum(count.filter(few_said)).as_py() or 0
     tagged = pc.invert(pc.or_(is_query, is_comment))
-    kept = grouped.append_column("tagged", tagged)
+    kept = grouped.append_column("tagged", tagged).append_column("clicked", is_query)
     kept = kept.filter(pc.invert(pc.or_(few_clicks, few_said)))
-    sums = [("num_events_sum", "sum"), ("event_time_max", "max")]
-    pairs = kept.group_by(keys).aggregate([*sums, ("coefficient_max", "max"), ("tagged", "max")])
+    sums = [("num_events_sum", "sum"), ("event_time_max", "max"), ("coefficient_max", "max")]
+    pairs = kept.group_by(keys).aggregate([*sums, ("tagged", "max"), ("clicked", "max")])
     pairs = pairs.rename_columns([*keys, *PAIRS.names[4:]])
     num_kept = _num_events(pairs)
     ledger = Ledger().record("label events", num_kept + sum(dropped.values()), num_kept, dropped)

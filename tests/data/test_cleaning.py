@@ -34,7 +34,15 @@ def pairs_of(*rows: tuple[str, str, bool, bool]) -> pa.Table:
     """Rows of PAIRS from item, label, held out, tagged."""
     return pa.Table.from_pylist(
         [
-            {"item_id": i, "shard": 0, "heldout": h, "label": x, "num_events": 1, "tagged": t}
+            {
+                "item_id": i,
+                "shard": 0,
+                "heldout": h,
+                "label": x,
+                "num_events": 1,
+                "tagged": t,
+                "clicked": False,
+            }
             for i, x, h, t in rows
         ],
         schema=PAIRS,
@@ -167,7 +175,12 @@ def test_cleaning_lifts_the_precision_of_hashtags_on_the_simulated_platform(plat
     pairs, _ = join_events(block, SPLIT, config)
     pairs = pairs.filter(pairs["tagged"])
     words = join_words(block, SPLIT)
-    kept, dropped = clean(pairs, words, model_of(pairs, words), config.min_evidence)
+    model = model_of(pairs, words)
+    clicks = pairs.set_column(
+        pairs.column_names.index("clicked"), "clicked", pa.array([True] * pairs.num_rows)
+    )
+    assert clean(clicks, words, model, config.min_evidence)[0] == clicks
+    kept, dropped = clean(pairs, words, model, config.min_evidence)
     assert pairs.num_rows == kept.num_rows + sum(dropped.values())
     truth = source.truth()
 

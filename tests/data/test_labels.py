@@ -130,7 +130,7 @@ def pairs_table() -> pa.Table:
         ("d", 1, True, "new", 9, day(15), 1.0),
     ]
     return pa.Table.from_pylist(
-        [dict(zip(PAIRS.names, (*row, True), strict=True)) for row in rows], schema=PAIRS
+        [dict(zip(PAIRS.names, (*row, True, False), strict=True)) for row in rows], schema=PAIRS
     )
 
 
