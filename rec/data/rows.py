@@ -4,6 +4,7 @@
     <out>/<root>/train/shard-*.parquet, heldout/shard-*.parquet    CONTENT_ROWS
     <out>/<root>/tokenizer/      a Hugging Face folder
     <out>/<root>/labels.parquet  the label vocabulary
+    <out>/<root>/label_edges/    which labels are on the same items
     <out>/<root>/terms.parquet   words and in how many training texts they are
     <out>/<root>/duplicates/     items left out because they look like another one, and which
     <out>/<root>/ledger.json     rows in, out and dropped, by stage
@@ -164,7 +165,9 @@ def _fit(tables_uri: str, tables: Tables, config: RowsConfig, place: str, work: 
     write_table(join(place, "terms.parquet"), terms)
     if config.duplicate_distance is not None:
         find_duplicates(tables_uri, tables, config.duplicate_distance, place)
-    labels = build_labels(tables_uri, tables, split, config.labels, work)
+    labels = build_labels(
+        tables_uri, tables, split, config.labels, work, join(place, "label_edges")
+    )
     write_table(join(place, "labels.parquet"), labels.vocabulary)
     fitted = Fitted(
         split=split,
