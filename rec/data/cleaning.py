@@ -87,7 +87,7 @@ def _count(pairs: Pairs, folder: str) -> int:
         Sum("num_items", alias_name="num_items")
     )
     limits = {"label": MAX_LABELS, "word": MAX_WORDS}
-    best = dict.fromkeys(limits, _COUNTS.empty_table())
+    best: dict[str, pa.Table] = dict.fromkeys(limits, _COUNTS.empty_table())
     num_items = 0
     for batch in stream(total):
         batch = batch.select(_COUNTS.names).cast(_COUNTS)
@@ -181,6 +181,8 @@ def _count_together(pairs: Pairs, folder: str, num_items: int) -> list[str]:
         return count_together(rows, said, _terms(folder, "label").key, _terms(folder, "word").key)
 
     def write(block: pa.Table) -> pa.Table:
+        if not block.num_rows:  # such a block may lack its columns
+            block = _TOGETHER.empty_table()
         labels, words = _terms(folder, "label"), _terms(folder, "word")
         rows = block.select(_TOGETHER.names).cast(_TOGETHER)
         rows = rows.group_by(["label_index", "word_index"]).aggregate([("num_items", "sum")])

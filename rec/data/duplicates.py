@@ -68,10 +68,12 @@ def find_duplicates(tables_uri: str, tables: Tables, max_distance: int, folder: 
         return frames_by_band(read_or_empty(uri, MEDIA_INDEX, MEDIA_INDEX.names), max_distance)
 
     def compare(block: pa.Table) -> pa.Table:
+        if not block.num_rows:  # such a block may lack its columns
+            return _NEAR.empty_table()
         return first_near(block.select(_FRAMES.names).cast(_FRAMES), max_distance)
 
     def write(block: pa.Table) -> pa.Table:
-        for shard in pc.unique(block.column("shard")).to_pylist():
+        for shard in pc.unique(block.column("shard")).to_pylist() if block.num_rows else []:
             rows = block.filter(pc.equal(block.column("shard"), shard))
             write_table(shard_file(folder, "duplicates", shard), duplicates(rows))
         return pa.table({"rows": pa.array([block.num_rows], pa.int64())})

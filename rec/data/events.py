@@ -52,7 +52,7 @@ class LabelEvents(Config):
     min_comment_words: int = Field(default=3, ge=1)  # "so cool" says nothing about the item
     min_comment_likes: int = Field(default=0, ge=0)
     # what an item's words must say for its label, in nats: 1 makes the label e times as likely as
-    # it is on any item; 0 keeps all labels (rec.features.evidence)
+    # it is on any item, 1.5 suited hashtags; 0 keeps all labels, as curated ones should be
     min_evidence: float = Field(default=0.0, ge=0)
 
 

@@ -33,6 +33,8 @@ def write_label_graph(pairs: Pairs, vocabulary: pa.Table, folder: str) -> None:
         return count_met(read_table(batch["item"].to_pylist()[0]), labels)
 
     def write(block: pa.Table) -> pa.Table:
+        if not block.num_rows:  # such a block may lack its columns
+            return pa.table({"rows": pa.array([0], pa.int64())})
         edges = edges_of(block.select(_MET.names).cast(_MET), labels)
         if edges.num_rows:  # named by what is in it, so that a repeated task writes the same file
             first = pc.min(pc.index_in(edges.column("source_id"), value_set=labels)).as_py()

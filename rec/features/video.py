@@ -106,7 +106,8 @@ def read_samples(data: bytes, side: int, limits: MediaLimits) -> Samples:
                 continue
             for frame in packet.decode():
                 deadline.check()
-                taken.see(frame)
+                if isinstance(frame, VideoFrame):
+                    taken.see(frame)
         if not taken.pictures:
             raise MediaError("no picture in the video stream")
         if end < _WHOLE * promised - 1.0:
