@@ -31,7 +31,6 @@ from rec.data.media import MediaConfig, media_of_files
 from rec.sources import FolderSource
 
 _RATE, _SECONDS = 25, 8
-_DISTINCT = 6  # files of each kind; items share them
 
 
 def _scene(random: np.random.Generator, width: int, height: int) -> np.ndarray:
@@ -80,20 +79,20 @@ def _sound(random: np.random.Generator) -> bytes:
     return target.getvalue()
 
 
-def make_folder(folder: Path, items: int) -> None:
-    """items.csv and a file of its own for each item."""
+def make_folder(folder: Path, items: int, distinct: int) -> None:
+    """items.csv and a file of its own for each item, of so many contents of each kind."""
     random = np.random.default_rng(0)
     pictures = [
-        cv2.imencode(".jpg", _scene(random, 1280, 960))[1].tobytes() for _ in range(_DISTINCT)
+        cv2.imencode(".jpg", _scene(random, 1280, 960))[1].tobytes() for _ in range(distinct)
     ]
-    videos = [_video(random) for _ in range(_DISTINCT)]
-    sounds = [_sound(random) for _ in range(_DISTINCT)]
+    videos = [_video(random) for _ in range(distinct)]
+    sounds = [_sound(random) for _ in range(distinct)]
     kinds = [(videos, "mp4"), (pictures, "jpg"), (videos, "mp4"), (sounds, "wav")]
     lines = ["item_id,title,files"]
     for n in range(items):
         files, suffix = kinds[n % 4]
         name = f"{n:06d}.{suffix}"
-        (folder / name).write_bytes(files[n // 4 % _DISTINCT])
+        (folder / name).write_bytes(files[n // 4 % distinct])
         lines.append(f"i{n:06d},item {n},{name}")
     (folder / "items.csv").write_text("\n".join(lines))
 
@@ -131,13 +130,13 @@ def _rate(out: Path, items: int, num_shards: int) -> float:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, num_shards, rounds = (48, 8, 1) if options.quick else (1600, 64, 3)
+    items, num_shards, rounds = (16, 4, 1) if options.quick else (1600, 64, 3)
     warm: dict[str, list[float]] = {"job": [], "bare": []}
     whole: dict[str, list[float]] = {"job": [], "bare": []}
     with tempfile.TemporaryDirectory(prefix="raycall-media-") as folder:
         files = Path(folder, "files")
         files.mkdir()
-        make_folder(files, items)
+        make_folder(files, items, 1 if options.quick else 6)
         source = FolderSource(path=str(files), num_shards=num_shards)
         sizes: dict[str, list[int]] = {}
         for number in range(rounds):

@@ -71,7 +71,6 @@ def clean_labels(pairs: Pairs, min_evidence: float, work_uri: str) -> Pairs:
 
 
 def _numbers(pairs: Pairs) -> ray.data.Dataset:
-    """A dataset of one row a file: its number."""
     return ray.data.from_items(list(range(len(pairs.files))), override_num_blocks=len(pairs.files))
 
 
@@ -119,9 +118,7 @@ def count_items(pairs: pa.Table, words: pa.Table) -> pa.Table:
 
 
 class _Terms(NamedTuple):
-    """The words or labels that are counted."""
-
-    key: pa.Array  # (n,) string
+    key: pa.Array  # (n,) string, the words or labels that are counted
     num_items: np.ndarray  # (n,)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec.features.evidence import (
@@ -27,6 +27,7 @@ def test_words_are_distinct_in_order_without_stop_words_and_cut() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 20), *[st.booleans()] * 2),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec.features.hashes import (
@@ -52,6 +52,7 @@ def near_values(draw_from: int) -> st.SearchStrategy[list[int]]:
     return st.lists(one.map(build), max_size=30)
 
 
+@settings(deadline=None)
 @given(near_values(3), st.integers(0, 8))
 def test_pairs_and_groups_agree_with_plain_loops(values: list[int], limit: int) -> None:
     hashes = np.array(values, np.uint64)
@@ -74,6 +75,7 @@ def test_pairs_and_groups_agree_with_plain_loops(values: list[int], limit: int) 
     assert near_groups(hashes, limit).tolist() == group
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3)))
 def test_partners_are_all_pairs_of_equal_keys(keys: list[int]) -> None:
     keys.sort()
