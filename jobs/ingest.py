@@ -2,6 +2,9 @@
 
     python -m jobs.ingest --source synthetic --out runs/demo --set source.num_items=2000
     python -m jobs.ingest --source movielens --path ../data/movielens --out s3://bucket/films
+    python -m jobs.ingest --source folder --path my-videos --out runs/mine
+
+A folder holds items.csv and the videos, pictures and sounds it names; see rec/sources/folder.py.
 
 Writes OUT/tables (one folder a table, with ledger.json) and OUT/rows (a content-rows artifact).
 Places may be local or s3://; several nodes need a place that all of them reach. A run that was
@@ -34,11 +37,19 @@ from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError, Tables, write_tables
 from rec.data.ledger import Ledger, LedgerError
+from rec.data.media import MediaConfig
 from rec.data.rows import RowsConfig, RowsError, build_rows
 from rec.data.tasks import ShardError
 from rec.features.text import TokenizerError
 from rec.schema import SchemaError
-from rec.sources import AnySource, ExercisesSource, MovieLensSource, SourceError, SyntheticSource
+from rec.sources import (
+    AnySource,
+    ExercisesSource,
+    FolderSource,
+    MovieLensSource,
+    SourceError,
+    SyntheticSource,
+)
 
 ERRORS = (
     ArtifactError,
@@ -53,13 +64,14 @@ ERRORS = (
 )
 
 
-_WITH_PATH = ("movielens", "exercises")
+_WITH_PATH = ("folder", "movielens", "exercises")
 
 
 class IngestConfig(Config):
     """Where the data comes from and what is made of it."""
 
     source: AnySource
+    media: MediaConfig = MediaConfig()
     rows: RowsConfig = RowsConfig()
 
 
@@ -88,7 +100,7 @@ def add_source(flags: argparse.ArgumentParser) -> None:
         default="synthetic",
         help="where the data comes from; synthetic needs no data (default)",
     )
-    flags.add_argument("--path", type=place, help="folder of the data, for movielens and exercises")
+    flags.add_argument("--path", type=place, help="folder of the data; synthetic takes none")
 
 
 def source_of(source: str, path: str | None) -> AnySource:
@@ -100,6 +112,8 @@ def source_of(source: str, path: str | None) -> AnySource:
         return MovieLensSource(path=path or "")
     if source == "exercises":
         return ExercisesSource(path=path or "")
+    if source == "folder":
+        return FolderSource(path=path or "")
     return SyntheticSource()
 
 
@@ -126,7 +140,11 @@ def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tab
     started = time.perf_counter()
     with _Bar("tables") as bar:
         tables = write_tables(
-            config.source, join(out, "tables"), overwrite=overwrite, progress=bar.update
+            config.source,
+            join(out, "tables"),
+            media=config.media,
+            overwrite=overwrite,
+            progress=bar.update,
         )
     _tell_tables(tables, out, time.perf_counter() - started)
     started = time.perf_counter()
@@ -167,6 +185,10 @@ def _tell_tables(tables: Tables, out: str, seconds: float) -> None:
     print(f"tables: {join(out, 'tables')}, version {tables.version}, {seconds:.1f} s")
     for name, size in tables.tables.items():
         print(f"  {name:<14}{size.num_rows:>14,} rows{size.num_bytes / 2**20:>12,.1f} MiB")
+    if tables.num_alike:
+        print(
+            f"  frames of videos left out because another one looks the same: {tables.num_alike:,}"
+        )
     if tables.num_problems:
         print(f"  left out: {tables.num_problems:,}, all listed in tables/problems; the first:")
         for problem in tables.problems[:5]:

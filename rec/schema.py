@@ -33,9 +33,9 @@ MEDIA = pa.schema(
     [
         _required("item_id", pa.string()),
         _required("media_index", pa.int32()),  # order within the item and the kind
-        _required("kind", pa.string()),  # "frame" (a compressed picture) or "audio"
+        _required("kind", pa.string()),  # "frame" (a compressed picture), "audio" or "log_mel"
         _required("uri", pa.string()),  # where it came from, for messages
-        _required("data", pa.large_binary()),  # the file's bytes, still compressed
+        _required("data", pa.large_binary()),  # compressed bytes; log_mel: float16, n x 96 x 64
     ]
 )
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rec.data.stage import Staged
 from rec.data.texts import item_texts
 from rec.features.attention import AttentionScorer
-from rec.features.audio import decode, encode_patches, patches
+from rec.features.audio import decode, decode_patches, encode_patches, patches
 from rec.features.media import MediaError, spread
 from rec.features.terms import TermTable, WordFinder, flatten, score
 from rec.features.text import TextTokenizer
@@ -31,6 +31,22 @@ CONTENT_ROWS = pa.schema(
         ("log_mel", pa.large_binary()),  # float16, n x 96 x 64; empty = no sound
     ]
 )
+
+
+@dataclass(frozen=True)
+class DropDuplicates:
+    """Items go that look like another one."""
+
+    duplicates: pa.Table  # rec.data.duplicates.DUPLICATES of the items' shard
+    name: ClassVar[str] = "drop duplicates"
+    inputs: ClassVar[tuple[str, ...]] = ("item_id",)
+    outputs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, table: pa.Table) -> Staged:
+        known = self.duplicates.column("item_id").combine_chunks()
+        again = pc.is_in(table.column("item_id"), value_set=known)
+        kept = table.filter(pc.invert(again))
+        return Staged(kept, {"looks like another item": table.num_rows - kept.num_rows})
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,10 @@ class AddFrames:
 
 @dataclass(frozen=True)
 class AddSound:
-    """An item's first sound that can be decoded as log-mel patches; failures are problems."""
+    """An item's first sound that can be decoded as log-mel patches; failures are problems.
+
+    Patches that ingest has made of an item's files come before sounds that are still compressed.
+    """
 
     media: pa.Table
     max_patches: int
@@ -134,9 +153,12 @@ class AddSound:
 
     def __call__(self, table: pa.Table) -> Staged:
         ids = table.column("item_id").combine_chunks()
-        rows, items = _of_kind(self.media, "audio", ids)
         found: dict[int, bytes] = {}
         problems: list[str] = []
+        for row, item in zip(*_of_kind(self.media, "log_mel", ids), strict=True):
+            if item not in found:
+                found[item] = self._taken(self.media.column("data")[row].as_py())
+        rows, items = _of_kind(self.media, "audio", ids)
         for row, item in zip(rows.tolist(), items.tolist(), strict=True):
             if item in found:
                 continue
@@ -146,6 +168,10 @@ class AddSound:
                 problems.append(f"{self.media.column('uri')[row].as_py()}: {error}")
         column = pa.array([found.get(i, b"") for i in range(len(ids))], pa.large_binary())
         return Staged(table.append_column("log_mel", column), problems=tuple(problems))
+
+    def _taken(self, data: bytes) -> bytes:
+        values = decode_patches(data)
+        return encode_patches(values[spread(len(values), self.max_patches)])
 
     def _encode(self, data: bytes) -> bytes:
         values = patches(decode(data, self.max_seconds))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -10,6 +13,7 @@ from rec.config import Config
 from rec.data.ingest import shard_file
 from rec.data.parquet import read_table
 from rec.data.split import Split
+from rec.features.evidence import words_of
 from rec.features.tags import normalise
 from rec.schema import TIMESTAMP
 
@@ -19,11 +23,18 @@ EVENTS = pa.schema(
         ("label", pa.string()),  # null: the row is the item itself
         ("event_time", TIMESTAMP),
         ("coefficient", pa.float32()),
-        ("query", pa.bool_()),  # a search, of which one alone may be a slip
+        ("source", pa.string()),  # tag, user tag, query, comment
+        ("num_events", pa.int64()),  # of searches the visits that stayed, else 1
+        ("num_shown", pa.int64()),  # of searches: how often the item was among the results
+        ("text_hash", pa.int64()),  # of comments: equal for equal texts
+        ("words", pa.list_(pa.string())),  # of the item's row: distinct words of its text
         ("shard", pa.int32()),  # of the item's row
         ("heldout", pa.bool_()),  # of the item's row
     ]
 )
+_LINK = r"(?i)https?:|www\.|\b[a-z0-9-]+\.(?:com|net|org|io|ly)\b"
+_MAX_WORDS = 64  # of a text
+_TEXTS = ("title", "description")
 
 
 class LabelEvents(Config):
@@ -32,62 +43,81 @@ class LabelEvents(Config):
     tag_coefficient: float = Field(default=1.0, ge=0)  # the uploader's hashtags; 0 leaves them out
     user_tag_coefficient: float = Field(default=1.0, ge=0)  # edges with relation "tagged"
     query_coefficient: float = Field(default=0.5, ge=0)
+    comment_coefficient: float = Field(default=0.0, ge=0)  # words of comments; 0 leaves them out
     min_dwell_ms: int = Field(default=5000, ge=0)  # a shorter visit is no sign of a match
-    min_clicks: int = Field(default=2, ge=1)  # of a query on an item
+    min_clicks: int = Field(default=2, ge=1)  # of a query on an item, by visits that stayed
+    min_click_rate: float = Field(default=0.05, ge=0, le=1)  # of those among all times shown
+    max_query_words: int = Field(default=5, ge=1)  # a longer query is a sentence, not a label
+    min_comments: int = Field(default=2, ge=1)  # of an item with a word
+    min_comment_words: int = Field(default=3, ge=1)  # "so cool" says nothing about the item
+    min_comment_likes: int = Field(default=0, ge=0)
+    # what an item's words must say for its label, in nats: 1 makes the label e times as likely as
+    # it is on any item, 1.5 suited hashtags; 0 keeps all labels, as curated ones should be
+    min_evidence: float = Field(default=0.0, ge=0)
 
 
 def read_events(
     tables_uri: str, table: str, shard: int, split: Split, config: LabelEvents
 ) -> pa.Table:
-    """Rows of EVENTS from one shard of the table called items, edges or searches."""
+    """Rows of EVENTS from one shard of the table called items, edges, searches or comments."""
     uri = shard_file(tables_uri, table, shard)
     if table == "items":
-        items = read_table(uri, ["item_id", "tags", "published_at"])
-        return pa.concat_tables([_items(items, shard, split), _tags(items, config)])
+        columns = ["item_id", "tags", "published_at", *(_TEXTS if config.min_evidence else ())]
+        items = read_table(uri, columns)
+        return pa.concat_tables([_items(items, shard, split, config), _tags(items, config)])
     if table == "edges":
         columns = ["source_type", "source_id", "relation", "target_id", "event_time"]
         return _edges(read_table(uri, columns), config)
-    return _searches(read_table(uri), config)
+    if table == "comments":
+        return _comments(read_table(uri, ["item_id", "text", "likes", "event_time"]), config)
+    return _searches(read_table(uri), split, config)
 
 
 def _events(
-    item_id: pa.ChunkedArray | pa.Array,
-    label: pa.Array,
-    time: pa.ChunkedArray | pa.Array,
+    source: str,
     coefficient: float,
-    *,
-    query: bool = False,
+    item_id: pa.ChunkedArray | pa.Array,
+    label: pa.ChunkedArray | pa.Array,
+    time: pa.ChunkedArray | pa.Array,
+    **columns: pa.ChunkedArray | pa.Array,
 ) -> pa.Table:
+    """EVENTS rows of one source; `columns` are further ones by name, the others are their default.
+
+    Rows without a label are left out: a tag of symbols alone says nothing.
+    """
     rows = len(item_id)
-    table = pa.table(
-        [
-            item_id,
-            label,
-            time,
-            pa.repeat(pa.scalar(coefficient, pa.float32()), rows),
-            pa.repeat(query, rows),
-            pa.nulls(rows, pa.int32()),
-            pa.nulls(rows, pa.bool_()),
-        ],
-        schema=EVENTS,
-    )
+    given: dict[str, pa.ChunkedArray | pa.Array] = {
+        "item_id": item_id,
+        "label": label,
+        "event_time": time,
+        "coefficient": pa.repeat(pa.scalar(coefficient, pa.float32()), rows),
+        "source": pa.repeat(source, rows),
+        "num_events": pa.repeat(pa.scalar(1, pa.int64()), rows),
+        **columns,
+    }
+    table = _filled(given, rows)
     return table.filter(pc.is_valid(table.column("label")))
 
 
-def _items(items: pa.Table, shard: int, split: Split) -> pa.Table:
+def _filled(given: dict[str, pa.ChunkedArray | pa.Array], rows: int) -> pa.Table:
+    """EVENTS rows of the given columns; the others are null."""
+    columns = [given.get(field.name, pa.nulls(rows, field.type)) for field in EVENTS]
+    return pa.table(columns, schema=EVENTS)
+
+
+def _items(items: pa.Table, shard: int, split: Split, config: LabelEvents) -> pa.Table:
     rows = items.num_rows
-    return pa.table(
-        [
-            items.column("item_id"),
-            pa.nulls(rows, pa.string()),
-            items.column("published_at"),
-            pa.nulls(rows, pa.float32()),
-            pa.repeat(False, rows),
-            pa.repeat(pa.scalar(shard, pa.int32()), rows),
-            pa.array(split.heldout(items)),
-        ],
-        schema=EVENTS,
-    )
+    given: dict[str, pa.ChunkedArray | pa.Array] = {
+        "item_id": items.column("item_id"),
+        "event_time": items.column("published_at"),
+        "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows),
+        "heldout": pa.array(split.heldout(items)),
+    }
+    if config.min_evidence:
+        texts = [items.column(name).fill_null("") for name in _TEXTS]
+        joined = pc.binary_join_element_wise(*texts, pa.scalar("\n", pa.large_string()))
+        given["words"] = words_of(joined, _MAX_WORDS)
+    return _filled(given, rows)
 
 
 def _tags(items: pa.Table, config: LabelEvents) -> pa.Table:
@@ -96,10 +126,11 @@ def _tags(items: pa.Table, config: LabelEvents) -> pa.Table:
     tags = items.column("tags").combine_chunks()
     owner = pc.list_parent_indices(tags)
     return _events(
+        "tag",
+        config.tag_coefficient,
         items.column("item_id").take(owner),
         normalise(pc.list_flatten(tags)),
         items.column("published_at").take(owner),
-        config.tag_coefficient,
     )
 
 
@@ -111,25 +142,79 @@ def _edges(edges: pa.Table, config: LabelEvents) -> pa.Table:
     if not config.user_tag_coefficient or not edges.num_rows:
         return EVENTS.empty_table()
     return _events(
+        "user tag",
+        config.user_tag_coefficient,
         edges.column("source_id"),
         normalise(edges.column("target_id")),
         edges.column("event_time"),
-        config.user_tag_coefficient,
     )
 
 
-def _searches(searches: pa.Table, config: LabelEvents) -> pa.Table:
-    """Clicks that stayed: dwell over the threshold, and no return to the results."""
-    stayed = pc.greater_equal(searches.column("dwell_ms").fill_null(0), config.min_dwell_ms)
-    returned = searches.column("returned").fill_null(False)
-    good = pc.and_(pc.and_(searches.column("clicked"), stayed), pc.invert(returned))
-    clicks = searches.filter(pc.and_(good, pc.is_valid(searches.column("item_id"))))
-    if not config.query_coefficient or not clicks.num_rows:
+def _searches(searches: pa.Table, split: Split, config: LabelEvents) -> pa.Table:
+    """How often each query showed an item and led to a visit that stayed, a row for each.
+
+    A visit stayed when it was long enough and did not come straight back to the results. What
+    came before the cut-off is counted apart, so that it can be told from what training may see.
+    """
+    shown = searches.filter(pc.is_valid(searches.column("item_id")))
+    if not config.query_coefficient or not shown.num_rows:
         return EVENTS.empty_table()
+    long = pc.greater_equal(shown.column("dwell_ms").fill_null(0), config.min_dwell_ms)
+    returned = shown.column("returned").fill_null(False)
+    stayed = pc.and_(pc.and_(shown.column("clicked"), long), pc.invert(returned))
+    time = shown.column("event_time")
+    label = normalise(shown.column("query"))
+    num_words = pc.add(pc.count_substring(label, " "), 1)
+    short = pc.less_equal(num_words, config.max_query_words)
+    table = pa.table(
+        {
+            "item_id": shown.column("item_id"),
+            "label": pc.if_else(short, label, pa.scalar(None, pa.string())),
+            "early": split.visible(time),
+            "event_time": time,
+            "visit_time": pc.if_else(
+                stayed, shown.column("event_time"), pa.scalar(None, TIMESTAMP)
+            ),
+            "num_events": stayed.cast(pa.int64()),
+        }
+    )
+    keys = ["item_id", "label", "early"]
+    sums = [("num_events", "sum"), ("num_events", "count")]
+    table = table.group_by(keys).aggregate([*sums, ("event_time", "max"), ("visit_time", "max")])
     return _events(
-        clicks.column("item_id"),
-        normalise(clicks.column("query")),
-        clicks.column("event_time"),
+        "query",
         config.query_coefficient,
-        query=True,
+        table.column("item_id"),
+        table.column("label"),
+        pc.coalesce(table.column("visit_time_max"), table.column("event_time_max")),
+        num_events=table.column("num_events_sum"),
+        num_shown=table.column("num_events_count"),
+    )
+
+
+def _comments(comments: pa.Table, config: LabelEvents) -> pa.Table:
+    """The words of comments that say something: long enough, liked enough, and without a link."""
+    likes = comments.column("likes").fill_null(0)
+    good = pc.and_(
+        pc.greater_equal(likes, config.min_comment_likes),
+        pc.invert(pc.match_substring_regex(comments.column("text"), _LINK)),
+    )
+    comments = comments.filter(good)
+    spelled = normalise(comments.column("text"))
+    num_words = pc.add(pc.count_substring(spelled, " "), 1)
+    long = pc.greater_equal(num_words, config.min_comment_words).fill_null(False)
+    comments, spelled = comments.filter(long), spelled.filter(long)
+    if not config.comment_coefficient or not comments.num_rows:
+        return EVENTS.empty_table()
+    words = words_of(spelled, _MAX_WORDS)
+    owner = pc.list_parent_indices(words)
+    digests = [blake2b(text.encode(), digest_size=8).digest() for text in spelled.to_pylist()]
+    hashes = np.frombuffer(b"".join(digests), "<i8")
+    return _events(
+        "comment",
+        config.comment_coefficient,
+        comments.column("item_id").take(owner),
+        pc.list_flatten(words),
+        comments.column("event_time").take(owner),
+        text_hash=pa.array(hashes).take(owner),
     )

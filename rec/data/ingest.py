@@ -1,6 +1,7 @@
 """Source to tables: a Ray task a shard, in flat memory, resumable.
 
 <uri>/<table>/shard-00000.parquet    item shard i and media shard i hold the same items
+<uri>/media_index/shard-00000.parquet  where each medium is, its size and hashes
 <uri>/problems/shard-00000.parquet   what was left out: place, row, reason
 <uri>/ledger.json                    written last
 <uri>/state/                         the source's config, and a marker for every finished shard
@@ -18,10 +19,12 @@ import pyarrow as pa
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 from rec.config import Config
+from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile, file_bytes
 from rec.data.tasks import Summary, finished_shards, with_markers
 from rec.schema import TABLES
 from rec.sources import PROBLEMS, AnySource, Shard
+from rec.sources.base import problem_table
 
 LEDGER = "ledger.json"
 _SAMPLE = 20  # problems of each shard that reach the driver
@@ -44,6 +47,7 @@ class Tables(Config):
     source: dict[str, Any]
     num_shards: int
     tables: dict[str, TableSize]
+    num_alike: int = 0  # frames of videos left out because another one looks the same
     num_problems: int  # what was left out, each a row of problems/
     problems: tuple[str, ...]  # the first of them
 
@@ -68,6 +72,7 @@ def write_tables(
     source: AnySource,
     uri: str,
     *,
+    media: MediaConfig | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
@@ -76,6 +81,7 @@ def write_tables(
     Args:
         source: where from; it must be readable from every node.
         uri: folder, local (shared by all nodes) or s3://.
+        media: what is kept of files, for sources that give files.
         overwrite: replace tables of another source or config instead of refusing.
         progress: called with finished and all shards.
 
@@ -83,13 +89,14 @@ def write_tables(
         IngestError: `uri` holds tables of another source or config.
         ShardError: the source met something else than it expects; its own message.
     """
-    config = source.model_dump(mode="json")
+    media = media or MediaConfig()
+    config = {**source.model_dump(mode="json"), "media": media.model_dump(mode="json")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     _claim(uri, digest, config, overwrite)
     shards = source.shards()
 
     def work(index: int) -> Summary:
-        return write_shard(source, shards[index], uri)
+        return write_shard(source, shards[index], uri, media)
 
     done: dict[int, Summary] = {}
     for summary in with_markers(work, join(uri, "state"), range(len(shards))):
@@ -128,7 +135,7 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
                 "choose another folder or pass --overwrite"
             )
         files, path = filesystem(uri)
-        for name in [*TABLES, "problems", "state"]:
+        for name in [*TABLES, "media_index", "problems", "state"]:
             if exists(join(uri, name)):
                 files.delete_dir(f"{path}/{name}")
         if exists(join(uri, LEDGER)):
@@ -137,25 +144,45 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
     write_atomic(place, state.encode())
 
 
-def write_shard(source: AnySource, shard: Shard, uri: str) -> Summary:
+def write_shard(source: AnySource, shard: Shard, uri: str, media: MediaConfig) -> Summary:
     """Write one shard of every table the source has, empty ones too; sizes come back."""
-    schemas: dict[str, pa.Schema] = {name: TABLES[name] for name in source.tables}
-    schemas["problems"] = PROBLEMS
     sample: list[str] = []
+    alike = 0
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(ParquetFile(shard_file(uri, name, shard.index), schema))
-            for name, schema in schemas.items()
+            for name, schema in _schemas(source).items()
         }
-        for name, piece in source.read(shard):
+
+        def write(name: str, piece: pa.Table) -> None:
+            if name == "media":
+                index = index_rows(piece, shard.index, files["media"].num_rows)
+                files["media_index"].write(index)
             files[name].write(piece)
             if name == "problems" and len(sample) < _SAMPLE:
                 sample.extend(_sentence(row) for row in piece.slice(0, _SAMPLE).to_pylist())
+
+        for name, piece in source.read(shard):
+            if name != "files":
+                write(name, piece)
+                continue
+            for rows, problems, num_alike in media_of_files(piece, media):
+                write("media", rows)
+                write("problems", problem_table(problems))
+                alike += num_alike
     sizes = {
         name: [file.num_rows, file_bytes(shard_file(uri, name, shard.index))]
         for name, file in files.items()
     }
-    return {"index": shard.index, "sizes": sizes, "sample": sample[:_SAMPLE]}
+    return {"index": shard.index, "sizes": sizes, "sample": sample[:_SAMPLE], "alike": alike}
+
+
+def _schemas(source: AnySource) -> dict[str, pa.Schema]:
+    """The tables that are written of a source, the problems last."""
+    schemas: dict[str, pa.Schema] = {name: TABLES[name] for name in source.tables}
+    if "media" in schemas:
+        schemas["media_index"] = MEDIA_INDEX
+    return {**schemas, "problems": PROBLEMS}
 
 
 def _sentence(problem: dict[str, Any]) -> str:
@@ -167,7 +194,7 @@ def _total(
     source: AnySource, config: dict[str, Any], digest: str, summaries: list[Summary]
 ) -> Tables:
     sizes: dict[str, TableSize] = {}
-    for name in [*source.tables, "problems"]:
+    for name in _schemas(source):
         pairs = [summary["sizes"][name] for summary in summaries]
         sizes[name] = TableSize(
             num_rows=sum(p[0] for p in pairs), num_bytes=sum(p[1] for p in pairs)
@@ -181,6 +208,7 @@ def _total(
         source=config,
         num_shards=len(summaries),
         tables=sizes,
+        num_alike=sum(summary["alike"] for summary in summaries),
         num_problems=problems,
         problems=tuple(sample[:_SAMPLE]),
     )

@@ -19,8 +19,10 @@ from ray.data.aggregate import Sum
 
 from rec.artifacts import join
 from rec.config import Config
+from rec.data.cleaning import clean_labels
 from rec.data.events import LabelEvents
 from rec.data.ingest import Tables
+from rec.data.label_graph import write_label_graph
 from rec.data.ledger import Ledger
 from rec.data.pairs import Pairs, build_pairs, num_partitions
 from rec.data.parquet import read_table, write_table
@@ -75,7 +77,12 @@ class Labels(NamedTuple):
 
 
 def build_labels(
-    tables_uri: str, tables: Tables, split: Split, config: LabelConfig, work_uri: str
+    tables_uri: str,
+    tables: Tables,
+    split: Split,
+    config: LabelConfig,
+    work_uri: str,
+    graph_uri: str,
 ) -> Labels:
     """Fit the label vocabulary on the training side and write every item's labels.
 
@@ -88,9 +95,13 @@ def build_labels(
         split: which items are held out.
         config: sources, weights and sizes.
         work_uri: folder for pairs and the per-shard label files.
+        graph_uri: folder for the edges between labels of the same items.
     """
     pairs = build_pairs(tables_uri, tables, split, config.events, work_uri)
+    if config.events.min_evidence:
+        pairs = clean_labels(pairs, config.events.min_evidence, work_uri)
     vocabulary, mean = _vocabulary(pairs, config)
+    write_label_graph(pairs, vocabulary, graph_uri)
     folder = join(work_uri, "labels")
     ledger = _write(pairs, vocabulary, mean, config, folder, tables.num_shards)
     return Labels(vocabulary, folder, pairs.ledger.merge(ledger))

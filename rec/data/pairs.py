@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from rec.artifacts import join
-from rec.data.events import LabelEvents, read_events
+from rec.data.events import EVENTS, LabelEvents, read_events
 from rec.data.ingest import Tables
 from rec.data.ledger import Ledger
 from rec.data.parquet import write_table
@@ -32,14 +32,25 @@ PAIRS = pa.schema(
         ("num_events", pa.int64()),
         ("last_time", TIMESTAMP),
         ("coefficient", pa.float32()),
+        ("tagged", pa.bool_()),  # by someone, whatever else was said
+        ("clicked", pa.bool_()),  # searched for, with visits that stayed
     ]
 )
+EVIDENCE = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("heldout", pa.bool_()),
+        ("word", pa.string()),  # after HEARD what people searched or said, else of the text
+    ]
+)
+HEARD = "~"  # no word starts with a sign
 
 
 class Pairs(NamedTuple):
     """(item, label) pairs on disk, the files that hold them, and when training ends."""
 
     files: list[str]
+    words: list[str]  # files of EVIDENCE about the same items, where labels are to be cleaned
     num_pairs: int
     reference: datetime | None
     ledger: Ledger
@@ -49,7 +60,8 @@ def build_pairs(
     tables_uri: str, tables: Tables, split: Split, config: LabelEvents, work_uri: str
 ) -> Pairs:
     """Shuffle events to their items, and write what training may see of every (item, label)."""
-    names = [name for name in ("items", "edges", "searches") if name in tables.tables]
+    wanted = ["items", "edges", "searches", *(["comments"] if config.comment_coefficient else [])]
+    names = [name for name in wanted if name in tables.tables]
     parts = [{"table": name, "shard": i} for name in names for i in range(tables.num_shards)]
     folder = join(work_uri, f"pairs-{uuid.uuid4().hex[:8]}")
 
@@ -59,13 +71,17 @@ def build_pairs(
 
     def work(block: pa.Table) -> pa.Table:
         pairs, ledger = join_events(block, split, config)
-        name = join(folder, f"{uuid.uuid4().hex}.parquet")  # a repeated task leaves a stray file
-        write_table(name, pairs)
+        name = join(folder, uuid.uuid4().hex)  # a repeated task leaves stray files
+        write_table(f"{name}.parquet", pairs)
+        words = f"{name}.words.parquet" if config.min_evidence else None
+        if words:
+            write_table(words, join_words(block, split))
         seen = pairs.filter(pc.invert(pairs.column("heldout"))).column("last_time")
         last = pc.max(seen).cast(pa.int64()).as_py()
         return pa.table(
             {
-                "file": pa.array([name], pa.string()),
+                "file": pa.array([f"{name}.parquet"], pa.string()),
+                "words": pa.array([words], pa.string()),
                 "rows": pa.array([pairs.num_rows], pa.int64()),
                 "last": pa.array([last], pa.int64()),
                 "ledger": pa.array([ledger.to_json()], pa.string()),
@@ -77,23 +93,62 @@ def build_pairs(
     )
     by_item = events.repartition(num_partitions(tables.num_shards), keys=["item_id"])
     files: list[str] = []
+    words: list[str] = []
     times: list[int] = []
     num_pairs = 0
     ledger = Ledger()
     for batch in stream(by_item.map_batches(work, batch_size=None, batch_format="pyarrow")):
         for row in batch.to_pylist():
             files.append(row["file"])
+            words.extend([row["words"]] if row["words"] else [])
             num_pairs += row["rows"]
             times.extend([row["last"]] if row["last"] is not None else [])
             ledger = ledger.merge(Ledger.from_json(row["ledger"]))
     reference = split.cutoff
     if reference is None and times:
         reference = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=max(times))
-    return Pairs(files, num_pairs, reference, ledger)
+    return Pairs(files, words, num_pairs, reference, ledger)
 
 
 def num_partitions(num_shards: int) -> int:
     return min(max(num_shards, 1), 200)
+
+
+def _known(block: pa.Table, split: Split) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    """The block's items, the events about them that training may see, and what was left out."""
+    is_item = pc.is_null(block.column("label"))
+    items, events = block.filter(is_item), block.filter(pc.invert(is_item))
+    at = pc.index_in(events.column("item_id"), value_set=items.column("item_id").combine_chunks())
+    known = pc.is_valid(at)
+    num_unknown = _num_events(events.filter(pc.invert(known)))
+    events, at = events.filter(known), at.filter(known)
+    heldout = items.column("heldout").take(at)
+    events = events.set_column(EVENTS.get_field_index("shard"), "shard", items["shard"].take(at))
+    events = events.set_column(EVENTS.get_field_index("heldout"), "heldout", heldout)
+    seen = pa.array(np.asarray(heldout) | split.visible(events.column("event_time")))
+    num_late = _num_events(events.filter(pc.invert(seen)))
+    events = events.filter(seen)
+    first, num_again = _once(events.filter(pc.equal(events.column("source"), "comment")))
+    others = events.filter(pc.not_equal(events.column("source"), "comment"))
+    dropped = {
+        "item unknown": num_unknown,
+        "after the cut-off": num_late,
+        "the same comment again": num_again,
+    }
+    return items, pa.concat_tables([others, first]), dropped
+
+
+def _num_events(events: pa.Table) -> int:
+    return pc.sum(events.column("num_events")).as_py() or 0
+
+
+def _once(comments: pa.Table) -> tuple[pa.Table, int]:
+    """The first of equal comments on an item, word by word, and how many words were left out."""
+    keys = [name for name in EVENTS.names if name not in ("event_time", "words")]
+    first = comments.group_by(keys).aggregate([("event_time", "min")])
+    first = first.rename_columns([*keys, "event_time"])
+    first = first.append_column("words", pa.nulls(first.num_rows, EVENTS.field("words").type))
+    return first.select(EVENTS.names).cast(EVENTS), comments.num_rows - first.num_rows
 
 
 def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.Table, Ledger]:
@@ -102,48 +157,61 @@ def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.
     Args:
         block: rows of EVENTS; a row without label is the item itself.
         split: training items see no event after its cut-off.
-        config: how often a query must have led to an item.
+        config: how often a query must have led to an item, and a comment said a word.
     """
     if not block.num_rows:
         return PAIRS.empty_table(), Ledger()
-    is_item = pc.is_null(block.column("label"))
-    items, events = block.filter(is_item), block.filter(pc.invert(is_item))
-    at = pc.index_in(events.column("item_id"), value_set=items.column("item_id").combine_chunks())
-    known = pc.is_valid(at)
-    num_unknown = events.num_rows - pc.sum(known).as_py() if events.num_rows else 0
-    events, at = events.filter(known), at.filter(known)
-    heldout = items.column("heldout").take(at)
-    seen = pa.array(np.asarray(heldout) | split.visible(events.column("event_time")))
-    events = (
-        events.set_column(events.column_names.index("shard"), "shard", items["shard"].take(at))
-        .set_column(events.column_names.index("heldout"), "heldout", heldout)
-        .filter(seen)
-    )
-    num_late = len(at) - events.num_rows
+    _, events, dropped = _known(block, split)
+    # a query that showed an item and led to no visit has a time all the same
+    visited = pc.greater(events.column("num_events"), 0)
+    time = pc.if_else(visited, events.column("event_time"), pa.scalar(None, TIMESTAMP))
+    events = events.set_column(EVENTS.get_field_index("event_time"), "event_time", time)
     keys = ["item_id", "shard", "heldout", "label"]
-    sums = [("count", "sum"), ("event_time", "max"), ("coefficient", "max")]
-    events = events.append_column("count", pa.repeat(pa.scalar(1, pa.int64()), events.num_rows))
-    grouped = events.group_by([*keys, "query"]).aggregate(sums)
-    enough = pc.or_(
-        pc.invert(grouped.column("query")),
-        pc.greater_equal(grouped.column("count_sum"), config.min_clicks),
+    sums = [("num_events", "sum"), ("num_shown", "sum"), ("event_time", "max")]
+    grouped = events.group_by([*keys, "source"]).aggregate([*sums, ("coefficient", "max")])
+    is_query = pc.equal(grouped.column("source"), "query")
+    is_comment = pc.equal(grouped.column("source"), "comment")
+    count = grouped.column("num_events_sum")
+    shown = grouped.column("num_shown_sum").fill_null(0)
+    clicked = pc.and_(
+        pc.greater_equal(count, config.min_clicks),
+        pc.greater_equal(count.cast(pa.float64()), pc.multiply(shown, config.min_click_rate)),
     )
-    num_rare = (pc.sum(grouped.filter(pc.invert(enough)).column("count_sum")).as_py()) or 0
-    pairs = (
-        grouped.filter(enough)
-        .group_by(keys)
-        .aggregate([("count_sum", "sum"), ("event_time_max", "max"), ("coefficient_max", "max")])
-        .rename_columns([*keys, "num_events", "last_time", "coefficient"])
-    )
-    kept = pc.sum(pairs.column("num_events")).as_py() or 0
-    ledger = Ledger().record(
-        "label events",
-        num_unknown + num_late + num_rare + kept,
-        kept,
-        {
-            "item unknown": num_unknown,
-            "after the cut-off": num_late,
-            "query with too few clicks": num_rare,
-        },
-    )
+    said = pc.greater_equal(count, config.min_comments)
+    few_clicks = pc.and_(is_query, pc.invert(clicked))
+    few_said = pc.and_(is_comment, pc.invert(said))
+    dropped["query with too few clicks"] = pc.sum(count.filter(few_clicks)).as_py() or 0
+    dropped["word of too few comments"] = pc.sum(count.filter(few_said)).as_py() or 0
+    tagged = pc.invert(pc.or_(is_query, is_comment))
+    kept = grouped.append_column("tagged", tagged).append_column("clicked", is_query)
+    kept = kept.filter(pc.invert(pc.or_(few_clicks, few_said)))
+    sums = [("num_events_sum", "sum"), ("event_time_max", "max"), ("coefficient_max", "max")]
+    pairs = kept.group_by(keys).aggregate([*sums, ("tagged", "max"), ("clicked", "max")])
+    pairs = pairs.rename_columns([*keys, *PAIRS.names[4:]])
+    num_kept = _num_events(pairs)
+    ledger = Ledger().record("label events", num_kept + sum(dropped.values()), num_kept, dropped)
     return pairs.select(PAIRS.names).cast(PAIRS), ledger
+
+
+def join_words(block: pa.Table, split: Split) -> pa.Table:
+    """EVIDENCE of the items in a block of EVENTS: what their texts, searches and comments say.
+
+    Of searches and comments, what training may not see is left out, as `join_events` does.
+    """
+    items, events, _ = _known(block, split)
+    words = items.column("words").combine_chunks()
+    owner = items.column("item_id").combine_chunks().take(pc.list_parent_indices(words))
+    text = pa.table({"item_id": owner, "word": pc.list_flatten(words)})
+    telling = pc.and_(
+        pc.is_in(events.column("source"), value_set=pa.array(["query", "comment"])),
+        pc.greater(events.column("num_events"), 0),
+    )
+    heard = events.filter(telling)
+    words = pc.split_pattern(heard.column("label").combine_chunks(), " ")
+    owner = heard.column("item_id").combine_chunks().take(pc.list_parent_indices(words))
+    spelled = pc.binary_join_element_wise(HEARD, pc.list_flatten(words), "")
+    heard = pa.table({"item_id": owner, "word": spelled})
+    rows = pa.concat_tables([text, heard]).group_by(["item_id", "word"]).aggregate([])
+    at = pc.index_in(rows.column("item_id"), value_set=items.column("item_id").combine_chunks())
+    rows = rows.append_column("heldout", items.column("heldout").take(at))
+    return rows.select(EVIDENCE.names).cast(EVIDENCE)

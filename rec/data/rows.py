@@ -4,7 +4,9 @@
     <out>/<root>/train/shard-*.parquet, heldout/shard-*.parquet    CONTENT_ROWS
     <out>/<root>/tokenizer/      a Hugging Face folder
     <out>/<root>/labels.parquet  the label vocabulary
+    <out>/<root>/label_edges/    which labels are on the same items
     <out>/<root>/terms.parquet   words and in how many training texts they are
+    <out>/<root>/duplicates/     items left out because they look like another one, and which
     <out>/<root>/ledger.json     rows in, out and dropped, by stage
 
 Split, tokenizer, idf, labels and weights are fitted first, on the training side alone; then every
@@ -43,10 +45,12 @@ from rec.data.content_stages import (
     AddFrames,
     AddLabels,
     AddSound,
+    DropDuplicates,
     DropEmpty,
     ScoreTerms,
     Tokenise,
 )
+from rec.data.duplicates import DUPLICATES, find_duplicates
 from rec.data.ingest import Tables, changes, read_tables, shard_file
 from rec.data.labels import ITEM_LABELS, LabelConfig, build_labels, label_file
 from rec.data.ledger import Ledger
@@ -76,6 +80,9 @@ class RowsConfig(Config):
     max_frames: int = Field(default=4, ge=1)  # kept of an item, evenly spread
     max_audio_patches: int = Field(default=4, ge=1)  # of 0.96 s, evenly spread
     max_audio_seconds: float = Field(default=60.0, gt=0)  # of a sound that are read at all
+    # an item whose frames differ from another's in at most so many of 64 bits is left out; about 4
+    # finds what was compressed or scaled again; None keeps all
+    duplicate_distance: int | None = Field(default=None, ge=0, le=31)
     min_tokens: int = Field(default=0, ge=0)  # of an item without frame and sound, else no row
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)  # the latest published
     cutoff: datetime | None = None  # instead of the fraction; UTC where no zone is given
@@ -156,7 +163,11 @@ def _fit(tables_uri: str, tables: Tables, config: RowsConfig, place: str, work: 
     fit_tokenizer(tables_uri, tables, split, config.text, tokenizer)
     terms, num_texts = fit_terms(tables_uri, tables, split, config.text, tokenizer)
     write_table(join(place, "terms.parquet"), terms)
-    labels = build_labels(tables_uri, tables, split, config.labels, work)
+    if config.duplicate_distance is not None:
+        find_duplicates(tables_uri, tables, config.duplicate_distance, place)
+    labels = build_labels(
+        tables_uri, tables, split, config.labels, work, join(place, "label_edges")
+    )
     write_table(join(place, "labels.parquet"), labels.vocabulary)
     fitted = Fitted(
         split=split,
@@ -200,7 +211,9 @@ def write_rows(
     media = read_or_empty(shard_file(tables_uri, "media", index), MEDIA, MEDIA.names)
     labels = read_or_empty(label_file(fitted.label_folder, index), ITEM_LABELS, ITEM_LABELS.names)
     tools = _tools(place, config.text.to_json(), fitted.num_texts)
+    again = shard_file(place, "duplicates", index)
     stages: list[Stage] = [
+        DropDuplicates(read_or_empty(again, DUPLICATES, DUPLICATES.names)),
         Tokenise(tools.tokenizer),
         ScoreTerms(tools.finder, tools.terms, tools.attention, config.text.alpha),
         AddFrames(media, config.max_frames),
@@ -252,8 +265,8 @@ def _finish(
         metrics[side] = {name: sum(part[name] for part in found) for name in found[0]}
     for summary in summaries:
         ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
-    entered = ledger.stages["tokenise"].rows_in
-    dropped = ledger.stages["drop empty"].dropped
+    entered = ledger.stages["drop duplicates"].rows_in
+    dropped = {**ledger.stages["drop duplicates"].dropped, **ledger.stages["drop empty"].dropped}
     written = metrics["train"]["rows"] + metrics["heldout"]["rows"]
     ledger = ledger.merge(fitted.ledger).record("items to rows", entered, written, dropped)
     write_atomic(join(out_uri, root, "ledger.json"), ledger.to_json().encode())

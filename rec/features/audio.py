@@ -7,13 +7,12 @@ bands from 125 to 7500 Hz; log(mel + 0.01); patches of 96 windows (0.96 s) that 
 from __future__ import annotations
 
 import functools
-import io
 
 import av
-import av.error
 import numpy as np
+from av.audio.frame import AudioFrame
 
-from rec.features.media import MediaError
+from rec.features.media import Deadline, MediaError, open_media
 
 SAMPLE_RATE = 16_000
 WINDOW = 400  # samples: 25 ms
@@ -25,36 +24,53 @@ PATCH_SAMPLES = WINDOW + HOP * (PATCH_FRAMES - 1)  # 15600: what one patch needs
 MIN_SAMPLES = SAMPLE_RATE // 10
 _LOW_HERTZ, _HIGH_HERTZ = 125.0, 7500.0
 _LOG_OFFSET = 0.01
+_RATES = (2_000, 768_000)
+_MAX_CHANNELS = 64
+_MAX_DECODE_SECONDS = 60.0
 
 
 def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
     """The first `max_seconds` of a compressed sound (or of a video's) as (n,) float32 at 16 kHz.
 
     Raises:
-        MediaError: the bytes are no sound FFmpeg can decode, or hold no audio stream.
+        MediaError: the bytes are no sound FFmpeg can decode, or hold no audio stream; its rate or
+            channels are none of a sound; decoding takes over a minute.
     """
     limit = int(max_seconds * SAMPLE_RATE)
+    deadline = Deadline(_MAX_DECODE_SECONDS)
     pieces: list[np.ndarray] = []
     length = 0
-    try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            if not container.streams.audio:
-                raise MediaError(f"no audio stream in a file of {len(data)} bytes")
-            # FFmpeg's own mix to mono is louder than the channels' mean, which VGGish takes
-            resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
-            for frame in container.decode(audio=0):
+    with open_media(data, "sound") as container:
+        if not container.streams.audio:
+            raise MediaError(f"no audio stream in a file of {len(data)} bytes")
+        if container.streams.audio[0].codec_context is None:
+            raise MediaError("sound of a format that FFmpeg does not know")
+        # FFmpeg's own mix to mono is louder than the channels' mean, which VGGish takes
+        resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        for packet in container.demux(audio=0):
+            deadline.check()
+            for frame in packet.decode():
+                _check(frame)
                 for piece in resampler.resample(frame):
                     pieces.append(piece.to_ndarray().mean(0))
                     length += len(pieces[-1])
-                if length >= limit:
-                    break
-            for piece in resampler.resample(None):
-                pieces.append(piece.to_ndarray().mean(0))
-    except av.error.FFmpegError as error:
-        raise MediaError(f"sound of {len(data)} bytes cannot be decoded: {error}") from error
+            if length >= limit:
+                break
+        for piece in resampler.resample(None):
+            pieces.append(piece.to_ndarray().mean(0))
     if not length:
         raise MediaError(f"no samples in a sound of {len(data)} bytes")
     return np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
+
+
+def _check(frame: AudioFrame) -> None:
+    """A second of sound at 1 Hz would become 16,000 samples for each of its own."""
+    low, high = _RATES
+    if not low <= frame.sample_rate <= high:
+        raise MediaError(f"sound at {frame.sample_rate} Hz, expected {low} to {high}")
+    channels = frame.layout.nb_channels
+    if channels > _MAX_CHANNELS:
+        raise MediaError(f"sound of {channels} channels, expected at most {_MAX_CHANNELS}")
 
 
 def _mel(hertz: np.ndarray | float) -> np.ndarray:
@@ -112,3 +128,8 @@ def patches(samples: np.ndarray) -> np.ndarray:
 def encode_patches(values: np.ndarray) -> bytes:
     """(P, 96, 64) patches as rows keep them: float16, C order."""
     return np.ascontiguousarray(values, np.float16).tobytes()
+
+
+def decode_patches(data: bytes) -> np.ndarray:
+    """(P, 96, 64) float16 patches that `encode_patches` wrote."""
+    return np.frombuffer(data, np.float16).reshape(-1, PATCH_FRAMES, NUM_MEL_BANDS)

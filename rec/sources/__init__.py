@@ -6,19 +6,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rec.sources.base import PROBLEMS, Shard, Source, SourceError
+from rec.sources.base import FILES, PROBLEMS, Shard, Source, SourceError
 from rec.sources.exercises import ExercisesSource
+from rec.sources.folder import FolderSource
 from rec.sources.movielens import MovieLensSource
 from rec.sources.synthetic import SyntheticSource
 
 AnySource = Annotated[
-    MovieLensSource | ExercisesSource | SyntheticSource, Field(discriminator="kind")
+    MovieLensSource | ExercisesSource | FolderSource | SyntheticSource, Field(discriminator="kind")
 ]
 
 __all__ = [
+    "FILES",
     "PROBLEMS",
     "AnySource",
     "ExercisesSource",
+    "FolderSource",
     "MovieLensSource",
     "Shard",
     "Source",

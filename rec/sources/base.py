@@ -27,6 +27,16 @@ PROBLEMS = pa.schema(
     ]
 )
 
+# files of items as they came, yielded under the name "files"; ingest makes rows of the table media
+# of them: a video's key frames and its sound, pictures scaled down, sound as log-mel patches
+FILES = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+    ]
+)
+
 MAX_MEDIA_BYTES = 64 << 20
 PIECE_ITEMS = 256  # items of one yielded table
 
@@ -55,7 +65,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """The source's name: movielens, exercises, synthetic."""
+        """The source's name: movielens, exercises, folder, synthetic."""
         ...
 
     def shards(self) -> list[Shard]: ...
@@ -64,7 +74,8 @@ class Source(Protocol):
         """Yield (table name, rows that passed `rec.schema.check`) in pieces of bounded size.
 
         What is left out (undecodable media, rows about unknown items) is yielded as rows of
-        `PROBLEMS` under the name "problems". An item stays when a medium of it is left out.
+        `PROBLEMS` under the name "problems". An item stays when a medium of it is left out. Instead
+        of rows of media, a source may yield rows of `FILES`, an item's one after the other.
 
         Raises:
             SourceError: a file is absent or cannot be parsed.

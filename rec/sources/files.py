@@ -41,11 +41,28 @@ def list_files(folder: str, name: str, expected: str) -> frozenset[str]:
     return frozenset(info.base_name for info in found if info.type == pafs.FileType.File)
 
 
-def read_csv(folder: str, name: str, columns: Mapping[str, pa.DataType], expected: str) -> pa.Table:
+def list_tree(folder: str, expected: str) -> dict[str, int]:
+    """Path below `folder` and size in bytes of every file in it; SourceError when it is none."""
+    files, path = filesystem(folder)
+    try:
+        found = files.get_file_info(pafs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise SourceError(f"{folder}: not a folder; expected {expected} ({error})") from error
+    start = len(path.rstrip("/")) + 1
+    return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
+
+
+def read_csv(
+    folder: str,
+    name: str,
+    columns: Mapping[str, pa.DataType],
+    expected: str,
+    optional: Mapping[str, pa.DataType] | None = None,
+) -> pa.Table:
     """The named columns of a CSV file with a header, each cast to its type; empty is null.
 
-    Values are read as bytes and cast here, because the CSV reader's own errors do not name
-    the row.
+    `optional` ones may be absent and are null then. Values are read as bytes and cast here,
+    because the CSV reader's own errors do not name the row.
 
     Raises:
         SourceError: the file is absent, or a row has another number of cells than the header.
@@ -64,7 +81,7 @@ def read_csv(folder: str, name: str, columns: Mapping[str, pa.DataType], expecte
             read_options=pacsv.ReadOptions(use_threads=False),
             parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
             convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.binary()),
+                column_types=dict.fromkeys({**columns, **(optional or {})}, pa.binary()),
                 strings_can_be_null=True,
                 null_values=[""],
             ),
@@ -81,8 +98,15 @@ def read_csv(folder: str, name: str, columns: Mapping[str, pa.DataType], expecte
     for name in columns:
         if table.column_names.count(name) != 1:
             raise SchemaError(_not_one(place, name, columns, table.column_names))
-    typed = [_cast(table.column(c), c, kind, place) for c, kind in columns.items()]
-    return pa.table(typed, names=list(columns))
+    wanted = dict(columns)
+    for name, kind in (optional or {}).items():
+        if table.column_names.count(name) > 1:
+            raise SchemaError(_not_one(place, name, columns, table.column_names))
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.binary()))
+        wanted[name] = kind
+    typed = [_cast(table.column(c), c, kind, place) for c, kind in wanted.items()]
+    return pa.table(typed, names=list(wanted))
 
 
 def _not_one(place: str, column: str, columns: Mapping[str, pa.DataType], found: list[str]) -> str:

@@ -39,7 +39,7 @@ def random_events(seed: int) -> list[dict[str, object]]:
     random = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for shard, item in enumerate("abcdef"):
-        rows.append({"item_id": item, "shard": shard % 2, "heldout": item in "ef", "query": False})
+        rows.append({"item_id": item, "shard": shard % 2, "heldout": item in "ef"})
     for _ in range(120):
         query = bool(random.random() < 0.4)
         rows.append(
@@ -48,7 +48,9 @@ def random_events(seed: int) -> list[dict[str, object]]:
                 "label": str(random.choice(["red", "blue", "wolf"])),
                 "event_time": day(float(random.integers(0, 20))) if random.random() < 0.9 else None,
                 "coefficient": 0.5 if query else 1.0,
-                "query": query,
+                "source": "query" if query else "tag",
+                "num_events": 1,
+                "num_shown": 1 if query else None,
             }
         )
     random.shuffle(rows)  # type: ignore[arg-type]
@@ -74,10 +76,10 @@ def test_pairs_agree_with_a_plain_loop(seed: int) -> None:
         elif not item["heldout"] and isinstance(time, datetime) and time > CUTOFF:
             late += 1
         else:
-            groups[row["item_id"], row["label"], row["query"]].append(row)
+            groups[row["item_id"], row["label"], row["source"]].append(row)
     expected: dict[tuple[object, object], list[dict[str, object]]] = defaultdict(list)
-    for (item_id, label, query), group in groups.items():
-        if query and len(group) < 2:
+    for (item_id, label, source), group in groups.items():
+        if source == "query" and len(group) < 2:
             rare += len(group)
         else:
             expected[item_id, label] += group
@@ -95,7 +97,7 @@ def test_pairs_agree_with_a_plain_loop(seed: int) -> None:
         "item unknown": unknown,
         "after the cut-off": late,
         "query with too few clicks": rare,
-    }
+    }  # reasons without rows are not listed
 
 
 def test_what_happens_after_the_cutoff_changes_nothing_in_training() -> None:
@@ -128,7 +130,7 @@ def pairs_table() -> pa.Table:
         ("d", 1, True, "new", 9, day(15), 1.0),
     ]
     return pa.Table.from_pylist(
-        [dict(zip(PAIRS.names, row, strict=True)) for row in rows], schema=PAIRS
+        [dict(zip(PAIRS.names, (*row, True, False), strict=True)) for row in rows], schema=PAIRS
     )
 
 
@@ -205,11 +207,12 @@ def test_events_of_each_table(tmp_path: Path) -> None:
     ]
     assert found["items"][0]["heldout"] is False
     assert found["items"][2]["event_time"] == day(3)
-    assert [(r["item_id"], r["label"], r["query"]) for r in found["edges"]] == [
-        ("a", "blue sky", False)
+    assert [(r["item_id"], r["label"], r["source"]) for r in found["edges"]] == [
+        ("a", "blue sky", "user tag")
     ]
-    assert [(r["item_id"], r["label"], r["query"]) for r in found["searches"]] == [
-        ("b", "wolf", True)
+    keys = ("item_id", "label", "source", "num_events", "num_shown", "event_time")
+    assert [tuple(r[key] for key in keys) for r in found["searches"]] == [
+        ("b", "wolf", "query", 1, 5, day(5))
     ]
     off = LabelEvents(tag_coefficient=0, user_tag_coefficient=0, query_coefficient=0)
     assert [len(read_events(uri, name, 7, SPLIT, off)) for name in data] == [2, 0, 0]

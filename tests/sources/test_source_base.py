@@ -116,5 +116,5 @@ def test_any_source_travels_as_json(source: AnySource) -> None:
 
 
 def test_an_unknown_source_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'movielens', 'exercises', 'synthetic'"):
+    with pytest.raises(ValidationError, match="'movielens', 'exercises', 'folder', 'synthetic'"):
         TypeAdapter(AnySource).validate_python({"kind": "elsewhere", "path": "x"})

@@ -1,0 +1,165 @@
+"""Files of items to media rows: key frames scaled and compressed, log-mel patches, hashes. No Ray.
+
+A file that cannot be read is a problem with its reason; its item stays, and so do its other files.
+Where each row is and what it looks like stands in the table media_index, a file for each shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from rec.artifacts import read_bytes
+from rec.config import Config
+from rec.features.audio import decode, encode_patches, patches
+from rec.features.hashes import dhash, near_groups, phash
+from rec.features.media import MediaError, MediaLimits, spread
+from rec.features.pictures import encode_jpeg, is_picture, read_picture
+from rec.features.video import key_frames, streams
+from rec.schema import MEDIA
+
+MEDIA_INDEX = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("media_index", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # in the shard's file of media
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        ("phash", pa.uint64()),  # of frames that are not flat (rec.features.hashes)
+        ("dhash", pa.uint64()),
+    ]
+)
+Problem = tuple[str, int | None, str]
+
+
+class MediaConfig(Config):
+    """What is kept of an item's files."""
+
+    max_frames: int = Field(default=8, ge=1)  # of a video
+    frame_side: int = Field(default=256, ge=16)  # pixels of the shorter side; never enlarged
+    # of two frames of a video that differ in at most so many bits of their hash one is kept
+    frame_distance: int = Field(default=4, ge=0, le=63)
+    max_patches: int = Field(default=16, ge=1)  # of 0.96 s, evenly spread over the sound
+    max_sound_seconds: float = Field(default=60.0, gt=0)  # that are read at all
+    limits: MediaLimits = MediaLimits()
+
+
+class Decoded(NamedTuple):
+    """What is kept of one file."""
+
+    frames: list[bytes]
+    log_mel: bytes | None
+    num_alike: int  # frames of a video left out because another one looks the same
+    problem: str | None  # why it has no sound though it has pictures
+
+
+def decode_file(data: bytes, config: MediaConfig) -> Decoded:
+    """Frames and sound of a picture, video or sound, told apart by their bytes, not by a name.
+
+    Raises:
+        MediaError: nothing of it can be read; the message says why.
+    """
+    if not data:
+        raise MediaError("empty file")
+    if len(data) > config.limits.max_bytes:
+        raise MediaError(f"{len(data)} bytes, expected at most {config.limits.max_bytes}")
+    if is_picture(data):
+        return Decoded([encode_jpeg(read_picture(data, config.frame_side))], None, 0, None)
+    moving, sounding = streams(data)
+    if not moving:
+        return Decoded([], _log_mel(data, config), 0, None)
+    pictures = key_frames(data, config.max_frames, config.frame_side, config.limits)
+    kept = _unlike(pictures, config.frame_distance)
+    log_mel, problem = None, None
+    if sounding:
+        try:
+            log_mel = _log_mel(data, config)
+        except MediaError as error:
+            problem = f"its sound: {error}"
+    frames = [encode_jpeg(picture) for picture in kept]
+    return Decoded(frames, log_mel, len(pictures) - len(kept), problem)
+
+
+def _log_mel(data: bytes, config: MediaConfig) -> bytes:
+    values = patches(decode(data, config.max_sound_seconds))
+    return encode_patches(values[spread(len(values), config.max_patches)])
+
+
+def _unlike(pictures: list[np.ndarray], distance: int) -> list[np.ndarray]:
+    """The first of the pictures that look alike; flat ones (fades, blank slides) are all alike."""
+    hashes = [phash(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)) for picture in pictures]
+    full = np.array([i for i, value in enumerate(hashes) if value is not None], np.int64)
+    flat = [i for i, value in enumerate(hashes) if value is None]
+    groups = near_groups(np.array([hashes[i] for i in full], np.uint64), distance)
+    kept = sorted([*full[np.unique(groups)].tolist(), *flat[:1]])
+    return [pictures[i] for i in kept]
+
+
+def media_of_files(
+    files: pa.Table, config: MediaConfig
+) -> Iterator[tuple[pa.Table, list[Problem], int]]:
+    """MEDIA rows, problems and the number of frames left out as alike, of one item at a time.
+
+    Args:
+        files: rows of rec.sources.FILES, an item's one after the other.
+        config: what is kept.
+    """
+    columns = [files.column(name).to_pylist() for name in ("item_id", "uri", "num_bytes")]
+    rows: list[dict[str, object]] = []
+    problems: list[Problem] = []
+    alike = 0
+    for item_id, uri, num_bytes in zip(*columns, strict=True):
+        if rows and rows[0]["item_id"] != item_id:
+            yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
+            rows, problems, alike = [], [], 0
+        try:
+            if num_bytes > config.limits.max_bytes:
+                raise MediaError(f"{num_bytes} bytes, expected at most {config.limits.max_bytes}")
+            found = decode_file(read_bytes(uri), config)
+        except (MediaError, OSError) as error:
+            problems.append((uri, None, str(error)))
+            continue
+        if found.problem:
+            problems.append((uri, None, found.problem))
+        alike += found.num_alike
+        kinds = [("frame", data) for data in found.frames]
+        kinds += [("log_mel", found.log_mel)] if found.log_mel is not None else []
+        for kind, data in kinds:
+            index = sum(row["kind"] == kind for row in rows)
+            medium = {"media_index": index, "kind": kind, "uri": uri, "data": data}
+            rows.append({"item_id": item_id, **medium})
+    yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
+
+
+def index_rows(media: pa.Table, shard: int, first_row: int) -> pa.Table:
+    """MEDIA_INDEX of MEDIA rows that stand in a shard's file from `first_row` on."""
+    kinds, data = media.column("kind").to_pylist(), media.column("data")
+    hashes = [
+        _hashes(data[i].as_py()) if kind == "frame" else (None, None)
+        for i, kind in enumerate(kinds)
+    ]
+    rows = media.num_rows
+    columns = [
+        media.column("item_id"),
+        media.column("media_index"),
+        media.column("kind"),
+        pa.repeat(pa.scalar(shard, pa.int32()), rows),
+        pa.array(np.arange(first_row, first_row + rows)),
+        pc.binary_length(data),
+        pa.array([pair[0] for pair in hashes], pa.uint64()),
+        pa.array([pair[1] for pair in hashes], pa.uint64()),
+    ]
+    return pa.table(columns, schema=MEDIA_INDEX)
+
+
+def _hashes(data: bytes) -> tuple[int | None, int | None]:
+    """Hashes of a picture that was checked when it was read."""
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return (None, None) if grey is None else (phash(grey), dhash(grey))

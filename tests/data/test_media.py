@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import io
+import json
+import wave
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rec.data.content_stages import AddSound, DropDuplicates
+from rec.data.duplicates import DUPLICATES, duplicates, first_near, frames_by_band
+from rec.data.ingest import shard_file, write_shard
+from rec.data.media import (
+    MEDIA_INDEX,
+    MediaConfig,
+    decode_file,
+    index_rows,
+    media_of_files,
+)
+from rec.data.parquet import read_table
+from rec.data.stage import run_stages
+from rec.features.hashes import dhash, phash
+from rec.features.media import MediaError, MediaLimits
+from rec.schema import MEDIA
+from rec.sources import FILES, FolderSource
+
+CONFIG = MediaConfig(max_frames=4, frame_side=32, max_patches=2)
+
+
+def scene(seed: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (96, 64), interpolation=cv2.INTER_CUBIC)
+
+
+def picture(seed: int, quality: int = 95) -> bytes:
+    return cv2.imencode(".jpg", scene(seed), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def sound(seconds: float = 3.0) -> bytes:
+    target = io.BytesIO()
+    noise = np.random.default_rng(0).integers(-9000, 9000, int(16_000 * seconds), dtype=np.int16)
+    with wave.open(target, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(noise.tobytes())
+    return target.getvalue()
+
+
+def film(seeds: list[int]) -> bytes:
+    """A second of each still scene."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="matroska") as out:
+        stream = out.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for seed in seeds:
+            for _ in range(10):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(scene(seed), format="bgr24")))
+        out.mux(stream.encode())
+    return target.getvalue()
+
+
+def test_files_are_told_apart_by_their_bytes() -> None:
+    shown = decode_file(picture(0), CONFIG)
+    assert (len(shown.frames), shown.log_mel) == (1, None)
+    assert cv2.imdecode(np.frombuffer(shown.frames[0], np.uint8), 1).shape == (32, 48, 3)
+    heard = decode_file(sound(), CONFIG)
+    assert (heard.frames, len(heard.log_mel or b"")) == ([], 2 * 96 * 64 * 2)
+    seen = decode_file(film([0, 1]), CONFIG)
+    assert (len(seen.frames), seen.num_alike, seen.log_mel) == (2, 2, None)  # two of each scene
+
+
+@pytest.mark.parametrize("data", [b"", b"junk" * 99, picture(0)[:-60], film([0, 1])[:1500]])
+def test_what_cannot_be_read_raises(data: bytes) -> None:
+    with pytest.raises(MediaError):
+        decode_file(data, CONFIG)
+    with pytest.raises(MediaError, match="expected at most 10"):
+        decode_file(picture(0), MediaConfig(limits=MediaLimits(max_bytes=10)))
+
+
+def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path) -> None:
+    files = {"a1": film([0, 1]), "a2": b"broken", "a3": picture(2), "b1": b"", "c1": sound()}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    rows = [(name[0], str(tmp_path / name), len(data)) for name, data in files.items()]
+    rows.append(("c", str(tmp_path / "gone"), 9))
+    table = pa.table(list(zip(*rows, strict=True)), schema=FILES)
+    parts = list(media_of_files(table, CONFIG))
+    media = pa.concat_tables([part for part, _, _ in parts])
+    keys = [(r["item_id"], r["media_index"], r["kind"]) for r in media.to_pylist()]
+    frames = [("a", n, "frame") for n in range(3)]
+    assert keys == [*frames, ("c", 0, "log_mel")]
+    problems = [problem for _, found, _ in parts for problem in found]
+    assert [Path(place).name for place, _, _ in problems] == ["a2", "b1", "gone"]
+    assert problems[1][2] == "empty file"
+    assert sum(alike for _, _, alike in parts) == 2
+
+
+def folder_of(place: Path, files: dict[str, bytes]) -> FolderSource:
+    place.mkdir(exist_ok=True)
+    lines = ["item_id,title,files"]
+    for name, data in files.items():
+        (place / name).write_bytes(data)
+        lines.append(f"{name},title of {name},{name}")
+    (place / "items.csv").write_text("\n".join(lines))
+    return FolderSource(path=str(place), num_shards=2)
+
+
+def test_a_shard_of_files_has_an_index_that_finds_every_row(tmp_path: Path) -> None:
+    files = {"a": film([0, 1]), "b": picture(3), "c": b"broken", "d": sound(), "e": picture(4)}
+    source, out = folder_of(tmp_path / "in", files), str(tmp_path / "out")
+    summaries = [write_shard(source, shard, out, CONFIG) for shard in source.shards()]
+    assert sum(summary["alike"] for summary in summaries) == 2
+    assert json.dumps(summaries)
+    num_rows = 0
+    for shard in source.shards():
+        media = read_table(shard_file(out, "media", shard.index))
+        index = read_table(shard_file(out, "media_index", shard.index))
+        assert index.schema == MEDIA_INDEX
+        num_rows += media.num_rows
+        for row in index.to_pylist():
+            medium = media.slice(row["row"], 1).to_pylist()[0]
+            assert row["shard"] == shard.index
+            for name in ("item_id", "media_index", "kind"):
+                assert row[name] == medium[name]
+            assert row["num_bytes"] == len(medium["data"])
+            if row["kind"] == "frame":
+                grey = cv2.imdecode(np.frombuffer(medium["data"], np.uint8), cv2.IMREAD_GRAYSCALE)
+                assert (row["phash"], row["dhash"]) == (phash(grey), dhash(grey))
+    assert num_rows == 2 + 1 + 1 + 1
+    listed = [
+        row
+        for shard in source.shards()
+        for row in read_table(shard_file(out, "problems", shard.index)).to_pylist()
+    ]
+    assert [Path(row["place"]).name for row in listed] == ["c"]
+
+
+def test_patches_that_are_there_need_no_decoding() -> None:
+    patches = np.arange(5 * 96 * 64, dtype=np.float16).reshape(5, 96, 64)
+    rows = [
+        {"item_id": "a", "media_index": 0, "kind": "audio", "uri": "x", "data": b"broken"},
+        {
+            "item_id": "a",
+            "media_index": 0,
+            "kind": "log_mel",
+            "uri": "y",
+            "data": patches.tobytes(),
+        },
+    ]
+    media = pa.Table.from_pylist(rows, schema=MEDIA)
+    table, ledger = run_stages([AddSound(media, 1, 60.0)], pa.table({"item_id": ["a"]}))
+    assert table["log_mel"][0].as_py() == patches[2].tobytes()
+    assert ledger.num_problems == 0
+
+
+def media_of(frames: dict[str, list[bytes]]) -> pa.Table:
+    rows = [
+        {"item_id": item, "media_index": n, "kind": "frame", "uri": item, "data": data}
+        for item, own in frames.items()
+        for n, data in enumerate(own)
+    ]
+    return pa.Table.from_pylist(rows, schema=MEDIA)
+
+
+def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> None:
+    flat = cv2.imencode(".png", np.full((64, 96, 3), 99, np.uint8))[1].tobytes()
+    frames = {
+        "a": [picture(0), picture(1), flat],
+        "b": [picture(2), flat],
+        "c": [picture(0, quality=40), picture(1, quality=40), picture(9)],  # a, and another frame
+        "d": [picture(2, quality=30)],  # b
+        "e": [picture(5), picture(6), picture(0)],  # one of three is a's
+        "f": [flat],
+    }
+    index = index_rows(media_of(frames), 0, 0)
+    near = first_near(frames_by_band(index, 5), 5)
+    found = duplicates(near)
+    assert found.schema == DUPLICATES
+    assert found.to_pylist() == [
+        {"item_id": "c", "duplicate_of": "a", "num_near": 2, "num_frames": 3},
+        {"item_id": "d", "duplicate_of": "b", "num_near": 1, "num_frames": 1},
+    ]
+    kept, ledger = run_stages([DropDuplicates(found)], pa.table({"item_id": list(frames)}))
+    assert kept["item_id"].to_pylist() == ["a", "b", "e", "f"]
+    assert ledger.stages["drop duplicates"].dropped == {"looks like another item": 2}
+
+
+def test_frames_near_each_other_agree_with_a_plain_loop() -> None:
+    random = np.random.default_rng(0)
+    values = [int(x) for x in random.integers(0, 2**63, 5)]
+    rows = []
+    for n in range(120):
+        value = values[random.integers(5)]
+        for bit in random.integers(0, 64, random.integers(0, 6)).tolist():
+            value ^= 1 << int(bit)
+        owner = f"i{random.integers(40):02d}"
+        rows.append((owner, n, "frame", 0, n, 1, value, value))
+    index = pa.Table.from_pylist(
+        [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
+    )
+    near = (
+        first_near(frames_by_band(index, 4), 4).group_by("row").aggregate([("duplicate_of", "min")])
+    )
+    expected = {}
+    for owner, n, *_, value, _ in rows:
+        others = [o for o, *_, x, _ in rows if (x ^ value).bit_count() <= 4 and o < owner]
+        if others:
+            expected[n] = min(others)
+    found = dict(zip(near["row"].to_pylist(), near["duplicate_of_min"].to_pylist(), strict=True))
+    assert found == expected
+    assert first_near(frames_by_band(index.slice(0, 0), 4), 4).num_rows == 0

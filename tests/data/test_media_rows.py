@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rec.data.ingest import IngestError, write_tables
+from rec.data.labels import LabelConfig
+from rec.data.ledger import Ledger
+from rec.data.media import MediaConfig
+from rec.data.rows import RowsConfig, build_rows
+from rec.data.texts import TextConfig
+from rec.sources import FolderSource
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray warns of its own defaults
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+ROWS = RowsConfig(
+    text=TextConfig(vocab_size=120, max_tokens=16),
+    labels=LabelConfig(min_items=1),
+    heldout_fraction=0.2,
+    duplicate_distance=5,
+)
+
+
+def test_a_folder_becomes_rows_without_look_alikes_and_goes_on_where_it_was(
+    ray_local: None, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    lines = ["item_id,title,tags,published_at,files"]
+    for n in range(24):
+        coarse = np.random.default_rng(n % 20).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (96, 64), interpolation=cv2.INTER_CUBIC)
+        quality = 90 if n < 20 else 50  # the last four look like the first four
+        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        (folder / f"{n}.jpg").write_bytes(data if n != 7 else data[:100])
+        lines.append(f"i{n:02d},wolf story {n},#wolf,2024-01-{n + 1:02d}T00:00:00Z,{n}.jpg")
+    (folder / "items.csv").write_text("\n".join(lines))
+    source = FolderSource(path=str(folder), num_shards=3)
+    tables = write_tables(source, str(out / "tables"))
+    assert tables.tables["media_index"].num_rows == tables.tables["media"].num_rows == 23
+    assert tables.num_problems == 1
+    assert "7.jpg: picture cannot be decoded" in tables.problems[0]
+
+    # a shard without its marker is done again, the others are not, and the whole is the same
+    media = out / "tables" / "media"
+    before = {path.name: path.stat().st_mtime_ns for path in media.iterdir()}
+    (out / "tables" / "state" / "shard-00001.json").unlink()
+    (media / "shard-00001.parquet").unlink()
+    assert write_tables(source, str(out / "tables")).version == tables.version
+    again = {path.name: path.stat().st_mtime_ns for path in media.iterdir()}
+    assert [name for name in sorted(before) if before[name] != again[name]] == [
+        "shard-00001.parquet"
+    ]
+    with pytest.raises(IngestError, match=r"media.frame_side: 256 there, 64 now"):
+        write_tables(source, str(out / "tables"), media=MediaConfig(frame_side=64))
+
+    manifest = build_rows(str(out / "tables"), str(out / "rows"), ROWS)
+    root = out / "rows" / manifest.root
+    ledger = Ledger.from_json((root / "ledger.json").read_text())
+    assert ledger.stages["items to rows"].rows_in == 24
+    assert ledger.stages["items to rows"].dropped == {"looks like another item": 4}
+    listed = [
+        row for file in (root / "duplicates").iterdir() for row in pq.read_table(file).to_pylist()
+    ]
+    assert {(row["item_id"], row["duplicate_of"]) for row in listed} == {
+        (f"i{n}", f"i{n - 20:02d}") for n in range(20, 24)
+    }
+    rows = [row for file in root.glob("*/shard-*.parquet") if file.parent.name != "duplicates"
+            for row in pq.read_table(file).to_pylist()]  # fmt: skip
+    assert sorted(row["item_id"] for row in rows) == [f"i{n:02d}" for n in range(20)]

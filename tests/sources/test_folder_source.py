@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rec.schema import SchemaError
+from rec.sources import FolderSource, SourceError
+
+CSV = """item_id,title,tags,published_at,files
+a,First,#one|#two,2024-01-31T18:30:00Z,clips/a.mp4|a.jpg
+b,Second,,,
+c,,#three,,missing.jpg|../secret|/etc/hostname
+"""
+
+
+def read(source: FolderSource) -> dict[str, list[dict[str, object]]]:
+    found: dict[str, list[dict[str, object]]] = {"items": [], "files": [], "problems": []}
+    for shard in source.shards():
+        for name, piece in source.read(shard):
+            found[name] += piece.to_pylist()
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "mine"
+    (place / "clips").mkdir(parents=True)
+    (place / "items.csv").write_text(CSV)
+    (place / "clips" / "a.mp4").write_bytes(b"film")
+    (place / "a.jpg").write_bytes(b"picture")
+    (place / "stray.png").write_bytes(b"nobody's")
+    (tmp_path / "secret").write_bytes(b"not of the folder")
+    return place
+
+
+def test_rows_become_items_with_their_files_in_order(folder: Path) -> None:
+    found = read(FolderSource(path=str(folder), num_shards=2))
+    first, second, third = found["items"]
+    assert (first["item_id"], first["domain"], first["title"]) == ("a", "video", "First")
+    assert first["tags"] == ["#one", "#two"]
+    assert str(first["published_at"]) == "2024-01-31 18:30:00+00:00"
+    assert (second["tags"], third["title"]) == (None, None)
+    names = [(f["item_id"], f["uri"], f["num_bytes"]) for f in found["files"]]
+    assert names == [("a", f"{folder}/clips/a.mp4", 4), ("a", f"{folder}/a.jpg", 7)]
+
+
+def test_what_is_not_there_or_not_named_is_listed_and_no_path_leads_out(folder: Path) -> None:
+    problems = read(FolderSource(path=str(folder), num_shards=3))["problems"]
+    told = {str(p["place"]).removeprefix(str(folder)): p["reason"] for p in problems}
+    assert told == {
+        "/stray.png": "no item of items.csv names this file",
+        "/missing.jpg": "not found; expected a file of item c",
+        "/../secret": "not found; expected a file of item c",
+        "//etc/hostname": "not found; expected a file of item c",
+    }
+
+
+@pytest.mark.parametrize("num_shards", [1, 3, 40])
+def test_shards_hold_all_items_once_in_equal_bytes(tmp_path: Path, num_shards: int) -> None:
+    rows = ["item_id,files"]
+    for n in range(60):
+        name = f"{n}.jpg" if n < 20 else ""  # all pictures are on the first third
+        rows.append(f"i{n},{name}")
+        if name:
+            (tmp_path / name).write_bytes(bytes(50_000))
+    (tmp_path / "items.csv").write_text("\n".join(rows))
+    source = FolderSource(path=str(tmp_path), num_shards=num_shards)
+    assert [item["item_id"] for item in read(source)["items"]] == [f"i{n}" for n in range(60)]
+    if num_shards == 3:
+        sizes = [sum(p.num_rows for name, p in source.read(s) if name == "files")
+                 for s in source.shards()]  # fmt: skip
+        assert max(sizes) - min(sizes) <= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("title\nx\n", SchemaError, "column 'item_id' is missing"),
+        ("item_id\na\na\n", SchemaError, "'a' again"),
+        ("item_id,title\n,x\n", SchemaError, "column 'item_id', row 1: empty"),
+        ("item_id,published_at\na,yesterday\n", SchemaError, "row 1: 'yesterday'"),
+        ("item_id,title,title\na,b,c\n", SchemaError, "column 'title' is there twice"),
+        ("item_id\n", SourceError, "no rows"),
+    ],
+)
+def test_a_wrong_csv_is_refused(
+    tmp_path: Path, text: str, error: type[ValueError], message: str
+) -> None:
+    (tmp_path / "items.csv").write_text(text)
+    with pytest.raises(error, match=message):
+        read(FolderSource(path=str(tmp_path)))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere"):
+        read(FolderSource(path=str(tmp_path / "nowhere")))
