@@ -119,8 +119,7 @@ def scatter(
             if sum(table.num_rows for table in held) >= BATCH_ROWS:
                 ledger = ledger.merge(_write(held, writer, task, filters))
                 held = []
-        ledger = ledger.merge(_write(held, writer, task, filters))
-    return ledger
+        return ledger.merge(_write(held, writer, task, filters))
 
 
 def _write(held: list[pa.Table], writer: BucketWriter, task: LogTask, filters: Filters) -> Ledger:

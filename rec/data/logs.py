@@ -142,7 +142,7 @@ def _fingerprint(root: str, pieces: Sequence[Piece]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def pack(log: LogFiles, pieces: Sequence[Piece], task_bytes: int = TASK_BYTES) -> list[list[Piece]]:
+def pack(log: LogFiles, pieces: Sequence[Piece], task_bytes: int) -> list[list[Piece]]:
     """Consecutive pieces for each task, about `task_bytes` of them; large Parquet files are cut.
 
     Other formats cannot be read from their middle: such a file is one task, in flat memory.

@@ -156,7 +156,7 @@ def test_parquet_pieces_of_row_groups(tmp_path: Path) -> None:
 
 def test_an_absent_column_is_the_file_s_fault(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.csv", ["user_id,item,event_time", "u,i,2026-01-02"])
-    with pytest.raises(SchemaError, match="'item_id' is missing.*columns.item_id"):
+    with pytest.raises(SchemaError, match=r"'item_id' is missing.*columns\.item_id"):
         read(path, LogFiles(constants={"event": "click"}))
     good, _ = read(path, LogFiles(columns={"item_id": "item"}, constants={"event": "click"}))
     assert good[0]["event"] == "click"

@@ -78,12 +78,12 @@ def plain_filter(rows: list[Row], limit: int, gap: int) -> tuple[list[int], dict
     stayed = []
     for place, i in enumerate(kept):
         after = kept[place + 1] if place + 1 < len(kept) else None
-        left = after is not None and rows[after][0] == rows[i][0]
-        if left and after is not None and rows[after][2] - rows[i][2] < gap * 1000:
-            if rows[i][4] == UNKNOWN:
-                dropped["immediate return"] += 1
-                continue
-        stayed.append(i)
+        same = after is not None and rows[after][0] == rows[i][0]
+        soon = same and rows[after or 0][2] - rows[i][2] < gap * 1000
+        if soon and rows[i][4] == UNKNOWN:
+            dropped["immediate return"] += 1
+        else:
+            stayed.append(i)
     return stayed, dropped
 
 
