@@ -1,7 +1,7 @@
 """Turn raw logs of what users did into per-user sequences, edges and graphs for training.
 
     python -m jobs.behaviour --logs logs --cutoff 2026-01-08 --out runs/site/behaviour \\
-        --set 'interactions.day="day=(\\\\d{4}-\\\\d\\\\d-\\\\d\\\\d)"' 'interactions.columns={"item_id": "video"}'
+        --set 'interactions.day=day=([0-9-]+)' 'interactions.columns={"item_id": "video"}'
     python -m jobs.behaviour --logs runs/demo/tables --cutoff 2026-01-08 --out runs/demo/behaviour
 
 LOGS holds a folder a table: interactions, and where there are any searches, comments and items
@@ -25,7 +25,8 @@ from tqdm import tqdm
 from jobs.cli import add_overrides, parser, place, start_ray
 from rec.artifacts import ArtifactError, Manifest, exists, join
 from rec.config import ConfigError
-from rec.data.behaviour import BehaviourConfig, BehaviourError, build_behaviour, read_ledger
+from rec.data.behaviour import BehaviourError, build_behaviour, read_ledger
+from rec.data.behaviour_config import BehaviourConfig
 from rec.data.ledger import LedgerError
 from rec.data.logs import LogError, LogFiles
 from rec.data.shuffle import ShuffleError

@@ -2,14 +2,17 @@
 
     <out>/manifest.json
     <out>/<root>/sequences/shard-*.parquet    SEQUENCES, a file for each bucket of users
-    <out>/<root>/counts/, edges/, nodes/, graph/    see rec.data.edges and rec.data.graphs
-    <out>/<root>/problems/*.parquet           the bad rows of these days: file, row, reason
+    <out>/<root>/edges/shard-*.parquet        EDGES, a file for each bucket of sources
+    <out>/<root>/nodes/shard-*.parquet        types and ids; graph.json numbers them
+    <out>/<root>/graph/<edge>/shard-*.safetensors    rec.graphs.csr
+    <out>/<root>/counts/shard-*.parquet       all edges uncut, for the days to come
+    <out>/<root>/problems/shard-*.parquet     the bad rows of the days added last: file, row, reason
     <out>/<root>/ledger.json                  rows in, out and dropped, of all days so far
 
-Log files are read by one task each (several, where they are small or large), which hashes rows to
-buckets; then every bucket is a task. Days that are published already are not read again: their
-sequences and counts are extended. Every day's rows are decided on by themselves (bots,
-duplicates, sessions), so days one by one give, row for row, what all days at once give.
+Log files are read by tasks, which hash rows to buckets; then every bucket is a task
+(`rec.data.behaviour_phases`). Days that are published already are not read again: their sequences
+and counts are extended. Every day's rows are decided on by themselves (bots, duplicates,
+sessions), so days one by one give, row for row, what all days at once give.
 """
 
 from __future__ import annotations
@@ -18,10 +21,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyarrow import fs as pafs
-from pydantic import Field
 
 from rec.artifacts import (
     MANIFEST,
@@ -34,58 +36,21 @@ from rec.artifacts import (
     seal,
     write_atomic,
 )
-from rec.config import Config
-from rec.data.ingest import changes, shard_file
+from rec.data.behaviour_config import MAX_BUCKETS, BehaviourConfig, State
+from rec.data.behaviour_phases import Plan, run_phases
+from rec.data.ingest import changes
 from rec.data.ledger import Ledger
-from rec.data.log_rows import USER_ROWS, Filters, LogTask, micros, scatter
-from rec.data.logs import TASK_BYTES, Day, LogFiles, list_days, pack
-from rec.data.parquet import ParquetFile, read_or_empty
-from rec.data.sequences import SequenceConfig, extend_sequences
-from rec.data.shuffle import read_bucket
-from rec.data.tasks import Summary, with_markers
-from rec.data.user_rows import filter_rows, sort_rows
-from rec.schema import SEQUENCES
+from rec.data.log_rows import LogTask, micros
+from rec.data.logs import TASK_BYTES, Day, list_days, pack
 
 KIND = "behaviour"
-_BUCKET_BYTES = 24 << 20  # of log files for each bucket; their rows unpacked are several times that
-_MAX_BUCKETS = 4096
+_BUCKET_BYTES = 32 << 20  # of log files for each bucket; their rows unpacked are several times that
+# these stages are of everything so far in every run; the others are of the days that it adds
+_WHOLE = ("read items", "item tags", "count edges", "edges")
 
 
 class BehaviourError(ValueError):
     """Behaviour cannot be written to a folder, or not be extended. Says why and what to do."""
-
-
-class BehaviourConfig(Config):
-    """Which logs there are and what is made of them."""
-
-    interactions: LogFiles = LogFiles()
-    filters: Filters = Filters()
-    sequences: SequenceConfig = SequenceConfig()
-    # of users; None: by the size of the logs of the first run. Fixed from then on
-    num_buckets: int | None = Field(default=None, ge=1, le=_MAX_BUCKETS)
-
-    def logs(self) -> dict[str, LogFiles]:
-        """The logs that are shuffled by user, by table."""
-        return {"interactions": self.interactions}
-
-
-class State(Config):
-    """What a published version is made of: all that a later day needs to know."""
-
-    num_buckets: int
-    cutoff: datetime
-    days: dict[str, dict[str, str]]  # table -> day -> fingerprint of its files
-
-
-class _Plan(NamedTuple):
-    """One extension of what is published, or its beginning."""
-
-    config: BehaviourConfig
-    state: State  # when done
-    tasks: tuple[LogTask, ...]
-    old: str | None  # place of the version that is extended
-    place: str  # of the new one
-    work: str
 
 
 def build_behaviour(
@@ -121,9 +86,9 @@ def build_behaviour(
                 raise BehaviourError(f"{out_uri}: {reason}; pass --overwrite to begin anew")
             old = None
     plan = _plan(out_uri, config, cutoff, found, old)
-    if old is not None and not plan.tasks:
+    if old is not None and plan.state.days == _state(old).days:
         return old
-    ledger = _run(plan, old, progress)
+    ledger = _run(plan, progress)
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
     manifest = seal(
         out_uri,
@@ -143,6 +108,10 @@ def read_ledger(out_uri: str) -> Ledger:
     return Ledger.from_json(read_bytes(join(out_uri, manifest.root, "ledger.json")).decode())
 
 
+def _state(manifest: Manifest) -> State:
+    return State.model_validate(manifest.metrics["state"])
+
+
 def _about(config: BehaviourConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
@@ -157,7 +126,7 @@ def _refused(
     """Why what is published cannot be extended, or None."""
     if old.config != _about(config):
         return f"published from another config ({changes(old.config, _about(config))})"
-    state = State.model_validate(old.metrics["state"])
+    state = _state(old)
     if micros(cutoff) != micros(state.cutoff):
         if micros(cutoff) < micros(state.cutoff):
             return f"published up to {state.cutoff.isoformat()}, later than the cut-off asked for"
@@ -168,6 +137,8 @@ def _refused(
                 "read were later; a later cut-off needs them"
             )
     for table, days in state.days.items():
+        if table == "items":
+            continue
         last = max(days)
         for day, files in found[table].items():
             if day in days and files.fingerprint != days[day]:
@@ -183,27 +154,32 @@ def _plan(
     cutoff: datetime,
     found: dict[str, dict[str, Day]],
     old: Manifest | None,
-) -> _Plan:
-    state = State.model_validate(old.metrics["state"]) if old else None
+) -> Plan:
+    state = _state(old) if old else None
     done = state.days if state else {}
     tasks: list[LogTask] = []
     days: dict[str, dict[str, str]] = {}
     for table, log in config.logs().items():
-        before = done.get(table, {})
+        before = {} if table == "items" else done.get(table, {})
         new = {day: files for day, files in found[table].items() if day not in before}
         pieces = [piece for files in new.values() for piece in files.pieces]
         tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
     size = sum(piece.num_bytes for task in tasks for piece in task.pieces)
-    num_buckets = config.num_buckets or min(_MAX_BUCKETS, max(1, size // _BUCKET_BYTES))
+    num_buckets = config.num_buckets or min(MAX_BUCKETS, max(1, size // _BUCKET_BYTES))
     new_state = State(
         num_buckets=state.num_buckets if state else num_buckets, cutoff=cutoff, days=days
     )
     contents = json.dumps(
-        [_about(config), new_state.model_dump(mode="json"), old.version if old else None]
+        [
+            _about(config),
+            new_state.model_dump(mode="json"),
+            old.version if old else None,
+            TASK_BYTES,  # which task reads what
+        ]
     )
     digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
-    return _Plan(
+    return Plan(
         config,
         new_state,
         tuple(tasks),
@@ -213,67 +189,14 @@ def _plan(
     )
 
 
-def _run(
-    plan: _Plan, old: Manifest | None, progress: Callable[[str, int, int], None] | None
-) -> Ledger:
-    """All phases, each resumed where it was; the ledger of all days so far."""
-    ledger = Ledger()
+def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger:
+    """All phases; the ledger of all days so far."""
+    before = Ledger()
     if plan.old is not None:
-        ledger = Ledger.from_json(read_bytes(join(plan.old, "ledger.json")).decode())
-
-    def read(index: int) -> Summary:
-        task = plan.tasks[index]
-        told = scatter(
-            task,
-            _rows_file(plan, index),
-            shard_file(plan.place, "problems", index),
-            plan.state.num_buckets,
-            plan.config.filters,
-            micros(plan.state.cutoff),
-        )
-        return {"index": index, "ledger": told.to_json()}
-
-    def gather(index: int) -> Summary:
-        return {"index": index, "ledger": _gather(plan, index).to_json()}
-
-    phases = (("read", len(plan.tasks), read), ("sequences", plan.state.num_buckets, gather))
-    for name, count, work in phases:
-        told: dict[int, Ledger] = {}
-        for summary in with_markers(work, join(plan.work, "done", name), range(count)):
-            told[summary["index"]] = Ledger.from_json(summary["ledger"])
-            if progress:
-                progress(name, len(told), count)
-        for index in sorted(told):
-            ledger = ledger.merge(told[index])
-    return ledger
-
-
-def _rows_file(plan: _Plan, index: int) -> str:
-    return join(plan.work, "rows", f"task-{index:05d}.arrow")
-
-
-def _gather(plan: _Plan, bucket: int) -> Ledger:
-    """Filter one bucket's rows and extend its users' sequences."""
-    ledger = Ledger()
-    num_buckets = plan.state.num_buckets
-    for table, log in plan.config.logs().items():
-        files = [_rows_file(plan, i) for i, task in enumerate(plan.tasks) if task.table == table]
-        rows = sort_rows(read_bucket(files, bucket, num_buckets, USER_ROWS))
-        kept, dropped = filter_rows(rows, plan.config.filters, log)
-        ledger = ledger.record(f"filter {table}", len(rows), len(kept), dropped)
-        if table == "interactions":
-            old = SEQUENCES.empty_table()
-            if plan.old is not None:
-                old = read_or_empty(
-                    shard_file(plan.old, "sequences", bucket), SEQUENCES, SEQUENCES.names
-                )
-            sequences, num_cut = extend_sequences(old, kept, plan.config.sequences)
-            with ParquetFile(shard_file(plan.place, "sequences", bucket), SEQUENCES) as file:
-                file.write(sequences)
-            ledger = ledger.record(
-                "sequences", len(kept), len(kept) - num_cut, {"beyond the latest": num_cut}
-            )
-    return ledger
+        before = Ledger.from_json(read_bytes(join(plan.old, "ledger.json")).decode())
+        kept = {name: counts for name, counts in before.stages.items() if name not in _WHOLE}
+        before = Ledger(stages=kept)
+    return before.merge(run_phases(plan, progress))
 
 
 def _tidy(out_uri: str, keep: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Log rows held to their table's types: good rows typed, each bad one with its number and reason."""
+"""Log rows held to their table's types: good rows typed, bad ones with number and reason."""
 
 from __future__ import annotations
 

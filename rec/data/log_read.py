@@ -84,9 +84,11 @@ def _csv(files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]) 
 
     reading = pacsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
     parsing = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
-    with files.open_input_stream(piece.path) as stream:
-        with pacsv.open_csv(stream, reading, parsing) as reader:
-            present = [name for name in reader.schema.names if name in columns]
+    with (
+        files.open_input_stream(piece.path) as stream,
+        pacsv.open_csv(stream, reading, parsing) as reader,
+    ):
+        present = [name for name in reader.schema.names if name in columns]
     ragged.clear()
     converting = pacsv.ConvertOptions(
         column_types=dict.fromkeys(present, pa.binary()),
@@ -135,7 +137,7 @@ def _json_lines(
 
 
 def _probe(data: bytes, columns: dict[str, pa.DataType]) -> pa.Schema:
-    """Types to parse as: ids may be numbers, times numbers or text, by the first line that tells."""
+    """Types to parse as: ids and times may be numbers or text, by the first line that tells."""
     sample: dict[str, object] = {}
     for line in data.splitlines()[:1000]:
         try:

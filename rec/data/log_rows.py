@@ -78,9 +78,9 @@ def checked_batches(task: LogTask, problems: ParquetFile) -> Iterator[tuple[Piec
     schema = LOG_TABLES[task.table]
     names = task.log.columns
     columns = {
-        names.get(field.name, field.name): field.type
-        for field in schema
-        if field.name not in task.log.constants
+        names.get(name, name): schema.field(name).type
+        for name in schema.names
+        if name not in task.log.constants
     }
     files, _ = filesystem(task.log.path)
     for piece in task.pieces:

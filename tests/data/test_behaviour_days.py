@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 
 from rec.artifacts import join, read_manifest, verify
 from rec.data import behaviour
-from rec.data.behaviour import KIND, BehaviourConfig, BehaviourError, build_behaviour, read_ledger
+from rec.data.behaviour import KIND, BehaviourError, build_behaviour, read_ledger
+from rec.data.behaviour_config import BehaviourConfig
+from rec.data.edges import KINDS, EdgeConfig
 from rec.data.logs import LogFiles
 from rec.data.sequences import SequenceConfig
 from rec.data.tasks import ShardError
+from rec.graphs.csr import CsrGraph, CsrShard
 
 pytestmark = [
     pytest.mark.ray,
@@ -22,7 +27,7 @@ pytestmark = [
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 3
 LATE = START + timedelta(days=30)
-TABLES = ("sequences",)
+TABLES = ("sequences", "counts", "edges", "nodes")
 
 
 def write_day(logs: Path, day: int, rows: int = 300) -> None:
@@ -43,25 +48,76 @@ def write_day(logs: Path, day: int, rows: int = 300) -> None:
     pq.write_table(pa.concat_tables([table, table.slice(0, 20)]), folder / "a.parquet")
     lines = "".join(f"u{n},i{n},click,{times[n].isoformat()}\n" for n in range(20))
     (folder / "b.csv").write_text(f"user_id,item_id,event,event_time\n{lines}u1,,click,then\n")
+    searches = logs / "searches" / folder.name
+    searches.mkdir(parents=True)
+    rows = [
+        {"user": f"u{n % 5}", "query": f"Word {n % 4}", "item_id": f"i{n}", "clicked": n % 3 > 0}
+        | {"event_time": times[n].timestamp()}
+        for n in range(30)
+    ]
+    (searches / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comments = logs / "comments"
+    comments.mkdir(exist_ok=True)
+    lines = "".join(f"c{n},i{n},u{n},{times[n].isoformat()}\n" for n in range(10))
+    name = f"{(START + timedelta(days=day)).date()}.csv"
+    (comments / name).write_text(f"comment_id,item_id,user_id,event_time\n{lines}")
+    items = pa.table(
+        {"item_id": [f"i{n}" for n in range(30)], "tags": [["All", f"t{n % 7}"] for n in range(30)]}
+    )
+    (logs / "items").mkdir(exist_ok=True)
+    pq.write_table(items, logs / "items" / "a.parquet")
 
 
 def config(logs: Path) -> BehaviourConfig:
+    day = r"day=(.{10})"
+    columns = {"user_id": "user"}
     return BehaviourConfig(
-        interactions=LogFiles(path=str(logs / "interactions"), day=r"day=(.{10})"),
+        interactions=LogFiles(path=str(logs / "interactions"), day=day),
+        searches=LogFiles(path=str(logs / "searches"), day=day, columns=columns, time_unit="s"),
+        comments=LogFiles(path=str(logs / "comments"), day=r"(\d+)-(\d+)-(\d+)"),
+        items=LogFiles(path=str(logs / "items")),
         sequences=SequenceConfig(max_length=15),
+        edges=EdgeConfig(max_degree=20),
         num_buckets=3,
     )
 
 
-def contents(out: str) -> dict[str, list[dict]]:
-    """Every row of every table, by file."""
+def contents(out: str) -> dict[str, list[dict] | str]:
+    """Every row of every table, by file, and the hashes of the graph's shards."""
     manifest = read_manifest(out, KIND)
     verify(out, manifest)
     return {
         name: pq.read_table(join(out, manifest.root, name)).to_pylist()
+        if name.endswith(".parquet")
+        else manifest.files[name].sha256
         for name in manifest.files
-        if name.startswith(TABLES)
+        if name.startswith((*TABLES, "graph"))
     }
+
+
+def check_graph(out: str) -> None:
+    """The shards hold the edges, node for node."""
+    place = join(out, read_manifest(out, KIND).root)
+    types = json.loads(Path(place, "graph.json").read_text())["types"]
+    ids: dict[str, list[str]] = {name: [] for name in types}
+    for shard in sorted(Path(place, "nodes").iterdir()):
+        for row in pq.read_table(shard).to_pylist():
+            ids[types[row["type"]]].append(row["id"])
+    expected: dict[tuple[str, str, str], dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in pq.read_table(join(place, "edges")).to_pylist():
+        kind = row["source_type"], row["relation"], row["target_type"]
+        expected[kind][row["source_id"], row["target_id"]] = row["weight"]
+    assert set(expected) == set(KINDS)
+    assert max(map(len, expected.values())) > 100
+    for kind in KINDS:
+        shards = sorted(Path(place, "graph", "-".join(kind)).iterdir())
+        graph = CsrGraph([CsrShard.from_bytes(shard.read_bytes()) for shard in shards])
+        assert graph.num_nodes == len(ids[kind.source_type]) == len(set(ids[kind.source_type]))
+        found = {}
+        for node, name in enumerate(ids[kind.source_type]):
+            for target, weight in zip(*graph.neighbours(node), strict=True):
+                found[name, ids[kind.target_type][target]] = weight
+        assert found == expected[kind]
 
 
 def test_day_by_day_equals_all_at_once(ray_local: None, tmp_path: Path) -> None:
@@ -75,7 +131,8 @@ def test_day_by_day_equals_all_at_once(ray_local: None, tmp_path: Path) -> None:
     build_behaviour(whole, config(logs), cutoff)
     assert contents(daily) == contents(whole)
     assert read_ledger(daily).stages == read_ledger(whole).stages
-    assert len(contents(whole)) == 3 * len(TABLES)
+    assert len(contents(whole)) == 3 * len(TABLES) + 1 + 3 * len(KINDS)
+    check_graph(whole)
     counts = read_ledger(whole).stages["read interactions"]
     assert counts.rows_in == DAYS * 341
     assert counts.dropped["item_id: empty"] == DAYS
@@ -129,7 +186,7 @@ def test_a_killed_run_goes_on_and_no_row_is_there_twice(
 
 def test_an_absent_column_stops_the_run_by_name(ray_local: None, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
-    write_day(logs, 0, rows=20)
+    write_day(logs, 0, rows=30)
     bad = logs / "interactions" / "day=2026-01-01" / "z.parquet"
     pq.write_table(pa.table({"user_id": ["u1"]}), bad)
     with pytest.raises(ShardError, match=r"z\.parquet: column 'item_id' is missing"):
