@@ -44,7 +44,8 @@ from rec.data.log_rows import LogTask, micros
 from rec.data.logs import TASK_BYTES, Day, list_days, pack
 
 KIND = "behaviour"
-_BUCKET_BYTES = 32 << 20  # of log files for each bucket; their rows unpacked are several times that
+# of log files for each bucket: their rows unpacked are several times that, their edges many times
+_BUCKET_BYTES, _BUCKET_BYTES_EDGES = 32 << 20, 8 << 20
 # these stages are of everything so far in every run; the others are of the days that it adds
 _WHOLE = ("read items", "item tags", "count edges", "edges")
 
@@ -166,7 +167,8 @@ def _plan(
         tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
     size = sum(piece.num_bytes for task in tasks for piece in task.pieces)
-    num_buckets = config.num_buckets or min(MAX_BUCKETS, max(1, size // _BUCKET_BYTES))
+    each = _BUCKET_BYTES if config.edges is None else _BUCKET_BYTES_EDGES
+    num_buckets = config.num_buckets or min(MAX_BUCKETS, max(1, -(-size // each)))
     new_state = State(
         num_buckets=state.num_buckets if state else num_buckets, cutoff=cutoff, days=days
     )

@@ -25,7 +25,8 @@ class BehaviourConfig(Config):
     filters: Filters = Filters()
     sequences: SequenceConfig = SequenceConfig()
     edges: EdgeConfig | None = None  # None: sequences only
-    # of users; None: by the size of the logs of the first run. Fixed from then on
+    # tasks of a phase, and what one of them holds; None: by the size of the logs of the first run.
+    # Fixed from then on: set it where the logs will grow to many times that size
     num_buckets: int | None = Field(default=None, ge=1, le=MAX_BUCKETS)
 
     def user_logs(self) -> dict[str, LogFiles]:

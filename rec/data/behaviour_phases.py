@@ -5,7 +5,7 @@
     counts      a bucket of edges    -> counts, added to yesterday's; the strongest by source;
                                         what users did by item
     tags        a bucket of items    -> counts of tags by edge
-    tag counts  a bucket of edges    -> the strongest by source
+    tag-counts  a bucket of edges    -> the strongest by source
     edges       a bucket of sources  -> edges; their ends by node; themselves by target
     nodes       a bucket of nodes    -> nodes
     targets     a bucket of nodes    -> edges with numbered targets by source
@@ -116,7 +116,7 @@ def sum_edges(plan: Plan, bucket: int) -> Ledger:
     with ParquetFile(shard_file(plan.place, "counts", bucket), COUNTS) as file:
         file.write(counts)
     if plan.config.items is not None:
-        _spill(plan, "by item", bucket, [interacted(counts)], COUNTS, _hash_items)
+        _spill(plan, "by-item", bucket, [interacted(counts)], COUNTS, _hash_items)
     return _strongest(plan, "strong", bucket, counts)
 
 
@@ -125,7 +125,7 @@ def join_tags(plan: Plan, bucket: int) -> Ledger:
     assert plan.config.edges is not None
     items = read_bucket(plan.of_log("items"), bucket, plan.num_buckets, ITEM_TAGS)
     tags, ledger = tags_by_item(items, plan.config.edges.max_tags)
-    seen = stream_bucket(plan.spills("by item"), bucket, plan.num_buckets)
+    seen = stream_bucket(plan.spills("by-item"), bucket, plan.num_buckets)
     _spill(plan, "tagged", bucket, tag_counts(tags, seen), COUNTS, ed.hash_edges)
     return ledger
 
@@ -133,7 +133,7 @@ def join_tags(plan: Plan, bucket: int) -> Ledger:
 def sum_tags(plan: Plan, bucket: int) -> Ledger:
     """Counts of one bucket of tag edges, summed."""
     found = read_bucket(plan.spills("tagged"), bucket, plan.num_buckets, COUNTS)
-    return _strongest(plan, "strong tags", bucket, ed.sum_counts(found))
+    return _strongest(plan, "strong-tags", bucket, ed.sum_counts(found))
 
 
 def _strongest(plan: Plan, name: str, bucket: int, counts: pa.Table) -> Ledger:
@@ -154,13 +154,13 @@ def write_edges(plan: Plan, bucket: int) -> Ledger:
     assert plan.config.edges is not None
     files = plan.spills("strong")
     if plan.config.items is not None:
-        files += plan.spills("strong tags")
+        files += plan.spills("strong-tags")
     found = read_bucket(files, bucket, plan.num_buckets, COUNTS)
     best = ed.strongest(found, plan.config.edges.max_degree)
     with ParquetFile(shard_file(plan.place, "edges", bucket), EDGES) as file:
         file.write(ed.as_edges(best))
     _spill(plan, "ends", bucket, [gr.ends_of(best)], gr.NODES, _hash_ends)
-    _spill(plan, "by target", bucket, [gr.by_target(best)], gr.BY_TARGET, gr.hash_targets)
+    _spill(plan, "by-target", bucket, [gr.by_target(best)], gr.BY_TARGET, gr.hash_targets)
     cut = found.num_rows - best.num_rows
     dropped = {"beyond the node's strongest": cut}
     return Ledger().record("edges", found.num_rows, best.num_rows, dropped)
@@ -178,15 +178,15 @@ def number(plan: Plan, bucket: int) -> None:
     """Number the targets that are of one bucket; a common target's edges stream past."""
     nodes = read_table(shard_file(plan.place, "nodes", bucket))
     first = _first(plan)[bucket]
-    found = stream_bucket(plan.spills("by target"), bucket, plan.num_buckets)
+    found = stream_bucket(plan.spills("by-target"), bucket, plan.num_buckets)
     numbered = (gr.number_targets(piece, nodes, first) for piece in found)
-    _spill(plan, "by source", bucket, numbered, gr.BY_SOURCE, gr.hash_sources)
+    _spill(plan, "by-source", bucket, numbered, gr.BY_SOURCE, gr.hash_sources)
 
 
 def write_graph(plan: Plan, bucket: int) -> None:
     """The CSR shards of one bucket of sources."""
     nodes = read_table(shard_file(plan.place, "nodes", bucket))
-    found = read_bucket(plan.spills("by source"), bucket, plan.num_buckets, gr.BY_SOURCE)
+    found = read_bucket(plan.spills("by-source"), bucket, plan.num_buckets, gr.BY_SOURCE)
     for kind, shard in gr.shards(found, nodes, _first(plan)[bucket]).items():
         name = f"shard-{bucket:05d}.safetensors"
         write_atomic(join(plan.place, "graph", gr.graph_name(kind), name), shard.to_bytes())
@@ -214,7 +214,7 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
     run("counts", plan.num_buckets, sum_edges)
     if plan.config.items is not None:
         run("tags", plan.num_buckets, join_tags)
-        run("tag counts", plan.num_buckets, sum_tags)
+        run("tag-counts", plan.num_buckets, sum_tags)
     run("edges", plan.num_buckets, write_edges)
 
     def nodes(index: int) -> Summary:

@@ -77,11 +77,8 @@ def checked_batches(task: LogTask, problems: ParquetFile) -> Iterator[tuple[Piec
     """Rows of the task's files that fit their table; the others go to `problems`."""
     schema = LOG_TABLES[task.table]
     names = task.log.columns
-    columns = {
-        names.get(name, name): schema.field(name).type
-        for name in schema.names
-        if name not in task.log.constants
-    }
+    wanted: list[str] = [name for name in schema.names if name not in task.log.constants]
+    columns = {names.get(name, name): schema.field(name).type for name in wanted}
     files, _ = filesystem(task.log.path)
     for piece in task.pieces:
         for batch in read_batches(files, piece, columns):
