@@ -1,4 +1,4 @@
-"""Interactions to per-user sequences in Parquet beside polars, DuckDB and PySpark, and growth.
+"""Interactions to per-user sequences in Parquet beside polars, DuckDB and PySpark; growth; faults.
 
 Every engine runs as a process of its own, start included, ours as the job that a user runs
 (`python -m jobs.behaviour`), which also checks every row, looks for bots and duplicates, keeps a
@@ -12,6 +12,7 @@ an environment of their own:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -20,11 +21,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -33,7 +36,7 @@ from bench.harness import RESULTS, PeakMemory, Report, main
 from bench.peers_sequences import EVENTS, MAX_LENGTH, MIN_DWELL_MS
 from bench.workload import cores
 from rec.artifacts import read_manifest
-from rec.data.behaviour import KIND
+from rec.data.behaviour import KIND, read_ledger
 from rec.data.shuffle import hash_strings, mix
 
 PEERS = ("polars", "duckdb", "pyspark")
@@ -171,24 +174,68 @@ def compare(work: Path, quick: bool, python: str, report: Report) -> None:
 
 
 def grow(work: Path, quick: bool, report: Report) -> None:
-    """Time and peak memory of ours at two sizes."""
+    """Time and peak memory of ours at two sizes, then the large one once more with faults."""
     sizes = (200_000, 2_000_000) if quick else (5_000_000, 50_000_000)
     times, peaks = [], []
+    logs, out = work / "logs", work / "out"
     for num_rows in sizes:
-        logs, out = work / f"logs-{num_rows}", work / f"out-{num_rows}"
+        shutil.rmtree(logs, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
         write_logs(logs / "interactions", num_rows)
         took, peak = timed(ours(logs, out))
         times.append(took)
         peaks.append(peak / 2**30)
         report.add(f"ours, {num_rows:,} rows, s", took)
         report.add(f"ours, {num_rows:,} rows, peak GB", peak / 2**30, 10.0, True)
-        shutil.rmtree(logs)
-        shutil.rmtree(out)
     exponent = math.log(times[1] / times[0]) / math.log(sizes[1] / sizes[0])
     report.add(f"exponent of time, {sizes[0]:,} to {sizes[1]:,} rows", exponent, 1.1, True)
     bar = None if quick else 1.25  # the quick run's small size does not fill a bucket
     report.add("peak at the large size / at the small one", peaks[1] / peaks[0], bar, True)
     report.note("the exponent includes what starting costs; both sizes fill all cores")
+    clean = checksum(sequences_of(out))
+    shutil.rmtree(out)
+    survive(logs, out, sizes[1], clean, report)
+
+
+def survive(logs: Path, out: Path, num_rows: int, clean: tuple[int, int], report: Report) -> None:
+    """The same rows come out of a log with bad rows and a file twice, while a worker is killed."""
+    folder = logs / "interactions"
+    shutil.copy(folder / "part-00000.parquet", folder / "part-00000-again.parquet")
+    twice = pq.read_metadata(folder / "part-00000.parquet").num_rows
+    lines = ['{"user_id": "", "item_id": "i", "event": "click", "event_time": 1767225600000000}']
+    lines += ["{broken", '{"user_id": "u", "item_id": "i", "event": "click", "event_time": "x"}']
+    bad = num_rows // 1000
+    (folder / "bad.jsonl").write_text("".join(f"{lines[i % 3]}\n" for i in range(bad)))
+    killer = threading.Thread(target=_kill_a_worker, args=(out,), daemon=True)
+    killer.start()
+    took, _ = timed(ours(logs, out))
+    killer.join()
+    report.add("with faults, s", took)
+    report.add("with faults, rows as without (1 = yes)", checksum(sequences_of(out)) == clean, 1)
+    stages = read_ledger(str(out)).stages
+    dropped = [sum(stage.dropped.values()) for stage in stages.values()]
+    lost = num_rows + twice + bad - sum(dropped) - stages["sequences"].rows_out
+    report.add("rows unaccounted for in the ledger, at least", lost, 0)
+    report.add("rows unaccounted for in the ledger, at most", lost, 0, True)
+    wrong = [n for reason, n in stages["read interactions"].dropped.items() if ":" in reason]
+    wrong.append(stages["read interactions"].dropped.get("not a row", 0))
+    report.add("bad rows found / made", sum(wrong) / bad, 1)
+    report.note(
+        f"faults: {bad:,} bad rows, a file of {twice:,} rows twice, a worker killed while it read"
+    )
+
+
+def _kill_a_worker(out: Path) -> None:
+    """End the first busy Ray worker below this process once the job works on its files."""
+    while not list(out.glob("work-*")):
+        time.sleep(0.05)
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith("ray::") and "IDLE" not in process.name():
+                    process.kill()
+                    return
+        time.sleep(0.05)
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:

@@ -36,7 +36,8 @@ def conform(batch: Batch, schema: pa.Schema, log: LogFiles, place: str) -> Check
         place: the file, for messages.
 
     Raises:
-        SchemaError: a required column is absent from the file, which no row can be blamed for.
+        SchemaError: a required column is absent from the file or of a type that nothing is made of,
+            which no row can be blamed for.
     """
     num_rows = batch.table.num_rows
     columns: list[pa.ChunkedArray] = []
@@ -45,6 +46,7 @@ def conform(batch: Batch, schema: pa.Schema, log: LogFiles, place: str) -> Check
     dropped: dict[str, int] = {}
     for field in schema:
         found = _column(batch.table, field, log, place)
+        _castable(found, field, log, place)
         column, failed = _typed(found, field, log)
         tests = [(failed, f"{field.name}: not {_said(field.type)}")]
         tests += _value_tests(column, field)
@@ -82,6 +84,17 @@ def _column(table: pa.Table, field: pa.Field, log: LogFiles, place: str) -> pa.C
             f"give all rows one value in constants.{field.name}"
         )
     return pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+
+
+def _castable(column: pa.ChunkedArray, field: pa.Field, log: LogFiles, place: str) -> None:
+    """Raise SchemaError where no value of the column's type could be what is wanted."""
+    try:
+        _cast(column.slice(0, 0), field.type, log)
+    except pa.ArrowNotImplementedError as error:
+        raise SchemaError(
+            f"{place}: {field.name} should be {_said(field.type)}, but column "
+            f"'{log.columns.get(field.name, field.name)}' is {column.type}"
+        ) from error
 
 
 def _said(kind: pa.DataType) -> str:

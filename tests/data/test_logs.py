@@ -163,6 +163,13 @@ def test_an_absent_column_is_the_file_s_fault(tmp_path: Path) -> None:
     assert good[0]["event_time"] == datetime(2026, 1, 2, tzinfo=UTC)
 
 
+def test_a_column_of_another_kind_is_the_file_s_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{**GOOD, "item_id": ["i1"]}] * 3), path)
+    with pytest.raises(SchemaError, match=r"item_id should be of type string.*'item_id' is list"):
+        read(path)
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.csv.gz"])
 def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no such format")
