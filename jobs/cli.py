@@ -6,12 +6,14 @@ import argparse
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
 from rec.config import Config, ConfigError, settings
-from rec.train.recipe import Recipe
+
+if TYPE_CHECKING:  # a job that trains nothing starts without torch
+    from rec.train.recipe import Recipe
 
 
 def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
@@ -29,7 +31,7 @@ def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
         raise ConfigError(f"recipe {place!r}: {error}") from error
     if not isinstance(recipe, Config):
         raise ConfigError(f"recipe {place!r}: returned {type(recipe).__name__}, not a recipe")
-    return cast(Recipe[Any], recipe.override(overrides))
+    return cast("Recipe[Any]", recipe.override(overrides))
 
 
 def start_ray() -> None:

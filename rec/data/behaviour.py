@@ -1,0 +1,210 @@
+"""Raw logs to behaviour: per-user sequences and, where asked for, edges and graphs.
+
+    <out>/manifest.json
+    <out>/<root>/sequences/shard-*.parquet    SEQUENCES, a file for each bucket of users
+    <out>/<root>/edges/shard-*.parquet        EDGES, a file for each bucket of sources
+    <out>/<root>/nodes/shard-*.parquet        types and ids; graph.json numbers them
+    <out>/<root>/graph/<edge>/shard-*.safetensors    rec.graphs.csr
+    <out>/<root>/counts/shard-*.parquet       all edges uncut, for the days to come
+    <out>/<root>/problems/shard-*.parquet     the bad rows of the days added last: file, row, reason
+    <out>/<root>/ledger.json                  rows in, out and dropped, of all days so far
+
+Log files are read by tasks, which hash rows to buckets; then every bucket is a task
+(`rec.data.behaviour_phases`). Days that are published already are not read again: their sequences
+and counts are extended. Every day's rows are decided on by themselves (bots, duplicates,
+sessions), so days one by one give, row for row, what all days at once give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from rec.artifacts import (
+    MANIFEST,
+    Manifest,
+    exists,
+    filesystem,
+    join,
+    read_bytes,
+    read_manifest,
+    seal,
+    write_atomic,
+)
+from rec.data.behaviour_config import MAX_BUCKETS, BehaviourConfig, State
+from rec.data.behaviour_phases import Plan, run_phases
+from rec.data.ingest import changes
+from rec.data.ledger import Ledger
+from rec.data.log_rows import LogTask, micros
+from rec.data.logs import TASK_BYTES, Day, list_days, pack
+
+KIND = "behaviour"
+# of log files for each bucket: their rows unpacked are several times that, their edges many times
+_BUCKET_BYTES, _BUCKET_BYTES_EDGES = 32 << 20, 8 << 20
+# these stages are of everything so far in every run; the others are of the days that it adds
+_WHOLE = ("read items", "item tags", "count edges", "edges")
+
+
+class BehaviourError(ValueError):
+    """Behaviour cannot be written to a folder, or not be extended. Says why and what to do."""
+
+
+def build_behaviour(
+    out_uri: str,
+    config: BehaviourConfig,
+    cutoff: datetime,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Manifest:
+    """Publish the behaviour that the logs show up to the cut-off, at `out_uri`.
+
+    What is published there from the same config is extended by the days that have come since.
+
+    Args:
+        out_uri: the artifact's folder, local (shared by all nodes) or s3://.
+        config: logs, filters and sizes.
+        cutoff: training ends here: later rows are dropped and counted. UTC without a zone.
+        overwrite: begin anew instead of refusing where what is there cannot be extended.
+        progress: called with the phase's name, and its finished and all tasks.
+
+    Raises:
+        BehaviourError: what is published cannot be extended to this.
+        LogError: a log has no files, or its files' names do not fit.
+        ShardError: a file cannot be read, or a column is absent; its own message.
+    """
+    found = {table: list_days(log) for table, log in config.logs().items()}
+    old: Manifest | None = None
+    if exists(join(out_uri, MANIFEST)):
+        old = read_manifest(out_uri, KIND)
+        if reason := _refused(old, config, cutoff, found, out_uri):
+            if not overwrite:
+                raise BehaviourError(f"{out_uri}: {reason}; pass --overwrite to begin anew")
+            old = None
+    plan = _plan(out_uri, config, cutoff, found, old)
+    if old is not None and plan.state.days == _state(old).days:
+        return old
+    ledger = _run(plan, progress)
+    write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
+    manifest = seal(
+        out_uri,
+        plan.place.rsplit("/", 1)[-1],
+        KIND,
+        lineage={"previous": old.version} if old else {},
+        config=_about(config),
+        metrics={"state": plan.state.model_dump(mode="json")},
+    )
+    _tidy(out_uri, keep={manifest.root, *([old.root] if old else [])})
+    return manifest
+
+
+def read_ledger(out_uri: str) -> Ledger:
+    """The ledger of all days that are published at `out_uri`."""
+    manifest = read_manifest(out_uri, KIND)
+    return Ledger.from_json(read_bytes(join(out_uri, manifest.root, "ledger.json")).decode())
+
+
+def _state(manifest: Manifest) -> State:
+    return State.model_validate(manifest.metrics["state"])
+
+
+def _about(config: BehaviourConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _refused(
+    old: Manifest,
+    config: BehaviourConfig,
+    cutoff: datetime,
+    found: dict[str, dict[str, Day]],
+    out_uri: str,
+) -> str | None:
+    """Why what is published cannot be extended, or None."""
+    if old.config != _about(config):
+        return f"published from another config ({changes(old.config, _about(config))})"
+    state = _state(old)
+    if micros(cutoff) != micros(state.cutoff):
+        if micros(cutoff) < micros(state.cutoff):
+            return f"published up to {state.cutoff.isoformat()}, later than the cut-off asked for"
+        stages = read_ledger(out_uri).stages.values()
+        if cut := sum(stage.dropped.get("after the cut-off", 0) for stage in stages):
+            return (
+                f"published up to {state.cutoff.isoformat()}, when {cut} rows of days that were "
+                "read were later; a later cut-off needs them"
+            )
+    for table, days in state.days.items():
+        if table == "items":
+            continue
+        last = max(days)
+        for day, files in found[table].items():
+            if day in days and files.fingerprint != days[day]:
+                return f"the {table} log of {day} has other files than when it was read"
+            if day not in days and day < last:
+                return f"the {table} log has a new day {day}, earlier than {last}, which was read"
+    return None
+
+
+def _plan(
+    out_uri: str,
+    config: BehaviourConfig,
+    cutoff: datetime,
+    found: dict[str, dict[str, Day]],
+    old: Manifest | None,
+) -> Plan:
+    state = _state(old) if old else None
+    done = state.days if state else {}
+    tasks: list[LogTask] = []
+    days: dict[str, dict[str, str]] = {}
+    for table, log in config.logs().items():
+        before = {} if table == "items" else done.get(table, {})
+        new = {day: files for day, files in found[table].items() if day not in before}
+        pieces = [piece for files in new.values() for piece in files.pieces]
+        tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
+        days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
+    size = sum(piece.num_bytes for task in tasks for piece in task.pieces)
+    each = _BUCKET_BYTES if config.edges is None else _BUCKET_BYTES_EDGES
+    num_buckets = config.num_buckets or min(MAX_BUCKETS, max(1, -(-size // each)))
+    new_state = State(
+        num_buckets=state.num_buckets if state else num_buckets, cutoff=cutoff, days=days
+    )
+    contents = json.dumps(
+        [
+            _about(config),
+            new_state.model_dump(mode="json"),
+            old.version if old else None,
+            TASK_BYTES,  # which task reads what
+        ]
+    )
+    digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
+    return Plan(
+        config,
+        new_state,
+        tuple(tasks),
+        join(out_uri, old.root) if old else None,
+        join(out_uri, f"v-{digest}"),
+        join(out_uri, f"work-{digest}"),
+    )
+
+
+def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger:
+    """All phases; the ledger of all days so far."""
+    before = Ledger()
+    if plan.old is not None:
+        before = Ledger.from_json(read_bytes(join(plan.old, "ledger.json")).decode())
+        kept = {name: counts for name, counts in before.stages.items() if name not in _WHOLE}
+        before = Ledger(stages=kept)
+    return before.merge(run_phases(plan, progress))
+
+
+def _tidy(out_uri: str, keep: set[str]) -> None:
+    """Delete work folders and all versions but the new one and the one that it extends."""
+    files, path = filesystem(out_uri)
+    for info in files.get_file_info(pafs.FileSelector(path)):
+        mine = info.base_name.startswith(("v-", "work-"))
+        if info.type == pafs.FileType.Directory and mine and info.base_name not in keep:
+            files.delete_dir(info.path)

@@ -1,0 +1,94 @@
+"""A bucket's rows in order of user and time, without bots, duplicates and short visits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rec.data.log_rows import SHORT, UNKNOWN, Filters, day_of
+from rec.data.logs import LogFiles
+from rec.data.shuffle import codes, stable_order, starts
+
+
+@dataclass(frozen=True)
+class UserRows:
+    """n rows in order of user, then time, then place in the log."""
+
+    table: pa.Table  # USER_ROWS in any order
+    order: NDArray[np.int64]  # (n,) rows of the table
+    user: NDArray[np.int64]  # (n,) positions in `users`, ascending
+    users: pa.Array  # distinct, ascending; some may have no row left
+    time: NDArray[np.int64]  # (n,) microseconds
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def column(self, name: str) -> pa.Array:
+        """(n,) a column of the table in the order of these rows."""
+        return self.table.column(name).take(pa.array(self.order)).combine_chunks()
+
+    def where(self, keep: NDArray[np.bool_]) -> UserRows:
+        if keep.all():
+            return self
+        kept = self.order[keep], self.user[keep], self.users, self.time[keep]
+        return UserRows(self.table, *kept)
+
+
+def sort_rows(table: pa.Table) -> UserRows:
+    """Rows of one bucket in order; of equal times the first in the table stays first."""
+    table = table.combine_chunks()
+    user, users = codes(table.column("user"))
+    time = table.column("time").to_numpy()
+    order = stable_order(user, time)
+    return UserRows(table, order, user[order], users, time[order])
+
+
+def filter_rows(rows: UserRows, filters: Filters, log: LogFiles) -> tuple[UserRows, dict[str, int]]:
+    """Rows that tell something, and how many were dropped, by reason.
+
+    A bot's day goes first, by all its rows; then rows that are there twice (same user, item,
+    query, event and time; the first stays), then those with a short dwell, then immediate returns.
+    """
+    dropped: dict[str, int] = {}
+
+    def drop(reason: str, mask: NDArray[np.bool_]) -> None:
+        nonlocal rows
+        dropped[reason] = int(mask.sum())
+        rows = rows.where(~mask)
+
+    days = starts(rows.user, day_of(rows.time, log))
+    sizes = np.diff(days)
+    drop("bot", np.repeat(sizes > filters.max_events_a_day, sizes))
+    drop("duplicate", _repeated(rows))
+    dwell = rows.table.column("dwell").to_numpy()
+    drop("short dwell", dwell[rows.order] == SHORT)
+    if filters.min_gap_ms:
+        left = np.zeros(len(rows), bool)
+        same = rows.user[1:] == rows.user[:-1]
+        left[:-1] = same & (np.diff(rows.time) < filters.min_gap_ms * 1000)
+        drop("immediate return", left & (dwell[rows.order] == UNKNOWN))
+    return rows, dropped
+
+
+def _repeated(rows: UserRows) -> NDArray[np.bool_]:
+    """(n,) rows that equal an earlier one; only rows of equal user and time are looked at."""
+    mask = np.zeros(len(rows), bool)
+    runs = starts(rows.user, rows.time)
+    sizes = np.diff(runs)
+    tied = np.flatnonzero(np.repeat(sizes > 1, sizes))
+    if not len(tied):
+        return mask
+    part = rows.table.take(pa.array(rows.order[tied]))
+    run = np.repeat(np.arange(len(sizes)), sizes)[tied]
+    item, _ = codes(part.column("item"))
+    query, _ = codes(part.column("query").fill_null(""))
+    event = part.column("event").to_numpy().astype(np.int64)
+    order = np.lexsort((tied, query, event, item, run))
+    keys = [key[order] for key in (run, item, event, query)]
+    first = np.zeros(len(tied), bool)
+    first[starts(*keys)[:-1]] = True
+    mask[tied[order[~first]]] = True
+    return mask

@@ -1,0 +1,214 @@
+"""Whole runs on small logs, without Ray: what a task does is the same in a loop."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+from pyarrow import fs as pafs
+
+from rec.artifacts import filesystem, join, read_manifest, verify, write_atomic
+from rec.data.behaviour import KIND, build_behaviour, read_ledger
+from rec.data.behaviour_config import BehaviourConfig
+from rec.data.edges import EdgeConfig
+from rec.data.log_rows import Filters
+from rec.data.logs import LogFiles
+from rec.data.parquet import read_table
+from rec.data.sequences import SequenceConfig
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+LATE = START + timedelta(days=99)
+Event = tuple[int, int, str, str, int]  # day, minute, user, item, dwell
+
+
+def in_a_loop(
+    work: Callable[[int], dict[str, object]], indices: Sequence[int]
+) -> Iterator[dict[str, object]]:
+    return (work(index) for index in indices)
+
+
+@pytest.fixture(autouse=True)
+def no_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rec.data.tasks.map_shards", in_a_loop)
+        yield
+
+
+def write_log(folder: str, table: str, day: int, rows: list[dict[str, object]]) -> None:
+    name = f"{(START + timedelta(days=day)).date()}.jsonl"
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(join(folder, table, name), lines.encode())
+
+
+def interactions(found: list[Event], day: int) -> list[dict[str, object]]:
+    return [
+        {
+            "user_id": user,
+            "item_id": item,
+            "event": "click",
+            "dwell_ms": dwell,
+            "event_time": (START + timedelta(days=d, minutes=minute)).isoformat(),
+        }
+        for d, minute, user, item, dwell in found
+        if d == day
+    ]
+
+
+def config(logs: str, **more: object) -> BehaviourConfig:
+    day = r"(\d+)-(\d+)-(\d+)"
+    settings = {
+        "interactions": LogFiles(path=join(logs, "interactions"), day=day),
+        "filters": Filters(max_events_a_day=6),
+        "sequences": SequenceConfig(max_length=4),
+        "edges": EdgeConfig(max_degree=2, window=2),
+        "num_buckets": 2,
+    }
+    return BehaviourConfig.model_validate({**settings, **more})
+
+
+def contents(out: str) -> dict[str, object]:
+    manifest = read_manifest(out, KIND)
+    verify(out, manifest)
+    names = [name for name in manifest.files if not name.startswith(("problems", "ledger"))]
+    return {
+        name: read_table(join(out, manifest.root, name)).to_pylist()
+        if name.endswith(".parquet")
+        else manifest.files[name].sha256
+        for name in names
+    }
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 1450),  # the last ten minutes are of another day than their file
+            st.sampled_from(["u", "v", "w", ""]),
+            st.sampled_from("abcd"),
+            st.sampled_from([100, 9000]),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+@settings(max_examples=12, deadline=None)
+def test_day_by_day_equals_all_at_once(found: list[Event]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        logs, daily, whole = (join(folder, name) for name in ("logs", "daily", "whole"))
+        for day in range(3):
+            rows = interactions(found, day)
+            if rows:
+                write_log(logs, "interactions", day, rows)
+                build_behaviour(daily, config(logs), LATE)
+        build_behaviour(whole, config(logs), LATE)
+        assert contents(daily) == contents(whole)
+        ledger = read_ledger(whole)
+        assert read_ledger(daily).stages == ledger.stages
+        assert ledger.stages["read interactions"].rows_in == len(found)
+        through = ["read interactions", "filter interactions", "sequences"]
+        counts = [ledger.stages[name] for name in through if name in ledger.stages]
+        held = sum(len(r["item_ids"]) for r in sequences(whole))
+        lost = sum(sum(stage.dropped.values()) for stage in counts)
+        assert len(found) == held + lost
+
+
+def sequences(out: str) -> list[dict]:
+    manifest = read_manifest(out, KIND)
+    names = [name for name in manifest.files if name.startswith("sequences/")]
+    return [r for name in names for r in read_table(join(out, manifest.root, name)).to_pylist()]
+
+
+def edges(out: str) -> list[dict]:
+    manifest = read_manifest(out, KIND)
+    names = [name for name in manifest.files if name.startswith("edges/")]
+    return [r for name in names for r in read_table(join(out, manifest.root, name)).to_pylist()]
+
+
+def test_a_duplicated_day_changes_nothing_but_the_ledger(tmp_path: Path) -> None:
+    rows = interactions([(0, 10 * n, "u", f"i{n}", 9000) for n in range(5)], 0)
+    logs, out, clean = (str(tmp_path / name) for name in ("logs", "out", "clean"))
+    write_log(logs, "interactions", 0, rows)
+    settings = config(logs, filters=Filters())
+    build_behaviour(clean, settings, LATE)
+    write_log(logs, "interactions", 1, rows)  # delivered again as another day
+    write_log(logs, "interactions/again", 0, rows)  # and within the day
+    build_behaviour(out, settings, LATE)
+    assert sequences(out) == sequences(clean)
+    assert edges(out) == edges(clean) != []
+    stages = read_ledger(out).stages
+    assert stages["read interactions"].dropped == {"of another day than its file": 5}
+    assert stages["filter interactions"].dropped == {"duplicate": 5}
+
+
+def test_nothing_after_the_cut_off_gets_in(tmp_path: Path) -> None:
+    logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
+    found = [(0, 60 * n, "u", f"i{n}", 9000) for n in range(5)]
+    write_log(logs, "interactions", 0, interactions(found, 0))
+    build_behaviour(out, config(logs), START + timedelta(hours=2))
+    (row,) = sequences(out)
+    assert row["item_ids"] == ["i0", "i1", "i2"]
+    assert read_ledger(out).stages["read interactions"].dropped == {"after the cut-off": 2}
+    assert {r["target_id"] for r in edges(out)} <= {"i0", "i1", "i2"}
+
+
+def test_a_tag_on_a_third_of_items_and_a_popular_item_are_cut_and_counted(tmp_path: Path) -> None:
+    logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
+    found = [(0, n, f"u{n}", "hit", 9000) for n in range(60)]
+    found += [(0, n, f"u{n}", f"i{n}", 9000) for n in range(60)]
+    write_log(logs, "interactions", 0, interactions(found, 0))
+    ids = ["hit", *(f"i{n}" for n in range(60))]
+    tags = [["all"] if n % 3 == 0 else [f"t{n}", "all"] for n in range(61)]
+    (tmp_path / "logs" / "items").mkdir()
+    pq.write_table(pa.table({"item_id": ids, "tags": tags}), tmp_path / "logs/items/a.parquet")
+    items = LogFiles(path=join(logs, "items"))
+    build_behaviour(out, config(logs, items=items, edges=EdgeConfig(max_degree=5)), LATE)
+    written = edges(out)
+    by_source: dict[tuple[str, str], int] = {}
+    for row in written:
+        key = row["source_id"], row["relation"]
+        by_source[key] = by_source.get(key, 0) + 1
+    assert max(by_source.values()) == 5
+    assert by_source["hit", "co_watched"] == 5
+    stages = read_ledger(out).stages
+    assert stages["edges"].rows_out == len(written)
+    cut = [stages[name].dropped["beyond the node's strongest"] for name in ("count edges", "edges")]
+    assert stages["count edges"].rows_in == len(written) + sum(cut)
+    likes = {r["source_id"] for r in written if r["relation"] == "prefers"}
+    assert likes == {f"u{n}" for n in range(60)}
+
+
+def test_on_s3_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = "behaviour-test"
+    pafs.FileSystem.from_uri(f"s3://{bucket}?allow_bucket_creation=true")[0].create_dir(bucket)
+    try:
+        found = [(n % 2, 9 * n, f"u{n % 3}", f"i{n % 7}", 9000) for n in range(30)]
+        outs = []
+        for base in (str(tmp_path), f"s3://{bucket}"):
+            logs, out = join(base, "logs"), join(base, "out")
+            for day in range(2):
+                write_log(logs, "interactions", day, interactions(found, day))
+                build_behaviour(out, config(logs), LATE)
+            outs.append(contents(out))
+        assert outs[0] == outs[1]
+        assert any(outs[0].values())
+        files, path = filesystem(f"s3://{bucket}/out")
+        left = sorted(info.base_name[:2] for info in files.get_file_info(pafs.FileSelector(path)))
+        assert left == ["ma", "v-", "v-"]  # the manifest, this version and the one before it
+    finally:
+        server.stop()

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import fs as pafs
+from pydantic import ValidationError
+
+from rec.data import log_read
+from rec.data.log_check import conform
+from rec.data.log_read import Batch, read_batches
+from rec.data.logs import LOG_TABLES, LogError, LogFiles, Piece, list_days, pack
+from rec.schema import SchemaError
+
+SCHEMA = LOG_TABLES["interactions"]
+WANTED = {field.name: field.type for field in SCHEMA}
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+GOOD = {
+    "user_id": "u1",
+    "item_id": "i1",
+    "event": "click",
+    "value": None,
+    "dwell_ms": 10,
+    "event_time": "2026-01-02T12:00:00Z",
+}
+
+
+def read(path: Path, log: LogFiles | None = None) -> tuple[list[dict], list[tuple[int, str]]]:
+    """All good rows of a file, and the number and reason of all bad ones."""
+    log = log or LogFiles()
+    columns = {log.columns.get(name, name): kind for name, kind in WANTED.items()}
+    good: list[dict] = []
+    bad: list[tuple[int, str]] = []
+    for batch in read_batches(pafs.LocalFileSystem(), Piece(str(path), None, 1), columns):
+        checked = conform(batch, SCHEMA, log, "here")
+        good += checked.table.to_pylist()
+        bad += [(row["row"], row["reason"]) for row in checked.problems.to_pylist()]
+        assert sum(checked.dropped.values()) == checked.problems.num_rows
+        assert len(checked.rows) == checked.table.num_rows
+        total = batch.table.num_rows + len(batch.broken)
+        assert checked.table.num_rows + checked.problems.num_rows == total
+    return good, sorted(bad)
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_json_lines_with_every_kind_of_bad_row(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(GOOD),
+        '{"user_id": "u1", "item_id"',
+        json.dumps({**GOOD, "user_id": ""}),
+        json.dumps({**GOOD, "item_id": None}),
+        "",
+        json.dumps({**GOOD, "dwell_ms": "long"}),
+        json.dumps({**GOOD, "event_time": "yesterday"}),
+        json.dumps({**GOOD, "dwell_ms": -1}),
+        json.dumps(GOOD) + json.dumps(GOOD),
+        json.dumps({**GOOD, "item_id": "i2"}),
+    ]
+    good, bad = read(write_lines(tmp_path / "a.jsonl", lines))
+    assert [row["item_id"] for row in good] == ["i1", "i2"]
+    assert good[0]["event_time"] == NOON
+    assert [number for number, _ in bad] == [2, 3, 4, 6, 7, 8, 9]
+    reasons = [reason for _, reason in bad]
+    assert "JSON" in reasons[0]
+    assert reasons[1] == "user_id: empty, found "
+    assert reasons[2] == "item_id: empty, found nothing"
+    assert reasons[4] == "event_time: not a time, found yesterday"
+    assert reasons[5] == "dwell_ms: negative, found -1"
+    assert reasons[6] == "not one JSON object"
+
+
+def test_json_ids_and_times_may_be_numbers(tmp_path: Path) -> None:
+    row = {"user_id": 7, "item_id": 8, "what": "click", "event_time": 1767355200.0}
+    path = tmp_path / "a.ndjson.gz"
+    path.write_bytes(gzip.compress((json.dumps(row) + "\n" + json.dumps(row)).encode()))
+    log = LogFiles(columns={"event": "what"}, time_unit="s")
+    good, bad = read(path, log)
+    assert not bad
+    assert [r["user_id"] for r in good] == ["7", "7"]
+    assert good[0]["event_time"] == NOON
+
+
+def test_csv_rows_keep_their_numbers_past_ragged_ones(tmp_path: Path) -> None:
+    head = "extra,event_time,user_id,item_id,event,dwell_ms"
+    lines = [
+        head,
+        "x,2026-01-02 12:00:00,u1,i1,click,",
+        "x,2026-01-02 12:00:00,u1,i1",
+        'x,2026-01-02 12:00:00,"u\n1",i2,click,5',
+        "x,2026-01-02 12:00:00,u1,i3,click,many",
+        "x,2026-01-02 12:00:00,u1,,click,1",
+        "x,2026-01-02 12:00:00,u1,i4,click,1,2",
+    ]
+    good, bad = read(write_lines(tmp_path / "a.csv", lines))
+    assert [(row["item_id"], row["user_id"]) for row in good] == [("i1", "u1"), ("i2", "u\n1")]
+    assert good[0]["event_time"] == NOON
+    assert bad == [
+        (2, "4 cells, expected 6"),
+        (4, "dwell_ms: not a whole number, found many"),
+        (5, "item_id: empty, found nothing"),
+        (6, "7 cells, expected 6"),
+    ]
+
+
+def test_csv_in_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 256)
+    lines = ["user_id,item_id,event,event_time"]
+    for i in range(1, 101):
+        lines.append(f"u{i},i{i},click,1767355200000000" + (",ragged" if i % 9 == 0 else ""))
+    lines[50] = ",i50,click,1767355200000000"
+    good, bad = read(write_lines(tmp_path / "a.csv", lines))
+    assert [row["user_id"] for row in good] == [f"u{i}" for i in range(1, 101) if i % 9 and i != 50]
+    assert [number for number, _ in bad] == sorted([*range(9, 101, 9), 50])
+    assert {row["event_time"] for row in good} == {NOON}
+
+
+def test_json_in_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 200)
+    lines = [json.dumps({**GOOD, "user_id": f"u{i}"}) if i % 7 else "{" for i in range(1, 60)]
+    good, bad = read(write_lines(tmp_path / "a.jsonl", lines))
+    assert [row["user_id"] for row in good] == [f"u{i}" for i in range(1, 60) if i % 7]
+    assert [number for number, _ in bad] == [i for i in range(1, 60) if not i % 7]
+
+
+def test_parquet_pieces_of_row_groups(tmp_path: Path) -> None:
+    rows = [{**GOOD, "user_id": f"u{i}", "event_time": NOON} for i in range(100)]
+    rows[73]["item_id"] = ""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
+    log = LogFiles(path=str(tmp_path))
+    (day,) = list_days(log).values()
+    tasks = pack(log, day.pieces, task_bytes=day.pieces[0].num_bytes // 4)
+    assert len(tasks) > 3
+    users: list[str] = []
+    for task in tasks:
+        for piece in task:
+            for batch in read_batches(pafs.LocalFileSystem(), piece, WANTED):
+                checked = conform(batch, SCHEMA, log, piece.path)
+                users += checked.table.column("user_id").to_pylist()
+                assert checked.problems.column("row").to_pylist() in ([], [74])
+    assert users == [f"u{i}" for i in range(100) if i != 73]
+
+
+def test_an_absent_column_is_the_file_s_fault(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.csv", ["user_id,item,event_time", "u,i,2026-01-02"])
+    with pytest.raises(SchemaError, match=r"'item_id' is missing.*columns\.item_id"):
+        read(path, LogFiles(constants={"event": "click"}))
+    good, _ = read(path, LogFiles(columns={"item_id": "item"}, constants={"event": "click"}))
+    assert good[0]["event"] == "click"
+    assert good[0]["event_time"] == datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def test_a_column_of_another_kind_is_the_file_s_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([{**GOOD, "item_id": ["i1"]}] * 3), path)
+    with pytest.raises(SchemaError, match=r"item_id should be of type string.*'item_id' is list"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.csv.gz"])
+def test_a_broken_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no such format")
+    with pytest.raises(LogError, match=name):
+        read(tmp_path / name)
+
+
+@given(st.lists(st.sampled_from(["1", "2", "", "x", "1.5", "-3", "é"]), min_size=1, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_bad_values_are_found_wherever_they_are(values: list[str]) -> None:
+    rows = len(values)
+    cells: dict[str, list[bytes]] = {
+        "user_id": [b"u"] * rows,
+        "item_id": [b"i"] * rows,
+        "event": [b"click"] * rows,
+        "event_time": [b"2026-01-02 00:00:00+00:00"] * rows,
+        "dwell_ms": [value.encode() for value in values],
+    }
+    batch = Batch(pa.table(cells), np.arange(1, rows + 1), [])
+    checked = conform(batch, SCHEMA, LogFiles(), "here")
+    fits = [value in ("1", "2") for value in values]
+    assert checked.rows.tolist() == [i + 1 for i, good in enumerate(fits) if good]
+    listed = sorted(checked.problems.column("row").to_pylist())
+    assert listed == [i + 1 for i, good in enumerate(fits) if not good]
+
+
+def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"user_id,item_id,event,event_time\nu1,i,c,2026-01-02\n\xff,i,c,2026-01-02\n")
+    good, bad = read(path)
+    assert [row["user_id"] for row in good] == ["u1"]
+    assert bad == [(2, "user_id: not of type string")]
+
+
+def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
+    table = pa.table({"user_id": ["u"]})
+    for name in ("day=2026-01-03/b", "day=2026-01-02/b", "day=2026-01-02/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    (tmp_path / "_SUCCESS").write_text("")
+    days = list_days(LogFiles(path=str(tmp_path), day=r"day=(\d{4}-\d\d-\d\d)"))
+    assert list(days) == ["2026-01-02", "2026-01-03"]
+    assert [p.path.rsplit("/", 1)[-1] for p in days["2026-01-02"].pieces] == [
+        "a.parquet",
+        "b.parquet",
+    ]
+    assert days["2026-01-03"].pieces[0].day == date(2026, 1, 3)
+    three = list_days(LogFiles(path=str(tmp_path), day=r"day=(\d+)-(\d+)-(\d+)"))
+    assert three == days
+    assert list(list_days(LogFiles(path=str(tmp_path)))) == ["all"]
+    before = days["2026-01-02"].fingerprint
+    pacsv.write_csv(table, tmp_path / "day=2026-01-02" / "c.csv")
+    again = list_days(LogFiles(path=str(tmp_path), day=r"day=(\d{8}|\d{4}-\d\d-\d\d)"))
+    assert again["2026-01-02"].fingerprint != before
+
+
+def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="not a folder"):
+        list_days(LogFiles(path=str(tmp_path / "none")))
+    with pytest.raises(LogError, match="no log files"):
+        list_days(LogFiles(path=str(tmp_path)))
+    (tmp_path / "2026-13-01.jsonl").write_text("{}")
+    with pytest.raises(LogError, match="month"):
+        list_days(LogFiles(path=str(tmp_path), day=r"(\d+-\d+-\d+)"))
+    with pytest.raises(LogError, match="no day in this name"):
+        list_days(LogFiles(path=str(tmp_path), day=r"day=(.*)"))
+    (tmp_path / "log.txt").write_text("x")
+    with pytest.raises(LogError, match=r"log\.txt.*\.parquet"):
+        list_days(LogFiles(path=str(tmp_path)))
+    with pytest.raises(ValidationError, match="one group"):
+        LogFiles(day="(a)(b)")
