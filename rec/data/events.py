@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from rec.config import Config
+from rec.data.duplicates import duplicate_ids
 from rec.data.ingest import shard_file
 from rec.data.parquet import read_table
 from rec.data.split import Split
@@ -30,6 +31,7 @@ EVENTS = pa.schema(
         ("words", pa.list_(pa.string())),  # of the item's row: distinct words of its text
         ("shard", pa.int32()),  # of the item's row
         ("heldout", pa.bool_()),  # of the item's row
+        ("duplicate", pa.bool_()),  # of the item's row: it looks like another item
     ]
 )
 _LINK = r"(?i)https?:|www\.|\b[a-z0-9-]+\.(?:com|net|org|io|ly)\b"
@@ -57,14 +59,21 @@ class LabelEvents(Config):
 
 
 def read_events(
-    tables_uri: str, table: str, shard: int, split: Split, config: LabelEvents
+    tables_uri: str,
+    table: str,
+    shard: int,
+    split: Split,
+    config: LabelEvents,
+    duplicates_uri: str | None = None,
 ) -> pa.Table:
     """Rows of EVENTS from one shard of the table called items, edges, searches or comments."""
     uri = shard_file(tables_uri, table, shard)
     if table == "items":
         columns = ["item_id", "tags", "published_at", *(_TEXTS if config.min_evidence else ())]
         items = read_table(uri, columns)
-        return pa.concat_tables([_items(items, shard, split, config), _tags(items, config)])
+        again = duplicate_ids(duplicates_uri, shard)
+        rows = _items(items, shard, split, config, again)
+        return pa.concat_tables([rows, _tags(items, config)])
     if table == "edges":
         columns = ["source_type", "source_id", "relation", "target_id", "event_time"]
         return _edges(read_table(uri, columns), config)
@@ -105,13 +114,16 @@ def _filled(given: dict[str, pa.ChunkedArray | pa.Array], rows: int) -> pa.Table
     return pa.table(columns, schema=EVENTS)
 
 
-def _items(items: pa.Table, shard: int, split: Split, config: LabelEvents) -> pa.Table:
+def _items(
+    items: pa.Table, shard: int, split: Split, config: LabelEvents, again: pa.Array
+) -> pa.Table:
     rows = items.num_rows
     given: dict[str, pa.ChunkedArray | pa.Array] = {
         "item_id": items.column("item_id"),
         "event_time": items.column("published_at"),
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows),
         "heldout": pa.array(split.heldout(items)),
+        "duplicate": pc.is_in(items.column("item_id"), value_set=again),
     }
     if config.min_evidence:
         texts = [items.column(name).fill_null("") for name in _TEXTS]

@@ -20,7 +20,7 @@ from rec.data.ingest import Tables
 from rec.data.ledger import Ledger
 from rec.data.parquet import write_table
 from rec.data.split import Split
-from rec.data.tasks import stream
+from rec.data.tasks import num_partitions, stream
 from rec.schema import TIMESTAMP
 
 PAIRS = pa.schema(
@@ -57,9 +57,17 @@ class Pairs(NamedTuple):
 
 
 def build_pairs(
-    tables_uri: str, tables: Tables, split: Split, config: LabelEvents, work_uri: str
+    tables_uri: str,
+    tables: Tables,
+    split: Split,
+    config: LabelEvents,
+    work_uri: str,
+    duplicates_uri: str | None = None,
 ) -> Pairs:
-    """Shuffle events to their items, and write what training may see of every (item, label)."""
+    """Shuffle events to their items, and write what training may see of every (item, label).
+
+    Items that `find_duplicates` listed below `duplicates_uri` have neither labels nor words.
+    """
     wanted = ["items", "edges", "searches", *(["comments"] if config.comment_coefficient else [])]
     names = [name for name in wanted if name in tables.tables]
     parts = [{"table": name, "shard": i} for name in names for i in range(tables.num_shards)]
@@ -67,7 +75,8 @@ def build_pairs(
 
     def read(batch: pa.Table) -> pa.Table:
         part = batch.to_pylist()[0]
-        return read_events(tables_uri, part["table"], part["shard"], split, config)
+        table, shard = part["table"], part["shard"]
+        return read_events(tables_uri, table, shard, split, config, duplicates_uri)
 
     def work(block: pa.Table) -> pa.Table:
         pairs, ledger = join_events(block, split, config)
@@ -110,14 +119,15 @@ def build_pairs(
     return Pairs(files, words, num_pairs, reference, ledger)
 
 
-def num_partitions(num_shards: int) -> int:
-    return min(max(num_shards, 1), 200)
-
-
 def _known(block: pa.Table, split: Split) -> tuple[pa.Table, pa.Table, dict[str, int]]:
     """The block's items, the events about them that training may see, and what was left out."""
     is_item = pc.is_null(block.column("label"))
     items, events = block.filter(is_item), block.filter(pc.invert(is_item))
+    again = items.filter(items.column("duplicate").fill_null(False)).column("item_id")
+    of_again = pc.is_in(events.column("item_id"), value_set=again.combine_chunks())
+    num_again = _num_events(events.filter(of_again))
+    events = events.filter(pc.invert(of_again))
+    items = items.filter(pc.invert(items.column("duplicate").fill_null(False)))
     at = pc.index_in(events.column("item_id"), value_set=items.column("item_id").combine_chunks())
     known = pc.is_valid(at)
     num_unknown = _num_events(events.filter(pc.invert(known)))
@@ -128,12 +138,13 @@ def _known(block: pa.Table, split: Split) -> tuple[pa.Table, pa.Table, dict[str,
     seen = pa.array(np.asarray(heldout) | split.visible(events.column("event_time")))
     num_late = _num_events(events.filter(pc.invert(seen)))
     events = events.filter(seen)
-    first, num_again = _once(events.filter(pc.equal(events.column("source"), "comment")))
+    first, num_same = _once(events.filter(pc.equal(events.column("source"), "comment")))
     others = events.filter(pc.not_equal(events.column("source"), "comment"))
     dropped = {
+        "item looks like another one": num_again,
         "item unknown": num_unknown,
         "after the cut-off": num_late,
-        "the same comment again": num_again,
+        "the same comment again": num_same,
     }
     return items, pa.concat_tables([others, first]), dropped
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rec.data.duplicates import DUPLICATES
 from rec.data.events import EVENTS, LabelEvents, read_events
 from rec.data.ingest import shard_file
 from rec.data.labels import (
@@ -19,9 +20,10 @@ from rec.data.labels import (
     gather,
     weigh,
 )
-from rec.data.pairs import PAIRS, join_events
+from rec.data.pairs import PAIRS, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
+from rec.data.texts import training_items
 from rec.features.tags import LabelWeights
 from rec.schema import EDGES, ITEMS, SEARCHES
 
@@ -172,6 +174,24 @@ def test_labels_are_gathered_by_item() -> None:
     ]
     assert gather(rows).to_pylist() == expected
     assert gather(rows.slice(0, 0)) == ITEM_LABELS.empty_table()
+
+
+def test_nothing_is_fitted_on_an_item_that_looks_like_another(tmp_path: Path) -> None:
+    uri, split = str(tmp_path), Split(heldout_fraction=1e-9)
+    items = [{"item_id": x, "domain": "v", "title": f"of {x}1", "tags": [x]} for x in "ab"]
+    again = [{"item_id": "b", "duplicate_of": "a", "num_near": 1, "num_frames": 1}]
+    write_table(shard_file(uri, "items", 0), pa.Table.from_pylist(items, schema=ITEMS))
+    write_table(shard_file(uri, "duplicates", 0), pa.Table.from_pylist(again, schema=DUPLICATES))
+    config = LabelEvents(min_evidence=1.0)
+    for place, expected in ((uri, ["a"]), (None, ["a", "b"])):
+        block = read_events(uri, "items", 0, split, config, place)
+        pairs, ledger = join_events(block, split, config)
+        assert sorted(pairs["label"].to_pylist()) == expected
+        dropped = {"item looks like another one": 1} if place else {}
+        assert ledger.stages["label events"].dropped == dropped
+        words = join_words(block, split)["word"].to_pylist()
+        assert sorted(words) == [f"{x}1" for x in expected]
+        assert training_items(uri, 0, split, place)["item_id"].to_pylist() == expected
 
 
 def test_events_of_each_table(tmp_path: Path) -> None:

@@ -10,9 +10,18 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rec.data.content_stages import AddSound, DropDuplicates
-from rec.data.duplicates import DUPLICATES, duplicates, first_near, frames_by_band
+from rec.data.duplicates import (
+    DUPLICATES,
+    alike,
+    best_of,
+    first_near,
+    frames_by_band,
+    settled,
+)
 from rec.data.ingest import shard_file, write_shard
 from rec.data.media import (
     MEDIA_INDEX,
@@ -167,6 +176,54 @@ def media_of(frames: dict[str, list[bytes]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MEDIA)
 
 
+NOBODY = pa.array([], pa.string())
+
+
+def found_in(index: pa.Table, heldout: pa.Array = NOBODY, distance: int = 5) -> pa.Table:
+    """What the whole job writes, for data that is in one shard."""
+    near = first_near(frames_by_band(index, heldout, distance), distance)
+    return best_of(settled(alike(near)))
+
+
+def index_of(hashes: dict[str, int]) -> pa.Table:
+    """MEDIA_INDEX of items with a frame each."""
+    rows = [(item, 0, "frame", 0, n, 1, x, x) for n, (item, x) in enumerate(hashes.items())]
+    return pa.Table.from_pylist(
+        [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
+    )
+
+
+def test_a_held_out_item_takes_none_away_from_training() -> None:
+    index = index_of({"a": 77, "b": 77, "c": 77})
+    pairs = found_in(index, pa.array(["a"])).select(["item_id", "duplicate_of"]).to_pylist()
+    assert [tuple(pair.values()) for pair in pairs] == [("a", "b"), ("c", "b")]
+
+
+def test_of_a_chain_only_those_go_whose_original_stays() -> None:
+    chain = {item: (1 << (3 * n)) - 1 for n, item in enumerate("abcde")}  # 3 bits from each to next
+    found = found_in(index_of(chain), distance=3)
+    assert [tuple(row.values())[:2] for row in found.to_pylist()] == [("b", "a")]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 31)), min_size=2, max_size=24),
+    st.sets(st.integers(0, 9)),
+)
+def test_what_items_are_left_out_for_stays(frames: list[tuple[int, int]], late: set[int]) -> None:
+    rows = [(f"i{i}", n, "frame", 0, n, 1, x, x) for n, (i, x) in enumerate(frames)]
+    index = pa.Table.from_pylist(
+        [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
+    )
+    heldout = {f"i{i}" for i in late}
+    found = found_in(index, pa.array(sorted(heldout), pa.string()), 1).to_pylist()
+    gone = [row["item_id"] for row in found]
+    assert len(gone) == len(set(gone))
+    for row in found:
+        assert row["duplicate_of"] not in gone
+        assert row["item_id"] in heldout or row["duplicate_of"] not in heldout
+
+
 def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> None:
     flat = cv2.imencode(".png", np.full((64, 96, 3), 99, np.uint8))[1].tobytes()
     frames = {
@@ -178,14 +235,14 @@ def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> N
         "f": [flat],
     }
     index = index_rows(media_of(frames), 0, 0)
-    near = first_near(frames_by_band(index, 5), 5)
-    found = duplicates(near)
+    found = found_in(index)
     assert found.schema == DUPLICATES
     assert found.to_pylist() == [
         {"item_id": "c", "duplicate_of": "a", "num_near": 2, "num_frames": 3},
         {"item_id": "d", "duplicate_of": "b", "num_near": 1, "num_frames": 1},
     ]
-    kept, ledger = run_stages([DropDuplicates(found)], pa.table({"item_id": list(frames)}))
+    dropped = found["item_id"].combine_chunks()
+    kept, ledger = run_stages([DropDuplicates(dropped)], pa.table({"item_id": list(frames)}))
     assert kept["item_id"].to_pylist() == ["a", "b", "e", "f"]
     assert ledger.stages["drop duplicates"].dropped == {"looks like another item": 2}
 
@@ -203,14 +260,13 @@ def test_frames_near_each_other_agree_with_a_plain_loop() -> None:
     index = pa.Table.from_pylist(
         [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
     )
-    near = (
-        first_near(frames_by_band(index, 4), 4).group_by("row").aggregate([("duplicate_of", "min")])
-    )
+    near = first_near(frames_by_band(index, NOBODY, 4), 4)
+    near = near.group_by("row").aggregate([("duplicate_of", "min")])
     expected = {}
     for owner, n, *_, value, _ in rows:
         others = [o for o, *_, x, _ in rows if (x ^ value).bit_count() <= 4 and o < owner]
         if others:
-            expected[n] = min(others)
+            expected[n] = f"0{min(others)}"
     found = dict(zip(near["row"].to_pylist(), near["duplicate_of_min"].to_pylist(), strict=True))
     assert found == expected
-    assert first_near(frames_by_band(index.slice(0, 0), 4), 4).num_rows == 0
+    assert found_in(index.slice(0, 0)) == DUPLICATES.empty_table()
