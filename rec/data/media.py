@@ -6,6 +6,7 @@ Where each row is and what it looks like stands in the table media_index, a file
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs as pafs
 from pydantic import Field
 
-from rec.artifacts import read_bytes
+from rec.artifacts import filesystem, join
 from rec.config import Config
 from rec.features.audio import decode, encode_patches, patches
 from rec.features.hashes import dhash, near_groups, phash
@@ -111,18 +113,22 @@ def media_of_files(
         files: rows of rec.sources.FILES, an item's one after the other.
         config: what is kept.
     """
-    columns = [files.column(name).to_pylist() for name in ("item_id", "uri", "num_bytes")]
+    columns = [
+        files.column(name).to_pylist() for name in ("item_id", "folder", "name", "num_bytes")
+    ]
+    opened = functools.cache(filesystem)
     rows: list[dict[str, object]] = []
     problems: list[Problem] = []
     alike = 0
-    for item_id, uri, num_bytes in zip(*columns, strict=True):
+    for item_id, folder, name, num_bytes in zip(*columns, strict=True):
+        uri = join(folder, name)
         if rows and rows[0]["item_id"] != item_id:
             yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
             rows, problems, alike = [], [], 0
         try:
             if num_bytes > config.limits.max_bytes:
                 raise MediaError(f"{num_bytes} bytes, expected at most {config.limits.max_bytes}")
-            found = decode_file(read_bytes(uri), config)
+            found = decode_file(_read(opened(folder), name), config)
         except (MediaError, OSError) as error:
             problems.append((uri, None, str(error)))
             continue
@@ -136,6 +142,13 @@ def media_of_files(
             medium = {"media_index": index, "kind": kind, "uri": uri, "data": data}
             rows.append({"item_id": item_id, **medium})
     yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
+
+
+def _read(folder: tuple[pafs.FileSystem, str], name: str) -> bytes:
+    """The bytes of a file. An address takes `?`, `#`, `%` and spaces for its own, a path does not."""
+    files, path = folder
+    with files.open_input_stream(f"{path.rstrip('/')}/{name}") as stream:
+        return stream.read()
 
 
 def index_rows(media: pa.Table, shard: int, first_row: int) -> pa.Table:

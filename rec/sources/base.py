@@ -32,7 +32,8 @@ PROBLEMS = pa.schema(
 FILES = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
+        pa.field("folder", pa.string(), nullable=False),  # local or s3://
+        pa.field("name", pa.string(), nullable=False),  # path below it, with any signs
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )

@@ -100,15 +100,15 @@ class FolderSource(Config):
 
         A path is looked up among those that the folder holds, so none leads out of it.
         """
-        found: list[tuple[str, str, int]] = []
+        found: list[tuple[str, str, str, int]] = []
         problems: list[tuple[str, int | None, str]] = []
         columns = [piece.column(name).to_pylist() for name in ("item_id", "files")]
         for item_id, names in zip(*columns, strict=True):
             for name in names or []:
-                uri = join(self.path, name)
                 if name in sizes:
-                    found.append((item_id, uri, sizes[name]))
+                    found.append((item_id, self.path, name, sizes[name]))
                 else:
-                    problems.append((uri, None, f"not found; expected a file of item {item_id}"))
+                    reason = f"not found; expected a file of item {item_id}"
+                    problems.append((join(self.path, name), None, reason))
         arrays = list(zip(*found, strict=True)) if found else [()] * len(FILES)
         return pa.table(arrays, schema=FILES), problems

@@ -95,8 +95,8 @@ def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path)
     files = {"a1": film([0, 1]), "a2": b"broken", "a3": picture(2), "b1": b"", "c1": sound()}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    rows = [(name[0], str(tmp_path / name), len(data)) for name, data in files.items()]
-    rows.append(("c", str(tmp_path / "gone"), 9))
+    rows = [(name[0], str(tmp_path), name, len(data)) for name, data in files.items()]
+    rows.append(("c", str(tmp_path), "gone", 9))
     table = pa.table(list(zip(*rows, strict=True)), schema=FILES)
     parts = list(media_of_files(table, CONFIG))
     media = pa.concat_tables([part for part, _, _ in parts])

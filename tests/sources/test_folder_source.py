@@ -41,8 +41,11 @@ def test_rows_become_items_with_their_files_in_order(folder: Path) -> None:
     assert first["tags"] == ["#one", "#two"]
     assert str(first["published_at"]) == "2024-01-31 18:30:00+00:00"
     assert (second["tags"], third["title"]) == (None, None)
-    names = [(f["item_id"], f["uri"], f["num_bytes"]) for f in found["files"]]
-    assert names == [("a", f"{folder}/clips/a.mp4", 4), ("a", f"{folder}/a.jpg", 7)]
+    names = [(f["item_id"], f["folder"], f["name"], f["num_bytes"]) for f in found["files"]]
+    assert names == [
+        ("a", str(folder), "clips/a.mp4", 4),
+        ("a", str(folder), "a.jpg", 7),
+    ]
 
 
 def test_what_is_not_there_or_not_named_is_listed_and_no_path_leads_out(folder: Path) -> None:
