@@ -45,7 +45,8 @@ class MediaConfig(Config):
     """What is kept of an item's files."""
 
     max_frames: int = Field(default=8, ge=1)  # of a video
-    frame_side: int = Field(default=256, ge=16)  # pixels of the shorter side; never enlarged
+    # pixels of the shorter side; never enlarged, and the longer one at most four times as long
+    frame_side: int = Field(default=256, ge=16)
     # of two frames of a video that differ in at most so many bits of their hash one is kept
     frame_distance: int = Field(default=4, ge=0, le=63)
     max_patches: int = Field(default=16, ge=1)  # of 0.96 s, evenly spread over the sound
@@ -132,6 +133,9 @@ def media_of_files(
         except (MediaError, OSError) as error:
             problems.append((uri, None, str(error)))
             continue
+        except Exception as error:  # a decoder raised what it should not: one file, not the job
+            problems.append((uri, None, f"cannot be read: {type(error).__name__}: {error}"))
+            continue
         if found.problem:
             problems.append((uri, None, found.problem))
         alike += found.num_alike
@@ -145,7 +149,7 @@ def media_of_files(
 
 
 def _read(folder: tuple[pafs.FileSystem, str], name: str) -> bytes:
-    """The bytes of a file. An address takes `?`, `#`, `%` and spaces for its own, a path does not."""
+    """The bytes of a file; to an address `?`, `#` and `%` mean something, to a path they do not."""
     files, path = folder
     with files.open_input_stream(f"{path.rstrip('/')}/{name}") as stream:
         return stream.read()

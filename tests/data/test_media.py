@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import wave
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rec.data import media
 from rec.data.content_stages import AddSound, DropDuplicates
 from rec.data.duplicates import (
     DUPLICATES,
@@ -107,6 +109,27 @@ def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path)
     assert [Path(place).name for place, _, _ in problems] == ["a2", "b1", "gone"]
     assert problems[1][2] == "empty file"
     assert sum(alike for _, _, alike in parts) == 2
+
+
+def test_a_file_that_a_decoder_fails_on_is_listed_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(picture(0) if name == "b" else picture(1))
+    broken = picture(1)
+
+    def decode(data: bytes, config: MediaConfig) -> media.Decoded:
+        if data == broken:
+            raise struct.error("unpack requires a buffer of 4 bytes")
+        return decode_file(data, config)
+
+    monkeypatch.setattr(media, "decode_file", decode)
+    rows = [(name, str(tmp_path), name, 9) for name in "ab"]
+    parts = list(media_of_files(pa.table(list(zip(*rows, strict=True)), schema=FILES), CONFIG))
+    assert pa.concat_tables([part for part, _, _ in parts])["item_id"].to_pylist() == ["b"]
+    assert [reason for _, found, _ in parts for _, _, reason in found] == [
+        "cannot be read: error: unpack requires a buffer of 4 bytes"
+    ]
 
 
 def folder_of(place: Path, files: dict[str, bytes]) -> FolderSource:
