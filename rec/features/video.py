@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from scipy import ndimage
 
-from rec.features.media import Deadline, MediaError, MediaLimits, open_media, spread
+from rec.features.media import Deadline, MediaError, MediaLimits, fit, open_media, spread
 
 SAMPLES_A_SECOND = 4.0
 MAX_SAMPLES = 128  # held at once; of longer videos every second one goes, again and again
@@ -45,7 +45,7 @@ def key_frames(data: bytes, limit: int, side: int, limits: MediaLimits) -> list[
     Args:
         data: the file's bytes.
         limit: how many.
-        side: length of the shorter side in pixels; smaller videos are not enlarged.
+        side: what pictures are scaled down to, as `rec.features.media.fit` does.
         limits: what the file may ask for.
 
     Raises:
@@ -156,8 +156,7 @@ class _Taken:
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         if self._size is None:  # of the first frame; a stream may change its own on the way
-            scale = min(1.0, self._side / min(frame.width, frame.height))
-            self._size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+            self._size = fit(frame.width, frame.height, self._side)
         small = frame.reformat(*self._size, format="bgr24", interpolation="AREA").to_ndarray()
         return np.ascontiguousarray(np.rot90(small, round(frame.rotation / 90) % 4))
 

@@ -96,6 +96,13 @@ def test_frames_are_scaled_down_and_never_up() -> None:
     assert key_frames(THREE, 1, 500, LIMITS)[0].shape == (64, 96, 3)
 
 
+def test_a_wide_video_is_scaled_by_its_longer_side() -> None:
+    data = film([(0.5, 0)], size=(2048, 32), codec="mpeg4")
+    samples = read_samples(data, 32, LIMITS)
+    assert {picture.shape for picture in samples.pictures} == {(2, 128, 3)}
+    assert key_frames(data, 1, 32, LIMITS)[0].shape == (2, 128, 3)
+
+
 def test_streams_of_a_file() -> None:
     assert streams(THREE) == (True, False)
     assert streams(film([(1, 0)], sound=True)) == (True, True)
