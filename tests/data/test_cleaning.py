@@ -9,16 +9,10 @@ import pyarrow as pa
 import pytest
 
 from rec.artifacts import join
-from rec.data.cleaning import (
-    Model,
-    clean,
-    count_items,
-    count_together,
-    incidences,
-    own_words,
-)
+from rec.data.cleaning import count_items, count_together, most_telling, read_profiles
 from rec.data.events import LabelEvents, read_events
 from rec.data.ingest import shard_file
+from rec.data.label_evidence import Model, clean, incidences, own_words
 from rec.data.pairs import EVIDENCE, PAIRS, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
@@ -119,6 +113,30 @@ def test_counts_agree_with_a_plain_loop() -> None:
         for w, word in enumerate(vocabulary.to_pylist())
         if pair["label"] in labels.to_pylist() and (pair["item_id"], word) in words
     )
+
+
+def test_of_a_label_the_most_telling_words_are_kept() -> None:
+    random = np.random.default_rng(0)
+    label, word = random.integers(0, 5, 200), np.arange(200)
+    value = random.integers(0, 12, 200).astype(float)
+    kept = most_telling(label, word, value, 7)
+    for one in range(5):
+        own = [(-value[i], i) for i in np.flatnonzero(label == one) if value[i] >= 2]
+        assert np.flatnonzero(kept & (label == one)).tolist() == sorted(
+            i for _, i in sorted(own)[:7]
+        )
+
+
+def test_a_worker_reads_the_counts_once(tmp_path: Path) -> None:
+    for kind in ("label", "word"):
+        table = pa.table({"key": pa.array(["x", "y"]), "num_items": pa.array([2, 3], pa.int64())})
+        write_table(join(str(tmp_path), f"{kind}s.parquet"), table)
+    names = ("label_index", "word_index", "num_items")
+    table = pa.table([[1, 0], [0, 1], [2, 1]], names=names)
+    write_table(join(str(tmp_path), "together-0.parquet"), table)
+    first = read_profiles(str(tmp_path), ("together-0.parquet",), 9)
+    assert first.profiles.pair.tolist() == [1, 2]
+    assert read_profiles(str(tmp_path), ("together-0.parquet",), 9) is first
 
 
 def test_a_label_stays_where_its_words_are_and_what_cannot_be_judged_stays() -> None:
