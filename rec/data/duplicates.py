@@ -6,9 +6,11 @@ item that ranks before it, and that looks like none itself: what an item is left
 So of a chain of items, each like the next, the second goes and later ones stay. Training items
 rank before held-out ones, then the id decides: what is held out takes nothing from training.
 
-Frames go, once for each band of bits, to the task of that band's value, equal ones are compared
-once, and each keeps only the first item it is near: a picture that is on a million items costs a
-row each.
+Frames go, once for each band of bits, to the task of that band's value. There equal ones stand for
+each other, and the others are compared with those of items that rank before theirs, in order,
+until one is near: it alone is kept, so a frame votes for the first item that has one like it and
+for no later one. Copies of one picture, equal or compressed again, cost a comparison and a row
+each. A frame that is near none of the first `MAX_COMPARED` is compared with no more, and counted.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ import pyarrow.compute as pc
 import ray.data
 
 from rec.data.ingest import Tables, shard_file
+from rec.data.ledger import Ledger
 from rec.data.media import MEDIA_INDEX
 from rec.data.parquet import read_or_empty, read_table, write_table
 from rec.data.split import Split
 from rec.data.tasks import num_partitions, stream
-from rec.features.hashes import band_keys, distances, partners
+from rec.features.hashes import band_keys, distances
 
 MIN_SHARE = 0.5
+MAX_COMPARED = 512  # frames of a band's value that others are compared with
 DUPLICATES = pa.schema(
     [
         ("item_id", pa.string()),
@@ -49,7 +53,7 @@ _FRAMES = pa.schema(
 )
 _NEAR = pa.schema(
     [
-        ("shard", pa.int32()),
+        ("shard", pa.int32()),  # -1: the row only counts frames in num_frames (`_cut`)
         ("row", pa.int64()),
         ("rank", pa.string()),
         ("num_frames", pa.int64()),
@@ -59,7 +63,8 @@ _NEAR = pa.schema(
 _ALIKE = pa.schema(
     [
         ("meet", pa.string()),  # of what looks like another item; of what another one looks like
-        ("shard", pa.int32()),  # null: the row only says that `meet` looks like another item
+        # null: the row only says that `meet` looks like another item; -1 as above
+        ("shard", pa.int32()),
         ("rank", pa.string()),
         ("duplicate_of", pa.string()),
         ("num_near", pa.int64()),
@@ -70,8 +75,10 @@ _ALIKE = pa.schema(
 
 def find_duplicates(
     tables_uri: str, tables: Tables, split: Split, max_distance: int, folder: str
-) -> None:
+) -> Ledger:
     """Write the duplicates among the items of each shard to a file for it below `folder`.
+
+    The ledger says whether there were too many frames to compare all.
 
     Args:
         tables_uri: folder of `write_tables`.
@@ -90,14 +97,18 @@ def find_duplicates(
         return frames_by_band(index, heldout.combine_chunks(), max_distance)
 
     def compare(block: pa.Table) -> pa.Table:
-        return first_near(_of(block, _FRAMES), max_distance)
+        near, num_cut = first_near(_of(block, _FRAMES), max_distance)
+        return pa.concat_tables([near, _cut(_NEAR, num_cut)])
 
     def write(block: pa.Table) -> pa.Table:
         rows = _of(block, _ALIKE)
+        counted = pc.equal(rows.column("shard"), -1)
+        num_cut = pc.sum(rows.filter(counted).column("num_frames")).as_py() or 0
+        rows = rows.filter(pc.invert(counted))
         for shard in pc.unique(rows.column("shard")).to_pylist():
             own = rows.filter(pc.equal(rows.column("shard"), shard))
             write_table(shard_file(folder, "duplicates", shard), best_of(own))
-        return pa.table({"rows": pa.array([rows.num_rows], pa.int64())})
+        return pa.table({"cut": pa.array([num_cut], pa.int64())})
 
     shards = list(range(tables.num_shards))
     partitions = num_partitions(tables.num_shards)
@@ -111,8 +122,14 @@ def find_duplicates(
     ):
         rows = rows.repartition(partitions, keys=keys)
         rows = rows.map_batches(step, batch_size=None, batch_format="pyarrow")
-    for _ in stream(rows):
-        continue  # the files are the result
+    num_cut = sum(pc.sum(batch.column("cut")).as_py() for batch in stream(rows))
+    if not num_cut:
+        return Ledger()
+    what = (
+        f"frames near none of the first {MAX_COMPARED} that share bits of their hash were compared "
+        f"with no more, {num_cut} times: duplicates of later items may be left"
+    )
+    return Ledger(num_problems=1, problems=(what,))
 
 
 def duplicate_ids(folder: str | None, shard: int) -> pa.Array:
@@ -126,6 +143,13 @@ def duplicate_ids(folder: str | None, shard: int) -> pa.Array:
 def _of(block: pa.Table, schema: pa.Schema) -> pa.Table:
     """The block's rows; one without rows may lack its columns."""
     return block.select(schema.names).cast(schema) if block.num_rows else schema.empty_table()
+
+
+def _cut(schema: pa.Schema, count: int) -> pa.Table:
+    """A row that carries a count through the shuffles, where there is something to count."""
+    said = {"shard": -1, "rank": "", "meet": "", "num_frames": count}
+    rows = [{name: said.get(name) for name in schema.names}] if count else []
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def frames_by_band(index: pa.Table, heldout: pa.Array, max_distance: int) -> pa.Table:
@@ -155,15 +179,17 @@ def frames_by_band(index: pa.Table, heldout: pa.Array, max_distance: int) -> pa.
     return pa.concat_tables(tables).cast(_FRAMES)
 
 
-def first_near(frames: pa.Table, max_distance: int) -> pa.Table:
+def first_near(frames: pa.Table, max_distance: int) -> tuple[pa.Table, int]:
     """_NEAR of the frames that are near another item's: the one that ranks first.
+
+    The number is that of frames that were not compared with all before them.
 
     Args:
         frames: all _FRAMES of some bands and keys.
         max_distance: as above.
     """
     if not frames.num_rows:
-        return _NEAR.empty_table()
+        return _NEAR.empty_table(), 0
     names = frames.column("rank").combine_chunks().unique().sort()
     owner = pc.index_in(frames.column("rank"), value_set=names).to_numpy().astype(np.uint64)
     columns = [frames.column(name).to_numpy() for name in ("band", "key", "phash", "dhash")]
@@ -174,20 +200,32 @@ def first_near(frames: pa.Table, max_distance: int) -> pa.Table:
     new[1:] = (looks[order[1:]] != looks[order[:-1]]).any(1)
     heads, group = order[new], np.cumsum(new) - 1
     bucket = np.cumsum(np.append(True, (looks[heads[1:], :2] != looks[heads[:-1], :2]).any(1)))
+    by_owner = np.lexsort((owner[heads], bucket))
+    start = np.searchsorted(bucket, bucket)  # of its bucket; by_owner leaves buckets where they are
+    heads = heads[by_owner]
     best = owner[heads].copy()
-    for left, right in partners(bucket):
-        a, b = heads[left], heads[right]
-        near = distances(looks[a, 2], looks[b, 2]) <= max_distance
-        near &= distances(looks[a, 3], looks[b, 3]) <= 2 * max_distance
-        np.minimum.at(best, left[near], owner[b[near]])
-        np.minimum.at(best, right[near], owner[a[near]])
+    place = np.arange(len(heads)) - start
+    at = np.arange(len(heads))
+    for offset in range(MAX_COMPARED):
+        at = at[place[at] > offset]  # those with another one left to be compared with
+        other = start[at] + offset
+        near = distances(looks[heads[at], 2], looks[heads[other], 2]) <= max_distance
+        near &= distances(looks[heads[at], 3], looks[heads[other], 3]) <= 2 * max_distance
+        best[at[near]] = owner[heads[other[near]]]  # the first in order: no later one ranks before
+        at = at[~near]
+        if not len(at):
+            break
+    cut = at[place[at] > MAX_COMPARED]
+    num_cut = int(np.bincount(group)[by_owner[cut]].sum())
+    of_head = np.empty(len(heads), np.uint64)
+    of_head[by_owner] = best
     first = np.empty(len(order), np.uint64)
-    first[order] = best[group]
+    first[order] = of_head[group]
     found = np.flatnonzero(first < owner)
     rows = frames.take(pa.array(found)).append_column(
         "duplicate_of", names.take(pa.array(first[found]))
     )
-    return rows.select(_NEAR.names).cast(_NEAR)
+    return rows.select(_NEAR.names).cast(_NEAR), num_cut
 
 
 def alike(near: pa.Table) -> pa.Table:
@@ -196,6 +234,9 @@ def alike(near: pa.Table) -> pa.Table:
     Args:
         near: _NEAR rows; all rows of an item are there.
     """
+    counted = pc.equal(near.column("shard"), -1)
+    num_cut = pc.sum(near.filter(counted).column("num_frames")).as_py() or 0
+    near = near.filter(pc.invert(counted))
     keys = ["shard", "rank", "num_frames"]
     frames = near.group_by([*keys, "row"]).aggregate([("duplicate_of", "min")])
     counts = frames.group_by([*keys, "duplicate_of_min"]).aggregate([("row", "count")])
@@ -207,7 +248,7 @@ def alike(near: pa.Table) -> pa.Table:
     said = {"meet": ranks}
     columns = [said.get(field.name, pa.nulls(len(ranks), field.type)) for field in _ALIKE]
     pairs = pairs.select(_ALIKE.names).cast(_ALIKE)
-    return pa.concat_tables([pairs, pa.table(columns, schema=_ALIKE)])
+    return pa.concat_tables([pairs, pa.table(columns, schema=_ALIKE), _cut(_ALIKE, num_cut)])
 
 
 def settled(rows: pa.Table) -> pa.Table:

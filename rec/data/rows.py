@@ -83,7 +83,7 @@ class RowsConfig(Config):
     # an item is left out whose frames differ from another's in at most so many of 64 bits, the
     # held-out one rather than the training one; about 4 finds what was compressed or scaled again;
     # None keeps all
-    duplicate_distance: int | None = Field(default=None, ge=0, le=31)
+    duplicate_distance: int | None = Field(default=None, ge=0, le=8)
     min_tokens: int = Field(default=0, ge=0)  # of an item without frame and sound, else no row
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)  # the latest published
     cutoff: datetime | None = None  # instead of the fraction; UTC where no zone is given
@@ -161,10 +161,13 @@ def _fit(tables_uri: str, tables: Tables, config: RowsConfig, place: str, work: 
         return Fitted.from_json(read_bytes(marker).decode())
     split = fit_split(tables_uri, tables.num_shards, config.heldout_fraction, config.cutoff)
     tokenizer = join(place, "tokenizer")
-    again = None  # what is left out is left out first, so that nothing is fitted on it
+    compared, again = (
+        Ledger(),
+        None,
+    )  # what is left out is left out first, so that nothing is fitted on it
     if config.duplicate_distance is not None:
         again = place
-        find_duplicates(tables_uri, tables, split, config.duplicate_distance, again)
+        compared = find_duplicates(tables_uri, tables, split, config.duplicate_distance, again)
     fit_tokenizer(tables_uri, tables, split, config.text, tokenizer, again)
     terms, num_texts = fit_terms(tables_uri, tables, split, config.text, tokenizer, again)
     write_table(join(place, "terms.parquet"), terms)
@@ -176,7 +179,7 @@ def _fit(tables_uri: str, tables: Tables, config: RowsConfig, place: str, work: 
         num_texts=num_texts,
         label_folder=labels.folder,
         num_labels=labels.vocabulary.num_rows,
-        ledger=labels.ledger,
+        ledger=compared.merge(labels.ledger),
     )
     write_atomic(marker, fitted.to_json().encode())
     return fitted

@@ -10,10 +10,12 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rec.data import duplicates as module
 from rec.data import media
 from rec.data.content_stages import AddSound, DropDuplicates
 from rec.data.duplicates import (
@@ -34,7 +36,7 @@ from rec.data.media import (
 )
 from rec.data.parquet import read_table
 from rec.data.stage import run_stages
-from rec.features.hashes import dhash, phash
+from rec.features.hashes import dhash, distances, phash
 from rec.features.media import MediaError, MediaLimits
 from rec.schema import MEDIA
 from rec.sources import FILES, FolderSource
@@ -204,7 +206,8 @@ NOBODY = pa.array([], pa.string())
 
 def found_in(index: pa.Table, heldout: pa.Array = NOBODY, distance: int = 5) -> pa.Table:
     """What the whole job writes, for data that is in one shard."""
-    near = first_near(frames_by_band(index, heldout, distance), distance)
+    near, num_cut = first_near(frames_by_band(index, heldout, distance), distance)
+    assert not num_cut
     return best_of(settled(alike(near)))
 
 
@@ -226,6 +229,41 @@ def test_of_a_chain_only_those_go_whose_original_stays() -> None:
     chain = {item: (1 << (3 * n)) - 1 for n, item in enumerate("abcde")}  # 3 bits from each to next
     found = found_in(index_of(chain), distance=3)
     assert [tuple(row.values())[:2] for row in found.to_pylist()] == [("b", "a")]
+
+
+def test_copies_of_a_template_cost_a_comparison_each_and_others_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = 0
+
+    def counted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(first)
+        return distances(first, second)
+
+    monkeypatch.setattr(module, "distances", counted)
+    bits = [(i, j) for i in range(32, 64) for j in range(i)]
+    template = {"a": 1 << 20, **{f"b{i}{j}": 1 << 20 | 1 << i | 1 << j for i, j in bits}}
+    assert found_in(index_of(template), distance=3).num_rows == len(bits)
+    assert compared <= 2 * 4 * len(bits)  # two hashes, four bands
+
+    # frames that share a band's bits and nothing else
+    random = np.random.default_rng(0)
+    others = {f"c{n:04d}": int(x) << 22 for n, x in enumerate(random.integers(0, 2**40, 2000))}
+    frames = frames_by_band(index_of(others), NOBODY, 3)
+    frames = frames.filter(pc.equal(frames["band"], 0))
+    monkeypatch.setattr(module, "MAX_COMPARED", 50)
+    compared = 0
+    near, num_cut = first_near(frames, 3)
+    assert near.num_rows == 0
+    assert num_cut == 2000 - 51
+    assert compared <= 2 * 50 * 2000
+
+
+def test_what_was_cut_short_is_told_through_the_shuffles() -> None:
+    near = pa.concat_tables([module._cut(module._NEAR, 3), module._cut(module._NEAR, 4)])
+    rows = settled(alike(near)).to_pylist()
+    assert [(row["shard"], row["num_frames"]) for row in rows] == [(-1, 7)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -283,7 +321,7 @@ def test_frames_near_each_other_agree_with_a_plain_loop() -> None:
     index = pa.Table.from_pylist(
         [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
     )
-    near = first_near(frames_by_band(index, NOBODY, 4), 4)
+    near, _ = first_near(frames_by_band(index, NOBODY, 4), 4)
     near = near.group_by("row").aggregate([("duplicate_of", "min")])
     expected = {}
     for owner, n, *_, value, _ in rows:
