@@ -7,6 +7,7 @@ Where each row is and what it looks like stands in the table media_index, a file
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -120,12 +121,14 @@ def media_of_files(
     opened = functools.cache(filesystem)
     rows: list[dict[str, object]] = []
     problems: list[Problem] = []
+    count = Counter[str]()  # rows of the item by kind
     alike = 0
     for item_id, folder, name, num_bytes in zip(*columns, strict=True):
         uri = join(folder, name)
         if rows and rows[0]["item_id"] != item_id:
             yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
             rows, problems, alike = [], [], 0
+            count.clear()
         try:
             if num_bytes > config.limits.max_bytes:
                 raise MediaError(f"{num_bytes} bytes, expected at most {config.limits.max_bytes}")
@@ -142,8 +145,8 @@ def media_of_files(
         kinds = [("frame", data) for data in found.frames]
         kinds += [("log_mel", found.log_mel)] if found.log_mel is not None else []
         for kind, data in kinds:
-            index = sum(row["kind"] == kind for row in rows)
-            medium = {"media_index": index, "kind": kind, "uri": uri, "data": data}
+            medium = {"media_index": count[kind], "kind": kind, "uri": uri, "data": data}
+            count[kind] += 1
             rows.append({"item_id": item_id, **medium})
     yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
 
