@@ -48,8 +48,8 @@ class LabelEvents(Config):
     comment_coefficient: float = Field(default=0.0, ge=0)  # words of comments; 0 leaves them out
     min_dwell_ms: int = Field(default=5000, ge=0)  # a shorter visit is no sign of a match
     min_clicks: int = Field(default=2, ge=1)  # of a query on an item, by visits that stayed
-    min_click_rate: float = Field(default=0.05, ge=0, le=1)  # of those among all times shown
-    max_query_words: int = Field(default=5, ge=1)  # a longer query is a sentence, not a label
+    min_click_rate: float = Field(default=0.0, ge=0, le=1)  # of those among all times shown
+    max_query_words: int | None = Field(default=None, ge=1)  # longer ones are sentences, no labels
     min_comments: int = Field(default=2, ge=1)  # of an item with a word
     min_comment_words: int = Field(default=3, ge=1)  # "so cool" says nothing about the item
     min_comment_likes: int = Field(default=0, ge=0)
@@ -177,7 +177,8 @@ def _searches(searches: pa.Table, split: Split, config: LabelEvents) -> pa.Table
     time = shown.column("event_time")
     label = normalise(shown.column("query"))
     num_words = pc.add(pc.count_substring(label, " "), 1)
-    short = pc.less_equal(num_words, config.max_query_words)
+    most = config.max_query_words
+    short = pc.is_valid(label) if most is None else pc.less_equal(num_words, most)
     table = pa.table(
         {
             "item_id": shown.column("item_id"),

@@ -119,10 +119,16 @@ def build_rows(
         progress: called with finished and all shards.
 
     Raises:
-        RowsError: other rows are published at `out_uri`.
+        RowsError: other rows are published at `out_uri`, or the tables have no media_index to find
+            duplicates by.
         IngestError: there are no finished tables.
     """
     tables = read_tables(tables_uri)
+    if config.duplicate_distance is not None and "media_index" not in tables.tables:
+        raise RowsError(
+            f"{tables_uri} has no media_index, by which duplicates are found; run jobs.ingest "
+            "with --overwrite, or leave duplicate_distance at None"
+        )
     about = config.model_dump(mode="json")
     if exists(join(out_uri, MANIFEST)):
         old = read_manifest(out_uri, KIND)
@@ -161,10 +167,8 @@ def _fit(tables_uri: str, tables: Tables, config: RowsConfig, place: str, work: 
         return Fitted.from_json(read_bytes(marker).decode())
     split = fit_split(tables_uri, tables.num_shards, config.heldout_fraction, config.cutoff)
     tokenizer = join(place, "tokenizer")
-    compared, again = (
-        Ledger(),
-        None,
-    )  # what is left out is left out first, so that nothing is fitted on it
+    # what is left out is left out first, so that nothing is fitted on it
+    compared, again = Ledger(), None
     if config.duplicate_distance is not None:
         again = place
         compared = find_duplicates(tables_uri, tables, split, config.duplicate_distance, again)

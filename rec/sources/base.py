@@ -63,6 +63,7 @@ class Source(Protocol):
     """One origin. Item shard i and media shard i hold the same items."""
 
     tables: ClassVar[tuple[str, ...]]  # the tables of rec.schema that `read` may yield
+    gives_files: ClassVar[bool]  # whether `read` yields rows of FILES
 
     @property
     def kind(self) -> str:

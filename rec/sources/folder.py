@@ -43,6 +43,7 @@ class FolderSource(Config):
     """
 
     tables: ClassVar[tuple[str, ...]] = ("items", "media")
+    gives_files: ClassVar[bool] = True
 
     kind: Literal["folder"] = "folder"
     path: str  # the folder, local or s3://

@@ -194,6 +194,26 @@ def test_nothing_is_fitted_on_an_item_that_looks_like_another(tmp_path: Path) ->
         assert training_items(uri, 0, split, place)["item_id"].to_pylist() == expected
 
 
+def test_by_default_queries_count_by_their_clicks_alone(tmp_path: Path) -> None:
+    shown = {"user_id": "u", "item_id": "a", "event_time": day(5), "dwell_ms": 9000}
+    query = "how do wolves live in the far north"
+    rows = [{**shown, "query": query, "clicked": n < 2} for n in range(100)]
+    table = pa.Table.from_pylist([{"item_id": "a", "domain": "v"}], schema=ITEMS)
+    write_table(shard_file(str(tmp_path), "items", 0), table)
+    table = pa.Table.from_pylist(rows, schema=SEARCHES)
+    write_table(shard_file(str(tmp_path), "searches", 0), table)
+    for config, expected in (
+        (LabelEvents(), [query]),
+        (LabelEvents(min_click_rate=0.05), []),
+        (LabelEvents(max_query_words=5), []),
+    ):
+        events = [
+            read_events(str(tmp_path), name, 0, SPLIT, config) for name in ("items", "searches")
+        ]
+        pairs, _ = join_events(pa.concat_tables(events), SPLIT, config)
+        assert pairs["label"].to_pylist() == expected
+
+
 def test_events_of_each_table(tmp_path: Path) -> None:
     uri = str(tmp_path)
     items = [
