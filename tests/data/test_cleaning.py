@@ -188,7 +188,7 @@ def test_cleaning_lifts_the_precision_of_hashtags_on_the_simulated_platform(plat
     source = SyntheticSource.from_json((platform / "source.json").read_text())
     config = LabelEvents(min_evidence=1.0)
     names = ("items", "searches")
-    events = [read_events(str(platform), name, 0, SPLIT, config) for name in names]
+    events = [read_events(str(platform), name, 0, SPLIT, config)[0] for name in names]
     block = pa.concat_tables(events)
     pairs, _ = join_events(block, SPLIT, config)
     pairs = pairs.filter(pairs["tagged"])
@@ -222,7 +222,9 @@ def test_words_of_comments_pass_filters_and_duplicates_count_once(platform: Path
     config = LabelEvents(
         tag_coefficient=0, comment_coefficient=0.3, min_comments=1, min_evidence=1.0
     )
-    events = [read_events(str(platform), name, 0, SPLIT, config) for name in ("items", "comments")]
+    events = [
+        read_events(str(platform), name, 0, SPLIT, config)[0] for name in ("items", "comments")
+    ]
     block = pa.concat_tables(events)
     pairs, ledger = join_events(block, SPLIT, config)
     dropped = ledger.stages["label events"].dropped
@@ -247,6 +249,6 @@ def test_what_came_after_the_cutoff_is_no_evidence(tmp_path: Path) -> None:
     write_table(join(str(tmp_path), "items", "shard-00000.parquet"),
                 pa.Table.from_pylist(items, schema=ITEMS))  # fmt: skip
     config = LabelEvents(min_evidence=1.0)
-    item = read_events(str(tmp_path), "items", 0, Split(heldout_fraction=1e-9), config)
+    item, _ = read_events(str(tmp_path), "items", 0, Split(heldout_fraction=1e-9), config)
     words = join_words(item, SPLIT)
     assert sorted(words["word"].to_pylist()) == ["boat", "wolf"]
