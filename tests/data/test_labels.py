@@ -267,6 +267,7 @@ def test_what_makes_no_event_is_counted_by_reason(tmp_path: Path) -> None:
     changed = [{}, {"item_id": None}, {"query": "?!"}, {"query": "a b c"}, {"dwell_ms": 1}]
     searches = [{**search, **change} for change in changed]
     comment = {"user_id": "u", "item_id": "a", "event_time": day(5), "likes": 3}
+    comment |= {"comment_id": "c"}
     texts = ["the wolf runs far", "see www.wolf.com it is free", "so cool"]
     comments = [{**comment, "text": text} for text in texts]
     comments.append({**comment, "text": texts[0], "likes": 0})
