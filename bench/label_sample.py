@@ -45,7 +45,8 @@ def sample(tables_uri: str, size: int, min_evidence: float) -> None:
     tables = read_tables(tables_uri)
     split = Split(heldout_fraction=1e-9)  # all is training: nothing is evaluated on held-out items
     with tempfile.TemporaryDirectory(prefix="raycall-sample-") as work:
-        raw = build_pairs(tables_uri, tables, split, LabelEvents(min_evidence=min_evidence), work)
+        config = LabelEvents(min_evidence=min_evidence, min_click_rate=0.05, max_query_words=5)
+        raw = build_pairs(tables_uri, tables, split, config, work)
         cleaned = clean_labels(raw, min_evidence, work)
         share = min(1.0, 4000 / max(raw.num_pairs, 1))  # enough to draw both halves from
         before, stayed = _rows(raw.files, share), _rows(cleaned.files, share)

@@ -41,10 +41,11 @@ from rec.sources.synthetic.words import SPAM_TAGS
 MIN_EVIDENCE = 1.5
 PRECISION, RECALL = 0.89, 0.8  # the published lift, from about .65
 MAIN, COMMENTS = "text and queries", "text, queries and comments"
+_CLEAN = LabelEvents(min_evidence=MIN_EVIDENCE, min_click_rate=0.05, max_query_words=5)
 VIEWS = {
-    "text": LabelEvents(query_coefficient=0, min_evidence=MIN_EVIDENCE),
-    MAIN: LabelEvents(min_evidence=MIN_EVIDENCE),
-    COMMENTS: LabelEvents(comment_coefficient=0.3, min_comments=1, min_evidence=MIN_EVIDENCE),
+    "text": _CLEAN.model_copy(update={"query_coefficient": 0.0}),
+    MAIN: _CLEAN,
+    COMMENTS: _CLEAN.model_copy(update={"comment_coefficient": 0.3, "min_comments": 1}),
 }
 KINDS = ("hashtags", "hashtags but spam", "queries")
 

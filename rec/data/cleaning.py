@@ -3,12 +3,14 @@
 Two aggregations over the files of pairs and words, both of counts alone: how many training items
 have each word and each label, then each (label, word). The first is held by the driver, the most
 frequent `MAX_WORDS` and `MAX_LABELS` of them; the second goes from tasks to files. A label on a
-third of all items has as many (label, word) counts as there are words, whatever its items.
+third of all items has as many (label, word) counts as there are words, whatever its items; of
+them the `MAX_TELLING` that tell most are kept, and each worker reads what is kept once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import uuid
 from typing import NamedTuple
 
 import numpy as np
@@ -18,23 +20,21 @@ import ray.data
 from ray.data.aggregate import Sum
 
 from rec.artifacts import join
+from rec.data.label_evidence import Model, clean, incidences, own_words
 from rec.data.ledger import Ledger
-from rec.data.pairs import HEARD, PAIRS, Pairs
+from rec.data.pairs import Pairs
 from rec.data.parquet import read_table, write_table
 from rec.data.tasks import map_shards, stream
-from rec.features.evidence import Profiles, evidence, worth_keeping
+from rec.features.evidence import MIN_Z, Profiles, deviation
 
 MAX_LABELS = 200_000
 MAX_WORDS = 500_000
+MAX_TELLING = 2_000  # words of a label, the most telling ones
 _MIN_ITEMS = 2  # a word or label of one item can speak for no other
-_PAIRS_A_CHUNK = 20_000  # with up to some 100 words each
 _COUNTS = pa.schema([("kind", pa.string()), ("key", pa.string()), ("num_items", pa.int64())])
 _TOGETHER = pa.schema(
     [("label_index", pa.int64()), ("word_index", pa.int64()), ("num_items", pa.int64())]
 )
-_NOTHING = "label that goes with no words"
-_ALONE = "word of comments that texts of their items do not share"
-_UNFIT = "label that its item's words do not speak for"
 
 
 def clean_labels(pairs: Pairs, min_evidence: float, work_uri: str) -> Pairs:
@@ -49,12 +49,13 @@ def clean_labels(pairs: Pairs, min_evidence: float, work_uri: str) -> Pairs:
         min_evidence: in nats.
         work_uri: folder for counts and for the pairs that stay.
     """
-    folder = join(work_uri, "cleaning")
+    # named anew, as workers keep what they read of it
+    folder = join(work_uri, f"cleaning-{uuid.uuid4().hex[:8]}")
     num_items = _count(pairs, folder)
     profiles = _count_together(pairs, folder, num_items)
 
     def work(index: int) -> dict[str, object]:
-        model = read_profiles(folder, profiles, num_items)
+        model = read_profiles(folder, tuple(profiles), num_items)
         rows = read_table(pairs.files[index])
         kept, dropped = clean(rows, read_table(pairs.words[index]), model, min_evidence)
         write_table(join(folder, f"pairs-{index:05d}.parquet"), kept)
@@ -127,46 +128,6 @@ def _terms(folder: str, kind: str) -> _Terms:
     return _Terms(table.column("key").combine_chunks(), table.column("num_items").to_numpy())
 
 
-class Incidence(NamedTuple):
-    """What words an item with a label has, for some pairs: n (pair, word) combinations."""
-
-    pair: np.ndarray  # (n,) row among the pairs
-    label: np.ndarray  # (n,) label index
-    word: np.ndarray  # (n,) word index
-
-
-def incidences(
-    pairs: pa.Table, words: pa.Table, labels: pa.Array, vocabulary: pa.Array
-) -> Iterator[Incidence]:
-    """All combinations of pairs and their items' words, some 20,000 pairs at a time.
-
-    Pairs and words whose label or word is not among the given ones are passed over.
-    """
-    ids = pc.unique(pairs.column("item_id").combine_chunks())
-    word = pc.index_in(words.column("word"), value_set=vocabulary)
-    owner = pc.index_in(words.column("item_id"), value_set=ids)
-    known = pc.and_(pc.is_valid(word), pc.is_valid(owner))
-    owners = owner.filter(known).to_numpy().astype(np.int64)
-    order = np.argsort(owners, kind="stable")
-    word_index = word.filter(known).to_numpy().astype(np.int64)[order]
-    count = np.bincount(owners, minlength=len(ids))
-    first = np.cumsum(count) - count
-    label = pc.index_in(pairs.column("label"), value_set=labels)
-    rows = np.flatnonzero(np.asarray(pc.is_valid(label)))
-    label_index = label.take(pa.array(rows)).to_numpy().astype(np.int64)
-    item = pc.index_in(pairs.column("item_id"), value_set=ids).to_numpy().astype(np.int64)[rows]
-    for start in range(0, len(rows), _PAIRS_A_CHUNK):
-        part = slice(start, start + _PAIRS_A_CHUNK)
-        size = count[item[part]]
-        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        at = np.repeat(first[item[part]], size) + within
-        yield Incidence(
-            np.repeat(rows[part], size),
-            np.repeat(label_index[part], size),
-            word_index[at],
-        )
-
-
 def _count_together(pairs: Pairs, folder: str, num_items: int) -> list[str]:
     """Write in how many training items label and word meet, where that can tell; the files."""
 
@@ -184,7 +145,8 @@ def _count_together(pairs: Pairs, folder: str, num_items: int) -> list[str]:
         rows = block.select(_TOGETHER.names).cast(_TOGETHER)
         rows = rows.group_by(["label_index", "word_index"]).aggregate([("num_items", "sum")])
         label, word, both = (column.to_numpy() for column in rows.columns)
-        kept = worth_keeping(num_items, words.num_items[word], labels.num_items[label], both)
+        value = deviation(num_items, words.num_items[word], labels.num_items[label], both)
+        kept = most_telling(label, word, value, MAX_TELLING)
         kept |= np.isin(label * len(words.key) + word, own_words(labels.key, words.key))
         # named by what is in it, so that a repeated task writes the same file
         name = f"together-{label.min() if len(label) else 'none'}.parquet"
@@ -195,6 +157,24 @@ def _count_together(pairs: Pairs, folder: str, num_items: int) -> list[str]:
     by_label = counted.repartition(len(pairs.files), keys=["label_index"])
     written = stream(by_label.map_batches(write, batch_size=None, batch_format="pyarrow"))
     return sorted({name for batch in written for name in batch.column("file").to_pylist()})
+
+
+def most_telling(
+    label: np.ndarray, word: np.ndarray, deviation: np.ndarray, limit: int
+) -> np.ndarray:
+    """(n,) bool: of each label the words that can tell, at most `limit`, the most telling first.
+
+    Args:
+        label: (n,) label indices.
+        word: (n,) word indices, which part words that tell equally much.
+        deviation: (n,) of `rec.features.evidence.deviation`.
+        limit: how many.
+    """
+    order = np.lexsort((word, -deviation, label))
+    count = np.bincount(label)
+    rank = np.empty(len(label), np.int64)
+    rank[order] = np.arange(len(label)) - np.repeat(np.cumsum(count) - count, count)
+    return (deviation >= MIN_Z) & (rank < limit)
 
 
 def count_together(
@@ -211,29 +191,9 @@ def count_together(
     return counts
 
 
-def own_words(labels: pa.Array, vocabulary: pa.Array) -> np.ndarray:
-    """Ascending label * W + word of the words a label is made of, in texts and as people say."""
-    words = pc.split_pattern(labels, " ")
-    spelled = pc.list_flatten(words)
-    heard = pc.binary_join_element_wise(HEARD, spelled, "")
-    label = pa.concat_arrays([pc.list_parent_indices(words)] * 2)
-    word = pc.index_in(pa.concat_arrays([spelled, heard]), value_set=vocabulary)
-    known = pc.is_valid(word)
-    label, word = (x.filter(known).to_numpy().astype(np.int64) for x in (label, word))
-    return np.unique(label * len(vocabulary) + word)
-
-
-class Model(NamedTuple):
-    """What labels are judged by."""
-
-    labels: pa.Array
-    words: pa.Array
-    own: np.ndarray  # of own_words()
-    profiles: Profiles
-
-
-def read_profiles(folder: str, files: list[str], num_items: int) -> Model:
-    """The counts that were written to `folder`."""
+@functools.lru_cache(maxsize=1)
+def read_profiles(folder: str, files: tuple[str, ...], num_items: int) -> Model:
+    """The counts that were written to `folder`, read and sorted once a worker process."""
     labels, words = _terms(folder, "label"), _terms(folder, "word")
     together = pa.concat_tables(
         [_TOGETHER.empty_table(), *(read_table(join(folder, name)) for name in files)]
@@ -243,59 +203,3 @@ def read_profiles(folder: str, files: list[str], num_items: int) -> Model:
     order = np.argsort(pair)
     profiles = Profiles(num_items, words.num_items, labels.num_items, pair[order], both[order])
     return Model(labels.key, words.key, own_words(labels.key, words.key), profiles)
-
-
-def clean(
-    pairs: pa.Table, words: pa.Table, model: Model, min_evidence: float
-) -> tuple[pa.Table, dict[str, int]]:
-    """The rows of PAIRS that stay, and how many do not, by reason.
-
-    Args:
-        pairs: rows of PAIRS.
-        words: EVIDENCE of the same items.
-        model: counts.
-        min_evidence: in nats.
-    """
-    total = np.zeros(pairs.num_rows)
-    judged = np.zeros(pairs.num_rows, bool)
-    training = ~np.asarray(pairs.column("heldout"))
-    tagged = np.asarray(pairs.column("tagged"))
-    in_text = ~np.asarray(pc.starts_with(model.words, HEARD))
-    for part in incidences(pairs, words, model.labels, model.words):
-        own = np.isin(part.label * len(model.words) + part.word, model.own)
-        # words come in phrases: of what comments say the item's text alone is the judge
-        by_tag = tagged[part.pair]
-        said = own & by_tag
-        usable = by_tag | in_text[part.word]
-        value = evidence(model.profiles, part.label, part.word, said, training[part.pair])
-        total += np.bincount(part.pair, value * usable, minlength=len(total))
-        judged[part.pair] = True
-    known = pairs.column("label")
-    shared = model.labels.filter(pa.array(_shared(model, in_text, min_evidence)))
-    open_to_doubt = ~np.asarray(pairs.column("clicked"))
-    alone = open_to_doubt & ~tagged & ~np.asarray(pc.is_in(known, value_set=shared))
-    unfit = open_to_doubt & judged & ~alone & (total < min_evidence)
-    with_words = np.zeros(len(model.labels), bool)
-    with_words[model.profiles.pair // max(len(model.words), 1)] = True
-    speaking = model.labels.filter(pa.array(with_words))
-    empty = unfit & ~np.asarray(pc.is_in(known, value_set=speaking))
-    dropped = {
-        _NOTHING: int(empty.sum()),
-        _UNFIT: int((unfit & ~empty).sum()),
-        _ALONE: int(alone.sum()),
-    }
-    return pairs.filter(pa.array(~unfit & ~alone)).select(PAIRS.names), dropped
-
-
-def _shared(model: Model, in_text: np.ndarray, min_evidence: float) -> np.ndarray:
-    """(T,) bool: labels that people say of items whose texts say them too, more than others'.
-
-    Phrases like "this made my day" are said of anything; a key term where texts have it.
-    """
-    label, word = np.divmod(model.own, max(len(model.words), 1))
-    label, word = label[in_text[word]], word[in_text[word]]
-    none = np.zeros(len(label), bool)
-    value = evidence(model.profiles, label, word, none, none)
-    shared = np.zeros(len(model.labels), bool)
-    shared[label[value >= min_evidence]] = True
-    return shared

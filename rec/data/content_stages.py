@@ -37,14 +37,13 @@ CONTENT_ROWS = pa.schema(
 class DropDuplicates:
     """Items go that look like another one."""
 
-    duplicates: pa.Table  # rec.data.duplicates.DUPLICATES of the items' shard
+    duplicates: pa.Array  # item ids
     name: ClassVar[str] = "drop duplicates"
     inputs: ClassVar[tuple[str, ...]] = ("item_id",)
     outputs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, table: pa.Table) -> Staged:
-        known = self.duplicates.column("item_id").combine_chunks()
-        again = pc.is_in(table.column("item_id"), value_set=known)
+        again = pc.is_in(table.column("item_id"), value_set=self.duplicates)
         kept = table.filter(pc.invert(again))
         return Staged(kept, {"looks like another item": table.num_rows - kept.num_rows})
 

@@ -90,7 +90,9 @@ def write_tables(
         ShardError: the source met something else than it expects; its own message.
     """
     media = media or MediaConfig()
-    config = {**source.model_dump(mode="json"), "media": media.model_dump(mode="json")}
+    config = source.model_dump(mode="json")
+    if source.gives_files:  # of others media says nothing, and their tables stay what they were
+        config["media"] = media.model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     _claim(uri, digest, config, overwrite)
     shards = source.shards()
@@ -195,6 +197,8 @@ def _total(
 ) -> Tables:
     sizes: dict[str, TableSize] = {}
     for name in _schemas(source):
+        if not all(name in summary["sizes"] for summary in summaries):
+            continue  # a shard that was finished before there was such a table
         pairs = [summary["sizes"][name] for summary in summaries]
         sizes[name] = TableSize(
             num_rows=sum(p[0] for p in pairs), num_bytes=sum(p[1] for p in pairs)
@@ -208,7 +212,7 @@ def _total(
         source=config,
         num_shards=len(summaries),
         tables=sizes,
-        num_alike=sum(summary["alike"] for summary in summaries),
+        num_alike=sum(summary.get("alike", 0) for summary in summaries),
         num_problems=problems,
         problems=tuple(sample[:_SAMPLE]),
     )

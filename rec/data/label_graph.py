@@ -65,12 +65,18 @@ def count_met(pairs: pa.Table, labels: pa.Array) -> pa.Table:
     count = np.bincount(item)
     rank = np.arange(len(item)) - np.repeat(np.cumsum(count) - count, count)
     item, label = item[rank < MAX_LABELS], label[rank < MAX_LABELS]
-    keys, size = [label * len(labels) + label], len(labels)
+    size = len(labels)
+    key, total = np.unique(label * size + label, return_counts=True)
     for left, right in partners(item):
-        keys += [label[left] * size + label[right], label[right] * size + label[left]]
-    key, total = np.unique(np.concatenate(keys), return_counts=True)
+        # summed at each step: held are the labels that meet, not each time that they do
+        both = np.concatenate(
+            [label[left] * size + label[right], label[right] * size + label[left]]
+        )
+        more, count = np.unique(both, return_counts=True)
+        key, at = np.unique(np.concatenate([key, more]), return_inverse=True)
+        total = np.bincount(at, np.concatenate([total, count]), len(key)).astype(np.int64)
     source, target = np.divmod(key, max(size, 1))
-    return pa.table([source, target, total.astype(np.int64)], schema=_MET)
+    return pa.table([source, target, total], schema=_MET)
 
 
 def edges_of(met: pa.Table, labels: pa.Array) -> pa.Table:

@@ -24,10 +24,10 @@ from rec.data.events import LabelEvents
 from rec.data.ingest import Tables
 from rec.data.label_graph import write_label_graph
 from rec.data.ledger import Ledger
-from rec.data.pairs import Pairs, build_pairs, num_partitions
+from rec.data.pairs import Pairs, build_pairs
 from rec.data.parquet import read_table, write_table
 from rec.data.split import Split
-from rec.data.tasks import stream
+from rec.data.tasks import num_partitions, stream
 from rec.features.tags import LabelWeights, final_weights, idf, raw_weights
 from rec.schema import TIMESTAMP
 
@@ -83,6 +83,7 @@ def build_labels(
     config: LabelConfig,
     work_uri: str,
     graph_uri: str,
+    duplicates_uri: str | None = None,
 ) -> Labels:
     """Fit the label vocabulary on the training side and write every item's labels.
 
@@ -96,8 +97,9 @@ def build_labels(
         config: sources, weights and sizes.
         work_uri: folder for pairs and the per-shard label files.
         graph_uri: folder for the edges between labels of the same items.
+        duplicates_uri: where `find_duplicates` listed items that get no labels.
     """
-    pairs = build_pairs(tables_uri, tables, split, config.events, work_uri)
+    pairs = build_pairs(tables_uri, tables, split, config.events, work_uri, duplicates_uri)
     if config.events.min_evidence:
         pairs = clean_labels(pairs, config.events.min_evidence, work_uri)
     vocabulary, mean = _vocabulary(pairs, config)

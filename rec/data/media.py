@@ -6,6 +6,8 @@ Where each row is and what it looks like stands in the table media_index, a file
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,9 +15,10 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs as pafs
 from pydantic import Field
 
-from rec.artifacts import read_bytes
+from rec.artifacts import filesystem, join
 from rec.config import Config
 from rec.features.audio import decode, encode_patches, patches
 from rec.features.hashes import dhash, near_groups, phash
@@ -43,7 +46,8 @@ class MediaConfig(Config):
     """What is kept of an item's files."""
 
     max_frames: int = Field(default=8, ge=1)  # of a video
-    frame_side: int = Field(default=256, ge=16)  # pixels of the shorter side; never enlarged
+    # pixels of the shorter side; never enlarged, and the longer one at most four times as long
+    frame_side: int = Field(default=256, ge=16)
     # of two frames of a video that differ in at most so many bits of their hash one is kept
     frame_distance: int = Field(default=4, ge=0, le=63)
     max_patches: int = Field(default=16, ge=1)  # of 0.96 s, evenly spread over the sound
@@ -111,20 +115,29 @@ def media_of_files(
         files: rows of rec.sources.FILES, an item's one after the other.
         config: what is kept.
     """
-    columns = [files.column(name).to_pylist() for name in ("item_id", "uri", "num_bytes")]
+    columns = [
+        files.column(name).to_pylist() for name in ("item_id", "folder", "name", "num_bytes")
+    ]
+    opened = functools.cache(filesystem)
     rows: list[dict[str, object]] = []
     problems: list[Problem] = []
+    count = Counter[str]()  # rows of the item by kind
     alike = 0
-    for item_id, uri, num_bytes in zip(*columns, strict=True):
+    for item_id, folder, name, num_bytes in zip(*columns, strict=True):
+        uri = join(folder, name)
         if rows and rows[0]["item_id"] != item_id:
             yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
             rows, problems, alike = [], [], 0
+            count.clear()
         try:
             if num_bytes > config.limits.max_bytes:
                 raise MediaError(f"{num_bytes} bytes, expected at most {config.limits.max_bytes}")
-            found = decode_file(read_bytes(uri), config)
+            found = decode_file(_read(opened(folder), name), config)
         except (MediaError, OSError) as error:
             problems.append((uri, None, str(error)))
+            continue
+        except Exception as error:  # a decoder raised what it should not: one file, not the job
+            problems.append((uri, None, f"cannot be read: {type(error).__name__}: {error}"))
             continue
         if found.problem:
             problems.append((uri, None, found.problem))
@@ -132,10 +145,17 @@ def media_of_files(
         kinds = [("frame", data) for data in found.frames]
         kinds += [("log_mel", found.log_mel)] if found.log_mel is not None else []
         for kind, data in kinds:
-            index = sum(row["kind"] == kind for row in rows)
-            medium = {"media_index": index, "kind": kind, "uri": uri, "data": data}
+            medium = {"media_index": count[kind], "kind": kind, "uri": uri, "data": data}
+            count[kind] += 1
             rows.append({"item_id": item_id, **medium})
     yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
+
+
+def _read(folder: tuple[pafs.FileSystem, str], name: str) -> bytes:
+    """The bytes of a file; to an address `?`, `#` and `%` mean something, to a path they do not."""
+    files, path = folder
+    with files.open_input_stream(f"{path.rstrip('/')}/{name}") as stream:
+        return stream.read()
 
 
 def index_rows(media: pa.Table, shard: int, first_row: int) -> pa.Table:

@@ -17,10 +17,10 @@ import ray.data
 from rec.artifacts import join
 from rec.data.events import EVENTS, LabelEvents, read_events
 from rec.data.ingest import Tables
-from rec.data.ledger import Ledger
+from rec.data.ledger import Ledger, LedgerError
 from rec.data.parquet import write_table
 from rec.data.split import Split
-from rec.data.tasks import stream
+from rec.data.tasks import num_partitions, stream
 from rec.schema import TIMESTAMP
 
 PAIRS = pa.schema(
@@ -43,6 +43,7 @@ EVIDENCE = pa.schema(
         ("word", pa.string()),  # after HEARD what people searched or said, else of the text
     ]
 )
+_LEDGER = "ledger"  # in place of a source: the row is `_told`
 HEARD = "~"  # no word starts with a sign
 
 
@@ -57,9 +58,17 @@ class Pairs(NamedTuple):
 
 
 def build_pairs(
-    tables_uri: str, tables: Tables, split: Split, config: LabelEvents, work_uri: str
+    tables_uri: str,
+    tables: Tables,
+    split: Split,
+    config: LabelEvents,
+    work_uri: str,
+    duplicates_uri: str | None = None,
 ) -> Pairs:
-    """Shuffle events to their items, and write what training may see of every (item, label)."""
+    """Shuffle events to their items, and write what training may see of every (item, label).
+
+    Items that `find_duplicates` listed below `duplicates_uri` have neither labels nor words.
+    """
     wanted = ["items", "edges", "searches", *(["comments"] if config.comment_coefficient else [])]
     names = [name for name in wanted if name in tables.tables]
     parts = [{"table": name, "shard": i} for name in names for i in range(tables.num_shards)]
@@ -67,10 +76,18 @@ def build_pairs(
 
     def read(batch: pa.Table) -> pa.Table:
         part = batch.to_pylist()[0]
-        return read_events(tables_uri, part["table"], part["shard"], split, config)
+        table, shard = part["table"], part["shard"]
+        events, ledger = read_events(tables_uri, table, shard, split, config, duplicates_uri)
+        return pa.concat_tables([events, _told(ledger, num_events(events))])
 
     def work(block: pa.Table) -> pa.Table:
+        # a block without rows may lack its columns
+        block = block.select(EVENTS.names).cast(EVENTS) if block.num_rows else EVENTS.empty_table()
+        is_told = pc.equal(block.column("source"), _LEDGER).fill_null(False)
+        told, block = block.filter(is_told), block.filter(pc.invert(is_told))
         pairs, ledger = join_events(block, split, config)
+        for text in told.column("label").to_pylist():
+            ledger = ledger.merge(Ledger.from_json(text))
         name = join(folder, uuid.uuid4().hex)  # a repeated task leaves stray files
         write_table(f"{name}.parquet", pairs)
         words = f"{name}.words.parquet" if config.min_evidence else None
@@ -83,6 +100,7 @@ def build_pairs(
                 "file": pa.array([f"{name}.parquet"], pa.string()),
                 "words": pa.array([words], pa.string()),
                 "rows": pa.array([pairs.num_rows], pa.int64()),
+                "read": pa.array([num_events(told)], pa.int64()),
                 "last": pa.array([last], pa.int64()),
                 "ledger": pa.array([ledger.to_json()], pa.string()),
             }
@@ -95,50 +113,67 @@ def build_pairs(
     files: list[str] = []
     words: list[str] = []
     times: list[int] = []
-    num_pairs = 0
+    num_pairs = num_read = 0
     ledger = Ledger()
     for batch in stream(by_item.map_batches(work, batch_size=None, batch_format="pyarrow")):
         for row in batch.to_pylist():
             files.append(row["file"])
             words.extend([row["words"]] if row["words"] else [])
             num_pairs += row["rows"]
+            num_read += row["read"]
             times.extend([row["last"]] if row["last"] is not None else [])
             ledger = ledger.merge(Ledger.from_json(row["ledger"]))
+    check_arrived(num_read, ledger)
     reference = split.cutoff
     if reference is None and times:
         reference = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=max(times))
     return Pairs(files, words, num_pairs, reference, ledger)
 
 
-def num_partitions(num_shards: int) -> int:
-    return min(max(num_shards, 1), 200)
+def _told(ledger: Ledger, count: int) -> pa.Table:
+    """A row of EVENTS that carries through the shuffle what was read."""
+    row = {"item_id": "", "label": ledger.to_json(), "source": _LEDGER, "num_events": count}
+    return pa.Table.from_pylist([row], schema=EVENTS)
+
+
+def check_arrived(num_read: int, ledger: Ledger) -> None:
+    """Raise LedgerError unless as many label events came to their items as were read."""
+    arrived = ledger.stages["label events"].rows_in if "label events" in ledger.stages else 0
+    if arrived != num_read:
+        raise LedgerError(f"{num_read} label events were read and {arrived} came to their items")
 
 
 def _known(block: pa.Table, split: Split) -> tuple[pa.Table, pa.Table, dict[str, int]]:
     """The block's items, the events about them that training may see, and what was left out."""
     is_item = pc.is_null(block.column("label"))
     items, events = block.filter(is_item), block.filter(pc.invert(is_item))
+    again = items.filter(items.column("duplicate").fill_null(False)).column("item_id")
+    of_again = pc.is_in(events.column("item_id"), value_set=again.combine_chunks())
+    num_again = num_events(events.filter(of_again))
+    events = events.filter(pc.invert(of_again))
+    items = items.filter(pc.invert(items.column("duplicate").fill_null(False)))
     at = pc.index_in(events.column("item_id"), value_set=items.column("item_id").combine_chunks())
     known = pc.is_valid(at)
-    num_unknown = _num_events(events.filter(pc.invert(known)))
+    num_unknown = num_events(events.filter(pc.invert(known)))
     events, at = events.filter(known), at.filter(known)
     heldout = items.column("heldout").take(at)
     events = events.set_column(EVENTS.get_field_index("shard"), "shard", items["shard"].take(at))
     events = events.set_column(EVENTS.get_field_index("heldout"), "heldout", heldout)
     seen = pa.array(np.asarray(heldout) | split.visible(events.column("event_time")))
-    num_late = _num_events(events.filter(pc.invert(seen)))
+    num_late = num_events(events.filter(pc.invert(seen)))
     events = events.filter(seen)
-    first, num_again = _once(events.filter(pc.equal(events.column("source"), "comment")))
+    first, num_same = _once(events.filter(pc.equal(events.column("source"), "comment")))
     others = events.filter(pc.not_equal(events.column("source"), "comment"))
     dropped = {
+        "item looks like another one": num_again,
         "item unknown": num_unknown,
         "after the cut-off": num_late,
-        "the same comment again": num_again,
+        "the same comment again": num_same,
     }
     return items, pa.concat_tables([others, first]), dropped
 
 
-def _num_events(events: pa.Table) -> int:
+def num_events(events: pa.Table) -> int:
     return pc.sum(events.column("num_events")).as_py() or 0
 
 
@@ -161,6 +196,7 @@ def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.
     """
     if not block.num_rows:
         return PAIRS.empty_table(), Ledger()
+    num_in = num_events(block.filter(pc.is_valid(block.column("label"))))
     _, events, dropped = _known(block, split)
     # a query that showed an item and led to no visit has a time all the same
     visited = pc.greater(events.column("num_events"), 0)
@@ -188,8 +224,7 @@ def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.
     sums = [("num_events_sum", "sum"), ("event_time_max", "max"), ("coefficient_max", "max")]
     pairs = kept.group_by(keys).aggregate([*sums, ("tagged", "max"), ("clicked", "max")])
     pairs = pairs.rename_columns([*keys, *PAIRS.names[4:]])
-    num_kept = _num_events(pairs)
-    ledger = Ledger().record("label events", num_kept + sum(dropped.values()), num_kept, dropped)
+    ledger = Ledger().record("label events", num_in, num_events(pairs), dropped)
     return pairs.select(PAIRS.names).cast(PAIRS), ledger
 
 

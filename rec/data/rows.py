@@ -50,7 +50,7 @@ from rec.data.content_stages import (
     ScoreTerms,
     Tokenise,
 )
-from rec.data.duplicates import DUPLICATES, find_duplicates
+from rec.data.duplicates import duplicate_ids, find_duplicates
 from rec.data.ingest import Tables, changes, read_tables, shard_file
 from rec.data.labels import ITEM_LABELS, LabelConfig, build_labels, label_file
 from rec.data.ledger import Ledger
@@ -80,9 +80,10 @@ class RowsConfig(Config):
     max_frames: int = Field(default=4, ge=1)  # kept of an item, evenly spread
     max_audio_patches: int = Field(default=4, ge=1)  # of 0.96 s, evenly spread
     max_audio_seconds: float = Field(default=60.0, gt=0)  # of a sound that are read at all
-    # an item whose frames differ from another's in at most so many of 64 bits is left out; about 4
-    # finds what was compressed or scaled again; None keeps all
-    duplicate_distance: int | None = Field(default=None, ge=0, le=31)
+    # an item is left out whose frames differ from another's in at most so many of 64 bits, the
+    # held-out one rather than the training one; about 4 finds what was compressed or scaled again;
+    # None keeps all
+    duplicate_distance: int | None = Field(default=None, ge=0, le=8)
     min_tokens: int = Field(default=0, ge=0)  # of an item without frame and sound, else no row
     heldout_fraction: float = Field(default=0.1, gt=0, lt=1)  # the latest published
     cutoff: datetime | None = None  # instead of the fraction; UTC where no zone is given
@@ -118,10 +119,16 @@ def build_rows(
         progress: called with finished and all shards.
 
     Raises:
-        RowsError: other rows are published at `out_uri`.
+        RowsError: other rows are published at `out_uri`, or the tables have no media_index to find
+            duplicates by.
         IngestError: there are no finished tables.
     """
     tables = read_tables(tables_uri)
+    if config.duplicate_distance is not None and "media_index" not in tables.tables:
+        raise RowsError(
+            f"{tables_uri} has no media_index, by which duplicates are found; run jobs.ingest "
+            "with --overwrite, or leave duplicate_distance at None"
+        )
     about = config.model_dump(mode="json")
     if exists(join(out_uri, MANIFEST)):
         old = read_manifest(out_uri, KIND)
@@ -160,21 +167,23 @@ def _fit(tables_uri: str, tables: Tables, config: RowsConfig, place: str, work: 
         return Fitted.from_json(read_bytes(marker).decode())
     split = fit_split(tables_uri, tables.num_shards, config.heldout_fraction, config.cutoff)
     tokenizer = join(place, "tokenizer")
-    fit_tokenizer(tables_uri, tables, split, config.text, tokenizer)
-    terms, num_texts = fit_terms(tables_uri, tables, split, config.text, tokenizer)
-    write_table(join(place, "terms.parquet"), terms)
+    # what is left out is left out first, so that nothing is fitted on it
+    compared, again = Ledger(), None
     if config.duplicate_distance is not None:
-        find_duplicates(tables_uri, tables, config.duplicate_distance, place)
-    labels = build_labels(
-        tables_uri, tables, split, config.labels, work, join(place, "label_edges")
-    )
+        again = place
+        compared = find_duplicates(tables_uri, tables, split, config.duplicate_distance, again)
+    fit_tokenizer(tables_uri, tables, split, config.text, tokenizer, again)
+    terms, num_texts = fit_terms(tables_uri, tables, split, config.text, tokenizer, again)
+    write_table(join(place, "terms.parquet"), terms)
+    edges = join(place, "label_edges")
+    labels = build_labels(tables_uri, tables, split, config.labels, work, edges, again)
     write_table(join(place, "labels.parquet"), labels.vocabulary)
     fitted = Fitted(
         split=split,
         num_texts=num_texts,
         label_folder=labels.folder,
         num_labels=labels.vocabulary.num_rows,
-        ledger=labels.ledger,
+        ledger=compared.merge(labels.ledger),
     )
     write_atomic(marker, fitted.to_json().encode())
     return fitted
@@ -211,9 +220,9 @@ def write_rows(
     media = read_or_empty(shard_file(tables_uri, "media", index), MEDIA, MEDIA.names)
     labels = read_or_empty(label_file(fitted.label_folder, index), ITEM_LABELS, ITEM_LABELS.names)
     tools = _tools(place, config.text.to_json(), fitted.num_texts)
-    again = shard_file(place, "duplicates", index)
+    again = place if config.duplicate_distance is not None else None
     stages: list[Stage] = [
-        DropDuplicates(read_or_empty(again, DUPLICATES, DUPLICATES.names)),
+        DropDuplicates(duplicate_ids(again, index)),
         Tokenise(tools.tokenizer),
         ScoreTerms(tools.finder, tools.terms, tools.attention, config.text.alpha),
         AddFrames(media, config.max_frames),

@@ -24,6 +24,11 @@ class ShardError(ValueError):
     """The data of a shard is not what it should be. Says the error's type and its message."""
 
 
+def num_partitions(num_shards: int) -> int:
+    """Into how many parts a shuffle of the rows of so many shards goes."""
+    return min(max(num_shards, 1), 200)
+
+
 def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterator[Summary]:
     """What `work` returns for every index, in the order in which they finish.
 

@@ -16,11 +16,11 @@ from ray.data.aggregate import Sum
 
 from rec.artifacts import filesystem
 from rec.config import Config
+from rec.data.duplicates import duplicate_ids
 from rec.data.ingest import Tables, shard_file
-from rec.data.pairs import num_partitions
 from rec.data.parquet import read_table
 from rec.data.split import Split, stable_uniform
-from rec.data.tasks import stream
+from rec.data.tasks import num_partitions, stream
 from rec.features.terms import WordFinder, document_frequencies, flatten
 from rec.features.text import TextTokenizer, copy_tokenizer, save_tokenizer, train_wordpiece
 
@@ -54,14 +54,20 @@ def item_texts(items: pa.Table) -> list[str | None]:
 
 
 def fit_tokenizer(
-    tables_uri: str, tables: Tables, split: Split, config: TextConfig, folder: str
+    tables_uri: str,
+    tables: Tables,
+    split: Split,
+    config: TextConfig,
+    folder: str,
+    duplicates_uri: str | None = None,
 ) -> None:
     """Write the tokenizer to `folder`: the given one, or one trained on a sample of the texts."""
     with tempfile.TemporaryDirectory() as local:
         if config.tokenizer is not None:
             copy_tokenizer(config.tokenizer, local)
         else:
-            texts = _sample(tables_uri, tables, split, config.num_sample_texts)
+            size = config.num_sample_texts
+            texts = _sample(tables_uri, tables, split, size, duplicates_uri)
             tokenizer = train_wordpiece(texts, config.vocab_size)
             save_tokenizer(tokenizer, local, config.max_tokens)
         files, path = filesystem(folder)
@@ -69,15 +75,24 @@ def fit_tokenizer(
         pafs.copy_files(local, path, destination_filesystem=files)
 
 
-def _sample(tables_uri: str, tables: Tables, split: Split, size: int) -> list[str]:
+def training_items(
+    tables_uri: str, shard: int, split: Split, duplicates_uri: str | None
+) -> pa.Table:
+    """Items of a shard, with their texts, that become training rows: no duplicates of others."""
+    items = read_table(shard_file(tables_uri, "items", shard), _TEXT_COLUMNS)
+    again = pc.is_in(items.column("item_id"), value_set=duplicate_ids(duplicates_uri, shard))
+    return items.filter(pa.array(~split.heldout(items) & ~np.asarray(again)))
+
+
+def _sample(
+    tables_uri: str, tables: Tables, split: Split, size: int, duplicates_uri: str | None
+) -> list[str]:
     """About `size` training texts, the same ones in the same order in every run."""
     fraction = min(1.0, size / max(tables.tables["items"].num_rows, 1))
 
     def read(batch: pa.Table) -> pa.Table:
-        items = read_table(
-            shard_file(tables_uri, "items", batch["item"].to_pylist()[0]), _TEXT_COLUMNS
-        )
-        items = items.filter(pa.array(~split.heldout(items)))
+        index = batch["item"].to_pylist()[0]
+        items = training_items(tables_uri, index, split, duplicates_uri)
         chosen = stable_uniform(items.column("item_id").to_pylist(), "tokenizer") < fraction
         texts = item_texts(items.filter(pa.array(chosen)))
         return pa.table({"text": pa.array(texts, pa.large_string())})
@@ -92,7 +107,12 @@ def _sample(tables_uri: str, tables: Tables, split: Split, size: int) -> list[st
 
 
 def fit_terms(
-    tables_uri: str, tables: Tables, split: Split, config: TextConfig, tokenizer: str
+    tables_uri: str,
+    tables: Tables,
+    split: Split,
+    config: TextConfig,
+    tokenizer: str,
+    duplicates_uri: str | None = None,
 ) -> tuple[pa.Table, int]:
     """Words with the number of training texts they are in, and how many texts there are.
 
@@ -101,12 +121,12 @@ def fit_terms(
 
     Args:
         tokenizer: folder of the fitted tokenizer.
+        duplicates_uri: where `find_duplicates` listed items that are passed over.
     """
 
     def count(batch: pa.Table) -> pa.Table:
         index = batch["item"].to_pylist()[0]
-        items = read_table(shard_file(tables_uri, "items", index), _TEXT_COLUMNS)
-        items = items.filter(pa.array(~split.heldout(items)))
+        items = training_items(tables_uri, index, split, duplicates_uri)
         text = TextTokenizer(local_folder(tokenizer), config.max_tokens)
         finder = WordFinder(text)
         tokens, words, rows = flatten(*text.encode(item_texts(items)))

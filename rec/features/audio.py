@@ -32,9 +32,11 @@ _MAX_DECODE_SECONDS = 60.0
 def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
     """The first `max_seconds` of a compressed sound (or of a video's) as (n,) float32 at 16 kHz.
 
+    Formats of floats may be louder than full scale; such samples are cut to -1 and 1.
+
     Raises:
         MediaError: the bytes are no sound FFmpeg can decode, or hold no audio stream; its rate or
-            channels are none of a sound; decoding takes over a minute.
+            channels are none of a sound; a sample is no number; decoding takes over a minute.
     """
     limit = int(max_seconds * SAMPLE_RATE)
     deadline = Deadline(_MAX_DECODE_SECONDS)
@@ -60,7 +62,11 @@ def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
             pieces.append(piece.to_ndarray().mean(0))
     if not length:
         raise MediaError(f"no samples in a sound of {len(data)} bytes")
-    return np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
+    samples = np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
+    samples = np.clip(samples, -1.0, 1.0)  # of infinity too; what is no number stays none
+    if not np.isfinite(samples).all():
+        raise MediaError(f"sound of {len(data)} bytes has samples that are no numbers")
+    return samples
 
 
 def _check(frame: AudioFrame) -> None:

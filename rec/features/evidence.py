@@ -100,10 +100,12 @@ def evidence(
     return np.where(telling | said, value, 0.0)
 
 
-def worth_keeping(
+def deviation(
     num_items: int, word_items: np.ndarray, label_items: np.ndarray, both: np.ndarray
 ) -> np.ndarray:
-    """(n,) bool: pairs that `evidence` can find telling, one item left out or none.
+    """(n,) float64: by how many deviations label and word meet more often than chance has it.
+
+    At least what `evidence` can find, one item left out or none; below `MIN_Z` it finds nothing.
 
     Args:
         num_items: N.
@@ -113,4 +115,4 @@ def worth_keeping(
     """
     # without one item the chance count is lower by less than 1, and n_tw by 1 or not at all
     chance = np.maximum(label_items * (word_items / max(num_items, 1)) - 1.0, 0.0)
-    return both - chance >= MIN_Z * np.sqrt(np.maximum(chance, 0.5))
+    return (both - chance) / np.sqrt(np.maximum(chance, 0.5))

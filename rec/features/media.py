@@ -23,6 +23,7 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,"
     "wav,w64,flac,mp3,aac,amr,aiff,au,caf,ac3"
 )
+MAX_RATIO = 4  # of a stored picture's sides; one that is longer is scaled down further
 
 
 class MediaError(ValueError):
@@ -71,6 +72,16 @@ def open_media(data: bytes, what: str) -> Iterator[InputContainer]:
             raise
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"{what} of {len(data)} bytes cannot be decoded: {reason}") from error
+
+
+def fit(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of a picture with a shorter side of at most `side`, never enlarged.
+
+    The longer side is held to `MAX_RATIO` times as much, so that a strip costs no more than
+    another picture.
+    """
+    scale = min(1.0, side / min(width, height), MAX_RATIO * side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def spread(count: int, limit: int) -> list[int]:

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from scipy import ndimage
 
-from rec.features.media import Deadline, MediaError, MediaLimits, open_media, spread
+from rec.features.media import Deadline, MediaError, MediaLimits, fit, open_media, spread
 
 SAMPLES_A_SECOND = 4.0
 MAX_SAMPLES = 128  # held at once; of longer videos every second one goes, again and again
@@ -30,6 +30,8 @@ _BINS = 8  # of each colour
 _GRID = 8  # cells of edges a side
 _MAX_FRAMES = 3000  # beyond, only the frames that are coded by themselves are decoded
 _WHOLE = 0.8  # of the frames' time that the header promises; less was cut off
+# formats whose header states how long the video is; of others FFmpeg guesses it by the bit rate
+_STATING = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "asf"}
 
 
 class Samples(NamedTuple):
@@ -45,7 +47,7 @@ def key_frames(data: bytes, limit: int, side: int, limits: MediaLimits) -> list[
     Args:
         data: the file's bytes.
         limit: how many.
-        side: length of the shorter side in pixels; smaller videos are not enlarged.
+        side: what pictures are scaled down to, as `rec.features.media.fit` does.
         limits: what the file may ask for.
 
     Raises:
@@ -110,13 +112,13 @@ def read_samples(data: bytes, side: int, limits: MediaLimits) -> Samples:
                     taken.see(frame)
         if not taken.pictures:
             raise MediaError("no picture in the video stream")
-        if end < _WHOLE * promised - 1.0:
+        if container.format.name in _STATING and end < _WHOLE * promised - 1.0:
             raise MediaError(f"cut short: {end:.1f} s of {promised:.1f} s")
     return Samples(np.array(taken.seconds), taken.pictures)
 
 
 def _check(stream: VideoStream, container: InputContainer, limits: MediaLimits) -> float:
-    """Hold the header to the limits; the seconds it promises come back."""
+    """Hold the header to the limits; the seconds it promises, or FFmpeg guesses, come back."""
     if stream.codec_context is None:
         raise MediaError("video of a format that FFmpeg does not know")
     pixels = stream.codec_context.width * stream.codec_context.height
@@ -126,7 +128,7 @@ def _check(stream: VideoStream, container: InputContainer, limits: MediaLimits) 
             f"large, expected at most {limits.max_pixels}"
         )
     seconds = (container.duration or 0) / 1e6
-    if seconds > limits.max_seconds:
+    if container.format.name in _STATING and seconds > limits.max_seconds:
         raise MediaError(f"video of {seconds:.0f} s, expected at most {limits.max_seconds:g} s")
     return seconds
 
@@ -156,8 +158,7 @@ class _Taken:
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         if self._size is None:  # of the first frame; a stream may change its own on the way
-            scale = min(1.0, self._side / min(frame.width, frame.height))
-            self._size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+            self._size = fit(frame.width, frame.height, self._side)
         small = frame.reformat(*self._size, format="bgr24", interpolation="AREA").to_ndarray()
         return np.ascontiguousarray(np.rot90(small, round(frame.rotation / 90) % 4))
 

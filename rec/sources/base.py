@@ -32,7 +32,8 @@ PROBLEMS = pa.schema(
 FILES = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
+        pa.field("folder", pa.string(), nullable=False),  # local or s3://
+        pa.field("name", pa.string(), nullable=False),  # path below it, with any signs
         pa.field("num_bytes", pa.int64(), nullable=False),
     ]
 )
@@ -62,6 +63,7 @@ class Source(Protocol):
     """One origin. Item shard i and media shard i hold the same items."""
 
     tables: ClassVar[tuple[str, ...]]  # the tables of rec.schema that `read` may yield
+    gives_files: ClassVar[bool]  # whether `read` yields rows of FILES
 
     @property
     def kind(self) -> str:

@@ -47,6 +47,7 @@ class ExercisesSource(Config):
     """Exercises as items with their frames in order."""
 
     tables: ClassVar[tuple[str, ...]] = ("items", "media")
+    gives_files: ClassVar[bool] = False
 
     kind: Literal["exercises"] = "exercises"
     path: str  # the folder, local or s3://

@@ -52,6 +52,31 @@ def list_tree(folder: str, expected: str) -> dict[str, int]:
     return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
 
 
+def file_sizes(folder: str, names: Sequence[str]) -> dict[str, int]:
+    """Size in bytes of those of the named files below `folder` that are there.
+
+    A name that leads out of the folder, or that no file can have, is of none that is.
+    """
+    files, path = filesystem(folder)
+    plain = [name for name in dict.fromkeys(names) if _is_plain(name)]
+    found = files.get_file_info([f"{path.rstrip('/')}/{name}" for name in plain])
+    sizes = zip(plain, found, strict=True)
+    return {name: info.size for name, info in sizes if info.type == pafs.FileType.File}
+
+
+def _is_plain(name: str) -> bool:
+    parts = name.split("/")
+    short = len(name.encode()) <= 1000 and all(len(part.encode()) <= 255 for part in parts)
+    return short and "\0" not in name and not {"", ".", ".."}.intersection(parts)
+
+
+def stamp(folder: str, name: str) -> tuple[int, int]:
+    """What tells a changed file from the one before: its time in nanoseconds and its size."""
+    files, path = filesystem(join(folder, name))
+    info = files.get_file_info(path)
+    return info.mtime_ns or 0, info.size or 0
+
+
 def read_csv(
     folder: str,
     name: str,

@@ -10,6 +10,7 @@ folder). `tags`, `categories` and `files` are lists, parted by |.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
@@ -22,63 +23,63 @@ from rec.artifacts import join
 from rec.config import Config
 from rec.schema import TIMESTAMP, check, check_unique
 from rec.sources.base import FILES, Shard, SourceError, problem_table, ranges
-from rec.sources.files import FIRST_ROW, list_tree, read_csv, require
+from rec.sources.files import FIRST_ROW, file_sizes, list_tree, read_csv, require, stamp
 
 _EXPECTED = "a folder with items.csv"
 _FILE = "items.csv"
 _TEXT = pa.string()
 _LISTS = ("tags", "categories", "files")
 _ROW_BYTES = 2_000  # of an item's texts and labels
-_STORED_BYTES = 64_000  # of a file at most: what is kept of one is bounded, a video's length is not
+_STORED_BYTES = 64_000  # of a file: what is kept of one is bounded, a video's length is not
+_SHARD_BYTES = 16 << 20  # expected of a shard: what a killed run loses of each worker
+MAX_FILES = 256  # of an item
 
 
 class FolderSource(Config):
     """Items of a CSV file with their videos, pictures and sounds.
 
-    Shards are consecutive items that are expected to be stored in equally many bytes.
+    Shards are consecutive items that are expected to be stored in equally many bytes. A worker
+    parses items.csv once and looks up the files of its own shards' items alone.
     """
 
     tables: ClassVar[tuple[str, ...]] = ("items", "media")
+    gives_files: ClassVar[bool] = True
 
     kind: Literal["folder"] = "folder"
     path: str  # the folder, local or s3://
     domain: str = "video"  # of items that name none
-    num_shards: int = Field(default=4, ge=1)
+    num_shards: int | None = Field(default=None, ge=1)  # None: some hundred items with files each
 
     def shards(self) -> list[Shard]:
-        return [Shard(i, self.num_shards) for i in range(self.num_shards)]
+        number = self.num_shards
+        if number is None:
+            number = max(1, -(-int(_expected(self._rows()).sum()) // _SHARD_BYTES))
+        return [Shard(i, number) for i in range(number)]
 
     def read(self, shard: Shard) -> Iterator[tuple[str, pa.Table]]:
         rows = self._rows()
-        sizes = list_tree(self.path, _EXPECTED)
         if shard.index == 0:
+            sizes = list_tree(self.path, _EXPECTED)
             named = set(pc.list_flatten(rows.column("files")).to_pylist())
             stray = sorted(set(sizes) - named - {_FILE})
             reason = "no item of items.csv names this file"
             yield "problems", problem_table([(join(self.path, x), None, reason) for x in stray])
-        bounds = self.bounds(rows, sizes)
+        bounds = shard_bounds(_expected(rows), shard.num_shards)
         for start, stop in ranges(bounds[shard.index], bounds[shard.index + 1]):
             piece = rows.slice(start, stop - start)
             yield "items", check(piece, "items", place=self._place, first_row=start + FIRST_ROW)
-            files, problems = self._files(piece, sizes)
+            files, problems = self._files(piece, start + FIRST_ROW)
             yield "problems", problem_table(problems)
             yield "files", files
-
-    def bounds(self, rows: pa.Table, sizes: dict[str, int]) -> list[int]:
-        """(num_shards + 1) rows at which shards begin and end."""
-        expected = [
-            _ROW_BYTES + sum(min(sizes.get(name, 0), _STORED_BYTES) for name in names or [])
-            for names in rows.column("files").to_pylist()
-        ]
-        before = np.cumsum(expected) - np.array(expected) / 2
-        shares = np.arange(1, self.num_shards) * (sum(expected) / self.num_shards)
-        return [0, *np.searchsorted(before, shares).tolist(), rows.num_rows]
 
     @property
     def _place(self) -> str:
         return join(self.path, _FILE)
 
     def _rows(self) -> pa.Table:
+        return _read_items(self, stamp(self.path, _FILE))
+
+    def parse(self) -> pa.Table:
         """items.csv with the columns of the items table, and `files` as lists."""
         names = ("domain", "title", "description", "uploader_id", *_LISTS)
         optional = {**dict.fromkeys(names, _TEXT), "published_at": TIMESTAMP}
@@ -94,21 +95,46 @@ class FolderSource(Config):
         return table.set_column(at, "domain", table.column("domain").fill_null(self.domain))
 
     def _files(
-        self, piece: pa.Table, sizes: dict[str, int]
+        self, piece: pa.Table, first_row: int
     ) -> tuple[pa.Table, list[tuple[str, int | None, str]]]:
-        """FILES of some items in order, and the files that are not there.
-
-        A path is looked up among those that the folder holds, so none leads out of it.
-        """
-        found: list[tuple[str, str, int]] = []
+        """FILES of some items in order, and what was left out: absent files, repeats, too many."""
+        found: list[tuple[str, str, str, int]] = []
         problems: list[tuple[str, int | None, str]] = []
-        columns = [piece.column(name).to_pylist() for name in ("item_id", "files")]
-        for item_id, names in zip(*columns, strict=True):
-            for name in names or []:
-                uri = join(self.path, name)
+        named = [list(dict.fromkeys(names or [])) for names in piece.column("files").to_pylist()]
+        sizes = file_sizes(self.path, [name for names in named for name in names[:MAX_FILES]])
+        lengths = pc.list_value_length(piece.column("files")).fill_null(0).to_pylist()
+        columns = (piece.column("item_id").to_pylist(), named, lengths)
+        for row, (item_id, names, length) in enumerate(zip(*columns, strict=True), first_row):
+            if length > len(names):
+                again = length - len(names)
+                problems.append((self._place, row, f"{again} files are named again; read once"))
+            if len(names) > MAX_FILES:
+                more = f"{len(names) - MAX_FILES} files over the {MAX_FILES} an item may have"
+                problems.append((self._place, row, f"{more}; left out"))
+            for name in names[:MAX_FILES]:
                 if name in sizes:
-                    found.append((item_id, uri, sizes[name]))
+                    found.append((item_id, self.path, name, sizes[name]))
                 else:
-                    problems.append((uri, None, f"not found; expected a file of item {item_id}"))
+                    reason = f"not found; expected a file of item {item_id}"
+                    problems.append((join(self.path, name), None, reason))
         arrays = list(zip(*found, strict=True)) if found else [()] * len(FILES)
         return pa.table(arrays, schema=FILES), problems
+
+
+@functools.lru_cache(maxsize=1)
+def _read_items(source: FolderSource, changed: tuple[int, int]) -> pa.Table:  # noqa: ARG001
+    """Parsed once a process, and again when the file has changed."""
+    return source.parse()
+
+
+def _expected(rows: pa.Table) -> np.ndarray:
+    """(n,) bytes that are expected to be stored of each item."""
+    count = pc.list_value_length(rows.column("files")).fill_null(0).to_numpy()
+    return _ROW_BYTES + _STORED_BYTES * np.minimum(count, MAX_FILES)
+
+
+def shard_bounds(expected: np.ndarray, num_shards: int) -> list[int]:
+    """(num_shards + 1) rows at which shards begin and end, of about equally many bytes."""
+    before = np.cumsum(expected) - expected / 2
+    shares = np.arange(1, num_shards) * (expected.sum() / num_shards)
+    return [0, *np.searchsorted(before, shares).tolist(), len(expected)]

@@ -38,6 +38,7 @@ class MovieLensSource(Config):
     """
 
     tables: ClassVar[tuple[str, ...]] = ("items", "media", "interactions", "edges", "relations")
+    gives_files: ClassVar[bool] = False
 
     kind: Literal["movielens"] = "movielens"
     path: str  # the folder, local or s3://

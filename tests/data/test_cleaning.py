@@ -9,16 +9,10 @@ import pyarrow as pa
 import pytest
 
 from rec.artifacts import join
-from rec.data.cleaning import (
-    Model,
-    clean,
-    count_items,
-    count_together,
-    incidences,
-    own_words,
-)
+from rec.data.cleaning import count_items, count_together, most_telling, read_profiles
 from rec.data.events import LabelEvents, read_events
 from rec.data.ingest import shard_file
+from rec.data.label_evidence import Model, clean, incidences, own_words
 from rec.data.pairs import EVIDENCE, PAIRS, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
@@ -121,6 +115,30 @@ def test_counts_agree_with_a_plain_loop() -> None:
     )
 
 
+def test_of_a_label_the_most_telling_words_are_kept() -> None:
+    random = np.random.default_rng(0)
+    label, word = random.integers(0, 5, 200), np.arange(200)
+    value = random.integers(0, 12, 200).astype(float)
+    kept = most_telling(label, word, value, 7)
+    for one in range(5):
+        own = [(-value[i], i) for i in np.flatnonzero(label == one) if value[i] >= 2]
+        assert np.flatnonzero(kept & (label == one)).tolist() == sorted(
+            i for _, i in sorted(own)[:7]
+        )
+
+
+def test_a_worker_reads_the_counts_once(tmp_path: Path) -> None:
+    for kind in ("label", "word"):
+        table = pa.table({"key": pa.array(["x", "y"]), "num_items": pa.array([2, 3], pa.int64())})
+        write_table(join(str(tmp_path), f"{kind}s.parquet"), table)
+    names = ("label_index", "word_index", "num_items")
+    table = pa.table([[1, 0], [0, 1], [2, 1]], names=names)
+    write_table(join(str(tmp_path), "together-0.parquet"), table)
+    first = read_profiles(str(tmp_path), ("together-0.parquet",), 9)
+    assert first.profiles.pair.tolist() == [1, 2]
+    assert read_profiles(str(tmp_path), ("together-0.parquet",), 9) is first
+
+
 def test_a_label_stays_where_its_words_are_and_what_cannot_be_judged_stays() -> None:
     wolves = [f"w{n}" for n in range(12)]
     boats = [f"b{n}" for n in range(12)]
@@ -170,7 +188,7 @@ def test_cleaning_lifts_the_precision_of_hashtags_on_the_simulated_platform(plat
     source = SyntheticSource.from_json((platform / "source.json").read_text())
     config = LabelEvents(min_evidence=1.0)
     names = ("items", "searches")
-    events = [read_events(str(platform), name, 0, SPLIT, config) for name in names]
+    events = [read_events(str(platform), name, 0, SPLIT, config)[0] for name in names]
     block = pa.concat_tables(events)
     pairs, _ = join_events(block, SPLIT, config)
     pairs = pairs.filter(pairs["tagged"])
@@ -204,7 +222,9 @@ def test_words_of_comments_pass_filters_and_duplicates_count_once(platform: Path
     config = LabelEvents(
         tag_coefficient=0, comment_coefficient=0.3, min_comments=1, min_evidence=1.0
     )
-    events = [read_events(str(platform), name, 0, SPLIT, config) for name in ("items", "comments")]
+    events = [
+        read_events(str(platform), name, 0, SPLIT, config)[0] for name in ("items", "comments")
+    ]
     block = pa.concat_tables(events)
     pairs, ledger = join_events(block, SPLIT, config)
     dropped = ledger.stages["label events"].dropped
@@ -229,6 +249,6 @@ def test_what_came_after_the_cutoff_is_no_evidence(tmp_path: Path) -> None:
     write_table(join(str(tmp_path), "items", "shard-00000.parquet"),
                 pa.Table.from_pylist(items, schema=ITEMS))  # fmt: skip
     config = LabelEvents(min_evidence=1.0)
-    item = read_events(str(tmp_path), "items", 0, Split(heldout_fraction=1e-9), config)
+    item, _ = read_events(str(tmp_path), "items", 0, Split(heldout_fraction=1e-9), config)
     words = join_words(item, SPLIT)
     assert sorted(words["word"].to_pylist()) == ["boat", "wolf"]

@@ -46,6 +46,7 @@ class TinySource(Config):
     """Item n is published on day n, tagged by n % 3; every tenth is empty; all is in code."""
 
     tables: ClassVar[tuple[str, ...]] = ("items", "media", "searches")
+    gives_files: ClassVar[bool] = False
     kind: str = "tiny"
     num_shards: int = 3
     late_tag: str = "later"  # given to held-out items only

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from itertools import permutations
 
 import numpy as np
@@ -36,6 +37,25 @@ def test_edges_agree_with_a_plain_loop(pairs: set[tuple[str, str]]) -> None:
     assert found.keys() == expected.keys()
     for key, weight in expected.items():
         assert np.isclose(found[key], weight)
+
+
+def test_memory_is_that_of_the_labels_that_meet() -> None:
+    labels = [f"l{n:02d}" for n in range(40)]
+    pairs = pa.table(
+        {
+            "item_id": np.repeat([f"i{n}" for n in range(2500)], len(labels)),
+            "label": labels * 2500,
+            "heldout": np.zeros(2500 * len(labels), bool),
+        }
+    )
+    tracemalloc.start()
+    met = count_met(pairs, pa.array(labels))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert met.num_rows == len(labels) ** 2
+    assert set(met["num_items"].to_pylist()) == {2500}
+    # 100,000 pairs; the 4,000,000 in which labels meet would be 32 MB before they are sorted
+    assert peak < 20e6
 
 
 def test_an_item_with_very_many_labels_counts_with_its_most_frequent() -> None:

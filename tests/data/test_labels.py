@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rec.data.duplicates import DUPLICATES
 from rec.data.events import EVENTS, LabelEvents, read_events
 from rec.data.ingest import shard_file
 from rec.data.labels import (
@@ -19,11 +20,13 @@ from rec.data.labels import (
     gather,
     weigh,
 )
-from rec.data.pairs import PAIRS, join_events
+from rec.data.ledger import Ledger, LedgerError
+from rec.data.pairs import PAIRS, check_arrived, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
+from rec.data.texts import training_items
 from rec.features.tags import LabelWeights
-from rec.schema import EDGES, ITEMS, SEARCHES
+from rec.schema import COMMENTS, EDGES, ITEMS, SEARCHES
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 CUTOFF = START + timedelta(days=10)
@@ -174,6 +177,44 @@ def test_labels_are_gathered_by_item() -> None:
     assert gather(rows.slice(0, 0)) == ITEM_LABELS.empty_table()
 
 
+def test_nothing_is_fitted_on_an_item_that_looks_like_another(tmp_path: Path) -> None:
+    uri, split = str(tmp_path), Split(heldout_fraction=1e-9)
+    items = [{"item_id": x, "domain": "v", "title": f"of {x}1", "tags": [x]} for x in "ab"]
+    again = [{"item_id": "b", "duplicate_of": "a", "num_near": 1, "num_frames": 1}]
+    write_table(shard_file(uri, "items", 0), pa.Table.from_pylist(items, schema=ITEMS))
+    write_table(shard_file(uri, "duplicates", 0), pa.Table.from_pylist(again, schema=DUPLICATES))
+    config = LabelEvents(min_evidence=1.0)
+    for place, expected in ((uri, ["a"]), (None, ["a", "b"])):
+        block, _ = read_events(uri, "items", 0, split, config, place)
+        pairs, ledger = join_events(block, split, config)
+        assert sorted(pairs["label"].to_pylist()) == expected
+        dropped = {"item looks like another one": 1} if place else {}
+        assert ledger.stages["label events"].dropped == dropped
+        words = join_words(block, split)["word"].to_pylist()
+        assert sorted(words) == [f"{x}1" for x in expected]
+        assert training_items(uri, 0, split, place)["item_id"].to_pylist() == expected
+
+
+def test_by_default_queries_count_by_their_clicks_alone(tmp_path: Path) -> None:
+    shown = {"user_id": "u", "item_id": "a", "event_time": day(5), "dwell_ms": 9000}
+    query = "how do wolves live in the far north"
+    rows = [{**shown, "query": query, "clicked": n < 2} for n in range(100)]
+    table = pa.Table.from_pylist([{"item_id": "a", "domain": "v"}], schema=ITEMS)
+    write_table(shard_file(str(tmp_path), "items", 0), table)
+    table = pa.Table.from_pylist(rows, schema=SEARCHES)
+    write_table(shard_file(str(tmp_path), "searches", 0), table)
+    for config, expected in (
+        (LabelEvents(), [query]),
+        (LabelEvents(min_click_rate=0.05), []),
+        (LabelEvents(max_query_words=5), []),
+    ):
+        events = [
+            read_events(str(tmp_path), name, 0, SPLIT, config)[0] for name in ("items", "searches")
+        ]
+        pairs, _ = join_events(pa.concat_tables(events), SPLIT, config)
+        assert pairs["label"].to_pylist() == expected
+
+
 def test_events_of_each_table(tmp_path: Path) -> None:
     uri = str(tmp_path)
     items = [
@@ -199,7 +240,7 @@ def test_events_of_each_table(tmp_path: Path) -> None:
     for name, (rows, schema) in data.items():
         write_table(shard_file(uri, name, 7), pa.Table.from_pylist(rows, schema=schema))
     config = LabelConfig().events
-    found = {name: read_events(uri, name, 7, SPLIT, config).to_pylist() for name in data}
+    found = {name: read_events(uri, name, 7, SPLIT, config)[0].to_pylist() for name in data}
     assert [(r["item_id"], r["label"], r["shard"]) for r in found["items"]] == [
         ("a", None, 7),
         ("b", None, 7),
@@ -215,4 +256,59 @@ def test_events_of_each_table(tmp_path: Path) -> None:
         ("b", "wolf", "query", 1, 5, day(5))
     ]
     off = LabelEvents(tag_coefficient=0, user_tag_coefficient=0, query_coefficient=0)
-    assert [len(read_events(uri, name, 7, SPLIT, off)) for name in data] == [2, 0, 0]
+    assert [len(read_events(uri, name, 7, SPLIT, off)[0]) for name in data] == [2, 0, 0]
+
+
+def test_what_makes_no_event_is_counted_by_reason(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    items = [{"item_id": "a", "domain": "v", "tags": ["#Red", "??"]}]
+    search = {"user_id": "u", "query": "wolf", "clicked": True, "dwell_ms": 9000}
+    search |= {"item_id": "a", "event_time": day(5)}
+    changed = [{}, {"item_id": None}, {"query": "?!"}, {"query": "a b c"}, {"dwell_ms": 1}]
+    searches = [{**search, **change} for change in changed]
+    comment = {"user_id": "u", "item_id": "a", "event_time": day(5), "likes": 3}
+    comment |= {"comment_id": "c"}
+    texts = ["the wolf runs far", "see www.wolf.com it is free", "so cool"]
+    comments = [{**comment, "text": text} for text in texts]
+    comments.append({**comment, "text": texts[0], "likes": 0})
+    data = {"items": (items, ITEMS), "searches": (searches, SEARCHES)}
+    for name, (rows, schema) in {**data, "comments": (comments, COMMENTS)}.items():
+        write_table(shard_file(uri, name, 0), pa.Table.from_pylist(rows, schema=schema))
+    config = LabelEvents(max_query_words=2, comment_coefficient=0.5, min_comment_likes=1)
+    ledger = Ledger()
+    tables = []
+    for name in (*data, "comments"):
+        table, read = read_events(uri, name, 0, SPLIT, config)
+        tables.append(table)
+        ledger = ledger.merge(read)
+    assert {name: (s.rows_in, s.rows_out) for name, s in ledger.stages.items()} == {
+        "read tags": (2, 1),
+        "read searches": (5, 1),
+        "read comments": (4, 1),
+    }
+    assert ledger.stages["read searches"].dropped == {
+        "search that shows no item": 1,
+        "nothing but signs": 1,
+        "query with too many words": 1,
+        "no visit, or one that did not stay": 1,
+    }
+    assert ledger.stages["read comments"].dropped == {
+        "comment with too few likes": 1,
+        "comment with a link": 1,
+        "comment with too few words": 1,
+    }
+
+
+def test_events_lost_on_their_way_are_missed() -> None:
+    rows = [{"item_id": "a", "shard": 0, "heldout": False}]
+    rows += [{"item_id": "a", "label": x, "source": "tag", "num_events": 1} for x in "xyz"]
+    block = pa.Table.from_pylist(rows, schema=EVENTS)
+    _, ledger = join_events(block, SPLIT, LabelEvents())
+    check_arrived(3, ledger)
+    _, ledger = join_events(block.slice(0, 3), SPLIT, LabelEvents())
+    with pytest.raises(LedgerError, match="3 label events were read and 2 came"):
+        check_arrived(3, ledger)
+
+
+def test_no_items_give_no_words() -> None:
+    assert join_words(EVENTS.empty_table(), SPLIT).num_rows == 0

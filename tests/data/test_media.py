@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import wave
 from pathlib import Path
 
@@ -9,10 +10,22 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rec.data import duplicates as module
+from rec.data import media
 from rec.data.content_stages import AddSound, DropDuplicates
-from rec.data.duplicates import DUPLICATES, duplicates, first_near, frames_by_band
+from rec.data.duplicates import (
+    DUPLICATES,
+    alike,
+    best_of,
+    first_near,
+    frames_by_band,
+    settled,
+)
 from rec.data.ingest import shard_file, write_shard
 from rec.data.media import (
     MEDIA_INDEX,
@@ -23,7 +36,7 @@ from rec.data.media import (
 )
 from rec.data.parquet import read_table
 from rec.data.stage import run_stages
-from rec.features.hashes import dhash, phash
+from rec.features.hashes import dhash, distances, phash
 from rec.features.media import MediaError, MediaLimits
 from rec.schema import MEDIA
 from rec.sources import FILES, FolderSource
@@ -86,8 +99,8 @@ def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path)
     files = {"a1": film([0, 1]), "a2": b"broken", "a3": picture(2), "b1": b"", "c1": sound()}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    rows = [(name[0], str(tmp_path / name), len(data)) for name, data in files.items()]
-    rows.append(("c", str(tmp_path / "gone"), 9))
+    rows = [(name[0], str(tmp_path), name, len(data)) for name, data in files.items()]
+    rows.append(("c", str(tmp_path), "gone", 9))
     table = pa.table(list(zip(*rows, strict=True)), schema=FILES)
     parts = list(media_of_files(table, CONFIG))
     media = pa.concat_tables([part for part, _, _ in parts])
@@ -98,6 +111,27 @@ def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path)
     assert [Path(place).name for place, _, _ in problems] == ["a2", "b1", "gone"]
     assert problems[1][2] == "empty file"
     assert sum(alike for _, _, alike in parts) == 2
+
+
+def test_a_file_that_a_decoder_fails_on_is_listed_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(picture(0) if name == "b" else picture(1))
+    broken = picture(1)
+
+    def decode(data: bytes, config: MediaConfig) -> media.Decoded:
+        if data == broken:
+            raise struct.error("unpack requires a buffer of 4 bytes")
+        return decode_file(data, config)
+
+    monkeypatch.setattr(media, "decode_file", decode)
+    rows = [(name, str(tmp_path), name, 9) for name in "ab"]
+    parts = list(media_of_files(pa.table(list(zip(*rows, strict=True)), schema=FILES), CONFIG))
+    assert pa.concat_tables([part for part, _, _ in parts])["item_id"].to_pylist() == ["b"]
+    assert [reason for _, found, _ in parts for _, _, reason in found] == [
+        "cannot be read: error: unpack requires a buffer of 4 bytes"
+    ]
 
 
 def folder_of(place: Path, files: dict[str, bytes]) -> FolderSource:
@@ -167,6 +201,90 @@ def media_of(frames: dict[str, list[bytes]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MEDIA)
 
 
+NOBODY = pa.array([], pa.string())
+
+
+def found_in(index: pa.Table, heldout: pa.Array = NOBODY, distance: int = 5) -> pa.Table:
+    """What the whole job writes, for data that is in one shard."""
+    near, num_cut = first_near(frames_by_band(index, heldout, distance), distance)
+    assert not num_cut
+    return best_of(settled(alike(near)))
+
+
+def index_of(hashes: dict[str, int]) -> pa.Table:
+    """MEDIA_INDEX of items with a frame each."""
+    rows = [(item, 0, "frame", 0, n, 1, x, x) for n, (item, x) in enumerate(hashes.items())]
+    return pa.Table.from_pylist(
+        [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
+    )
+
+
+def test_a_held_out_item_takes_none_away_from_training() -> None:
+    index = index_of({"a": 77, "b": 77, "c": 77})
+    pairs = found_in(index, pa.array(["a"])).select(["item_id", "duplicate_of"]).to_pylist()
+    assert [tuple(pair.values()) for pair in pairs] == [("a", "b"), ("c", "b")]
+
+
+def test_of_a_chain_only_those_go_whose_original_stays() -> None:
+    chain = {item: (1 << (3 * n)) - 1 for n, item in enumerate("abcde")}  # 3 bits from each to next
+    found = found_in(index_of(chain), distance=3)
+    assert [tuple(row.values())[:2] for row in found.to_pylist()] == [("b", "a")]
+
+
+def test_copies_of_a_template_cost_a_comparison_each_and_others_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = 0
+
+    def counted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(first)
+        return distances(first, second)
+
+    monkeypatch.setattr(module, "distances", counted)
+    bits = [(i, j) for i in range(32, 64) for j in range(i)]
+    template = {"a": 1 << 20, **{f"b{i}{j}": 1 << 20 | 1 << i | 1 << j for i, j in bits}}
+    assert found_in(index_of(template), distance=3).num_rows == len(bits)
+    assert compared <= 2 * 4 * len(bits)  # two hashes, four bands
+
+    # frames that share a band's bits and nothing else
+    random = np.random.default_rng(0)
+    others = {f"c{n:04d}": int(x) << 22 for n, x in enumerate(random.integers(0, 2**40, 2000))}
+    frames = frames_by_band(index_of(others), NOBODY, 3)
+    frames = frames.filter(pc.equal(frames["band"], 0))
+    monkeypatch.setattr(module, "MAX_COMPARED", 50)
+    compared = 0
+    near, num_cut = first_near(frames, 3)
+    assert near.num_rows == 0
+    assert num_cut == 2000 - 51
+    assert compared <= 2 * 50 * 2000
+
+
+def test_what_was_cut_short_is_told_through_the_shuffles() -> None:
+    near = pa.concat_tables([module._cut(module._NEAR, 3), module._cut(module._NEAR, 4)])
+    rows = settled(alike(near)).to_pylist()
+    assert [(row["shard"], row["num_frames"]) for row in rows] == [(-1, 7)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 31)), min_size=2, max_size=24),
+    st.sets(st.integers(0, 9)),
+)
+def test_what_items_are_left_out_for_stays(frames: list[tuple[int, int]], late: set[int]) -> None:
+    rows = [(f"i{i}", n, "frame", 0, n, 1, x, x) for n, (i, x) in enumerate(frames)]
+    index = pa.Table.from_pylist(
+        [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
+    )
+    heldout = {f"i{i}" for i in late}
+    found = found_in(index, pa.array(sorted(heldout), pa.string()), 1).to_pylist()
+    gone = [row["item_id"] for row in found]
+    assert len(gone) == len(set(gone))
+    for row in found:
+        assert row["duplicate_of"] not in gone
+        assert row["item_id"] in heldout or row["duplicate_of"] not in heldout
+
+
 def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> None:
     flat = cv2.imencode(".png", np.full((64, 96, 3), 99, np.uint8))[1].tobytes()
     frames = {
@@ -178,14 +296,14 @@ def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> N
         "f": [flat],
     }
     index = index_rows(media_of(frames), 0, 0)
-    near = first_near(frames_by_band(index, 5), 5)
-    found = duplicates(near)
+    found = found_in(index)
     assert found.schema == DUPLICATES
     assert found.to_pylist() == [
         {"item_id": "c", "duplicate_of": "a", "num_near": 2, "num_frames": 3},
         {"item_id": "d", "duplicate_of": "b", "num_near": 1, "num_frames": 1},
     ]
-    kept, ledger = run_stages([DropDuplicates(found)], pa.table({"item_id": list(frames)}))
+    dropped = found["item_id"].combine_chunks()
+    kept, ledger = run_stages([DropDuplicates(dropped)], pa.table({"item_id": list(frames)}))
     assert kept["item_id"].to_pylist() == ["a", "b", "e", "f"]
     assert ledger.stages["drop duplicates"].dropped == {"looks like another item": 2}
 
@@ -203,14 +321,13 @@ def test_frames_near_each_other_agree_with_a_plain_loop() -> None:
     index = pa.Table.from_pylist(
         [dict(zip(MEDIA_INDEX.names, row, strict=True)) for row in rows], schema=MEDIA_INDEX
     )
-    near = (
-        first_near(frames_by_band(index, 4), 4).group_by("row").aggregate([("duplicate_of", "min")])
-    )
+    near, _ = first_near(frames_by_band(index, NOBODY, 4), 4)
+    near = near.group_by("row").aggregate([("duplicate_of", "min")])
     expected = {}
     for owner, n, *_, value, _ in rows:
         others = [o for o, *_, x, _ in rows if (x ^ value).bit_count() <= 4 and o < owner]
         if others:
-            expected[n] = min(others)
+            expected[n] = f"0{min(others)}"
     found = dict(zip(near["row"].to_pylist(), near["duplicate_of_min"].to_pylist(), strict=True))
     assert found == expected
-    assert first_near(frames_by_band(index.slice(0, 0), 4), 4).num_rows == 0
+    assert found_in(index.slice(0, 0)) == DUPLICATES.empty_table()

@@ -75,3 +75,19 @@ def test_a_folder_becomes_rows_without_look_alikes_and_goes_on_where_it_was(
     rows = [row for file in root.glob("*/shard-*.parquet") if file.parent.name != "duplicates"
             for row in pq.read_table(file).to_pylist()]  # fmt: skip
     assert sorted(row["item_id"] for row in rows) == [f"i{n:02d}" for n in range(20)]
+    # the latest are the look-alikes of the earliest, and nothing was fitted on what is left out
+    assert manifest.metrics["train"]["rows"] == manifest.metrics["num_texts"]
+
+    # published first, the look-alikes still are what goes: training has all its items
+    times = {f"i{n:02d}": f"2024-01-{n + 1:02d}T" for n in range(24)}
+    turned = (folder / "items.csv").read_text()
+    for n in range(24):
+        turned = turned.replace(times[f"i{n:02d}"], f"2024-02-{24 - n:02d}T")
+    (folder / "items.csv").write_text(turned)
+    write_tables(source, str(out / "turned"))
+    manifest = build_rows(str(out / "turned"), str(out / "turned-rows"), ROWS)
+    root = out / "turned-rows" / manifest.root
+    gone = [row["item_id"] for file in (root / "duplicates").iterdir()
+            for row in pq.read_table(file).to_pylist()]  # fmt: skip
+    assert sorted(gone) == ["i00", "i01", "i02", "i03"]  # held out, though their ids come first
+    assert manifest.metrics["num_texts"] == manifest.metrics["train"]["rows"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import cmath
 import io
 import math
+import struct
 import wave
 
 import numpy as np
@@ -92,6 +93,25 @@ def test_decoding_resamples_mixes_to_mono_and_stops_at_the_limit() -> None:
 def test_what_is_no_sound_is_a_media_error(data: bytes) -> None:
     with pytest.raises(MediaError):
         audio.decode(data)
+
+
+def float_wav(samples: np.ndarray) -> bytes:
+    """A WAV of 32-bit floats, mono, 16 kHz."""
+    body = samples.astype("<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, 1, audio.SAMPLE_RATE, 4 * audio.SAMPLE_RATE, 4, 32)
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(body))
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks) + len(body)) + b"WAVE" + chunks + body
+
+
+def test_loud_samples_are_cut_and_what_is_no_number_is_refused() -> None:
+    samples = np.zeros(16_000, np.float32)
+    samples[5000:5100], samples[6000:6100] = np.inf, -1e30
+    found = audio.decode(float_wav(samples))
+    assert (found.min(), found.max()) == (-1.0, 1.0)
+    assert np.isfinite(audio.decode_patches(audio.encode_patches(audio.patches(found)))).all()
+    samples[7000] = np.nan
+    with pytest.raises(MediaError, match="no numbers"):
+        audio.decode(float_wav(samples))
 
 
 def test_a_picture_has_no_audio_stream() -> None:

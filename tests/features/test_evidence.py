@@ -13,9 +13,9 @@ from rec.features.evidence import (
     SAID,
     SMOOTHING,
     Profiles,
+    deviation,
     evidence,
     words_of,
-    worth_keeping,
 )
 
 
@@ -57,7 +57,8 @@ def test_evidence_agrees_with_the_formula(rows: list[tuple[int, int, int, bool, 
             value = 0.0
         assert found[k] == pytest.approx(value, abs=1e-9)
         if found[k] != 0 and not said[k]:
-            assert worth_keeping(num_items, words[k : k + 1], labels[k : k + 1], both[k : k + 1])[0]
+            value = deviation(num_items, words[k : k + 1], labels[k : k + 1], both[k : k + 1])
+            assert value[0] >= MIN_Z
 
 
 def test_unlisted_pairs_never_met() -> None:

@@ -7,6 +7,8 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from rec.features.media import MediaError
@@ -67,6 +69,46 @@ def test_a_turned_picture_comes_upright() -> None:
 def test_bad_pictures_are_refused_with_their_reason(data: bytes, reason: str) -> None:
     with pytest.raises(MediaError, match=reason):
         read_picture(data, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 80_000), (80_000, 1), (200, 60_000)])
+def test_a_strip_is_scaled_by_its_longer_side(height: int, width: int) -> None:
+    data = cv2.imencode(".png", np.full((height, width, 3), 9, np.uint8))[1].tobytes()
+    shrunk = read_picture(data, 64)
+    assert max(shrunk.shape) == 256
+    assert is_picture(encode_jpeg(shrunk))
+
+
+def test_what_is_no_jpeg_is_a_media_error() -> None:
+    with pytest.raises(MediaError, match="no JPEG"):
+        encode_jpeg(np.zeros((1, 80_000, 3), np.uint8))
+
+
+def with_notes() -> bytes:
+    """A JPEG with EXIF of several fields."""
+    target = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "told", 72.5
+    Image.new("RGB", (24, 16), (10, 200, 30)).save(target, "JPEG", exif=exif)
+    return target.getvalue()
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from([with_notes(), *(encoded(k, 16, 24) for k in (".jpg", ".png", ".webp"))]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+)
+def test_damaged_bytes_never_raise_anything_else(
+    whole: bytes, damage: list[tuple[float, int]]
+) -> None:
+    data = bytearray(whole)
+    for at, value in damage:
+        data[int(at**2 * len(data))] = value  # most of it in the header
+    try:
+        picture = read_picture(bytes(data), 16)
+    except MediaError:
+        return
+    assert picture.dtype == np.uint8
 
 
 def test_shrinking_keeps_the_shape_and_jpegs_are_pictures() -> None:

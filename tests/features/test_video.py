@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec.features.media import MediaError, MediaLimits
+from rec.features.media import MediaError, MediaLimits, open_media
 from rec.features.video import (
     MAX_SAMPLES,
     choose,
@@ -94,6 +94,27 @@ def test_one_long_shot_is_cut_nowhere_and_samples_are_bounded() -> None:
 def test_frames_are_scaled_down_and_never_up() -> None:
     assert key_frames(THREE, 1, 32, LIMITS)[0].shape == (32, 48, 3)
     assert key_frames(THREE, 1, 500, LIMITS)[0].shape == (64, 96, 3)
+
+
+def test_a_wide_video_is_scaled_by_its_longer_side() -> None:
+    data = film([(0.5, 0)], size=(2048, 32), codec="mpeg4")
+    samples = read_samples(data, 32, LIMITS)
+    assert {picture.shape for picture in samples.pictures} == {(2, 128, 3)}
+    assert key_frames(data, 1, 32, LIMITS)[0].shape == (2, 128, 3)
+
+
+def test_a_guessed_duration_refuses_no_video() -> None:
+    data = bytearray(film([(2, 0)], container="mpeg1video", codec="mpeg1video", rate=25))
+    header = b"\x00\x00\x01\xb3"
+    at = data.find(header)
+    while at >= 0:  # the 18 bits of the bit rate, in 400 bits a second, to 1
+        data[at + 8], data[at + 9] = 0, 0
+        data[at + 10] = data[at + 10] & 0x3F | 0x40
+        at = data.find(header, at + 4)
+    with open_media(bytes(data), "video") as container:
+        assert (container.duration or 0) > 20e6
+    samples = read_samples(bytes(data), 64, MediaLimits(max_seconds=10))
+    assert len(samples.pictures) >= 7
 
 
 def test_streams_of_a_file() -> None:

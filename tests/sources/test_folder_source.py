@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from rec.schema import SchemaError
 from rec.sources import FolderSource, SourceError
+from rec.sources import folder as module
+from rec.sources.files import file_sizes, read_csv
+from rec.sources.folder import MAX_FILES
 
 CSV = """item_id,title,tags,published_at,files
 a,First,#one|#two,2024-01-31T18:30:00Z,clips/a.mp4|a.jpg
@@ -41,8 +46,11 @@ def test_rows_become_items_with_their_files_in_order(folder: Path) -> None:
     assert first["tags"] == ["#one", "#two"]
     assert str(first["published_at"]) == "2024-01-31 18:30:00+00:00"
     assert (second["tags"], third["title"]) == (None, None)
-    names = [(f["item_id"], f["uri"], f["num_bytes"]) for f in found["files"]]
-    assert names == [("a", f"{folder}/clips/a.mp4", 4), ("a", f"{folder}/a.jpg", 7)]
+    names = [(f["item_id"], f["folder"], f["name"], f["num_bytes"]) for f in found["files"]]
+    assert names == [
+        ("a", str(folder), "clips/a.mp4", 4),
+        ("a", str(folder), "a.jpg", 7),
+    ]
 
 
 def test_what_is_not_there_or_not_named_is_listed_and_no_path_leads_out(folder: Path) -> None:
@@ -71,6 +79,57 @@ def test_shards_hold_all_items_once_in_equal_bytes(tmp_path: Path, num_shards: i
         sizes = [sum(p.num_rows for name, p in source.read(s) if name == "files")
                  for s in source.shards()]  # fmt: skip
         assert max(sizes) - min(sizes) <= 3
+
+
+def test_there_are_more_shards_of_more_items_and_each_looks_up_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"i{n},{n}.jpg" for n in range(1000)]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id,files", *rows]))
+    source = FolderSource(path=str(tmp_path))
+    looked: list[int] = []
+    parsed: list[str] = []
+
+    def sizes(folder: str, names: list[str]) -> dict[str, int]:
+        looked.append(len(names))
+        return file_sizes(folder, names)
+
+    def parse(*given: Any) -> pa.Table:
+        parsed.append(given[1])
+        return read_csv(*given)
+
+    monkeypatch.setattr(module, "file_sizes", sizes)
+    monkeypatch.setattr(module, "read_csv", parse)
+    assert len(source.shards()) == 4  # of 66,000 bytes an item
+    assert len(read(source)["items"]) == 1000
+    assert (sum(looked), max(looked)) == (1000, 250)
+    assert parsed == ["items.csv"]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id,files", *rows[:100]]))
+    assert len(source.shards()) == 1  # a changed file is read again
+
+
+def test_files_named_again_and_too_many_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    (tmp_path / "items.csv").write_text(
+        "\n".join(["item_id,files", "a," + "|".join(["a.jpg"] * 1000),
+                   "b," + "|".join(f"{n}.jpg" for n in range(MAX_FILES + 3))])
+    )  # fmt: skip
+    found = read(FolderSource(path=str(tmp_path)))
+    assert [f["name"] for f in found["files"]] == ["a.jpg"]
+    of_rows = [(p["row"], p["reason"]) for p in found["problems"] if p["row"] is not None]
+    assert of_rows == [
+        (1, "999 files are named again; read once"),
+        (2, "3 files over the 256 an item may have; left out"),
+    ]
+    assert len(found["problems"]) == 2 + MAX_FILES
+
+
+@pytest.mark.parametrize("name", ["a/../../secret", "/etc/hostname", "x" * 300, "a//b", ".", ""])
+def test_a_name_that_no_file_below_can_have_is_of_none(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"not of the folder")
+    (tmp_path / "in" / "b.jpg").write_bytes(b"picture")
+    assert file_sizes(str(tmp_path / "in"), [name, "b.jpg"]) == {"b.jpg": 7}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class SyntheticSource(SyntheticConfig):
         "comments",
         "relations",
     )
+    gives_files: ClassVar[bool] = False
 
     def truth(self) -> Truth:
         return Truth(self)
