@@ -51,6 +51,7 @@ def filter_rows(rows: UserRows, filters: Filters, log: LogFiles) -> tuple[UserRo
 
     A bot's day goes first, by all its rows; then rows that are there twice (same user, item,
     query, event and time; the first stays), then those with a short dwell, then immediate returns.
+    Nothing is told by another day's rows, which may not have come yet.
     """
     dropped: dict[str, int] = {}
 
@@ -67,7 +68,8 @@ def filter_rows(rows: UserRows, filters: Filters, log: LogFiles) -> tuple[UserRo
     drop("short dwell", dwell[rows.order] == SHORT)
     if filters.min_gap_ms:
         left = np.zeros(len(rows), bool)
-        same = rows.user[1:] == rows.user[:-1]
+        day = day_of(rows.time, log)
+        same = (rows.user[1:] == rows.user[:-1]) & (day[1:] == day[:-1])
         left[:-1] = same & (np.diff(rows.time) < filters.min_gap_ms * 1000)
         drop("immediate return", left & (dwell[rows.order] == UNKNOWN))
     return rows, dropped

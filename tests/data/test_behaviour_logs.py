@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
@@ -27,7 +27,7 @@ from rec.data.sequences import SequenceConfig
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LATE = START + timedelta(days=99)
-Event = tuple[int, int, str, str, int]  # day, minute, user, item, dwell
+Event = tuple[int, int, str, str, int | None]  # day, minute, user, item, dwell
 
 
 def in_a_loop(
@@ -94,22 +94,24 @@ def contents(out: str) -> dict[str, object]:
             st.integers(0, 1450),  # the last ten minutes are of another day than their file
             st.sampled_from(["u", "v", "w", ""]),
             st.sampled_from("abcd"),
-            st.sampled_from([100, 9000]),
+            st.sampled_from([100, 9000, None]),
         ),
         min_size=1,
         max_size=40,
     )
 )
 @settings(max_examples=12, deadline=None)
+@example([(0, 1439, "u", "a", None), (1, 0, "u", "b", 9000)])  # no return: midnight is between
 def test_day_by_day_equals_all_at_once(found: list[Event]) -> None:
+    filters = Filters(max_events_a_day=6, min_gap_ms=3_600_000)
     with tempfile.TemporaryDirectory() as folder:
         logs, daily, whole = (join(folder, name) for name in ("logs", "daily", "whole"))
         for day in range(3):
             rows = interactions(found, day)
             if rows:
                 write_log(logs, "interactions", day, rows)
-                build_behaviour(daily, config(logs), LATE)
-        build_behaviour(whole, config(logs), LATE)
+                build_behaviour(daily, config(logs, filters=filters), LATE)
+        build_behaviour(whole, config(logs, filters=filters), LATE)
         assert contents(daily) == contents(whole)
         ledger = read_ledger(whole)
         assert read_ledger(daily).stages == ledger.stages

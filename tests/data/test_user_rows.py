@@ -79,6 +79,7 @@ def plain_filter(rows: list[Row], limit: int, gap: int) -> tuple[list[int], dict
     for place, i in enumerate(kept):
         after = kept[place + 1] if place + 1 < len(kept) else None
         same = after is not None and rows[after][0] == rows[i][0]
+        same = same and rows[after or 0][2] // DAY == rows[i][2] // DAY
         soon = same and rows[after or 0][2] - rows[i][2] < gap * 1000
         if soon and rows[i][4] == UNKNOWN:
             dropped["immediate return"] += 1
