@@ -39,8 +39,8 @@ from rec.artifacts import (
 from rec.data.behaviour_config import MAX_BUCKETS, BehaviourConfig, State
 from rec.data.behaviour_phases import Plan, run_phases
 from rec.data.ingest import changes
-from rec.data.ledger import Ledger
-from rec.data.log_rows import LogTask, micros
+from rec.data.ledger import Ledger, StageCounts
+from rec.data.log_rows import LATE, LogTask, micros
 from rec.data.logs import TASK_BYTES, Day, list_days, pack
 
 KIND = "behaviour"
@@ -87,7 +87,8 @@ def build_behaviour(
                 raise BehaviourError(f"{out_uri}: {reason}; pass --overwrite to begin anew")
             old = None
     plan = _plan(out_uri, config, cutoff, found, old)
-    if old is not None and plan.state.days == _state(old).days:
+    done = old is not None and plan.state.days == _state(old).days
+    if old is not None and done and not _late_items(old, cutoff, out_uri):
         return old
     ledger = _run(plan, progress)
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
@@ -131,8 +132,9 @@ def _refused(
     if micros(cutoff) != micros(state.cutoff):
         if micros(cutoff) < micros(state.cutoff):
             return f"published up to {state.cutoff.isoformat()}, later than the cut-off asked for"
-        stages = read_ledger(out_uri).stages.values()
-        if cut := sum(stage.dropped.get("after the cut-off", 0) for stage in stages):
+        stages = read_ledger(out_uri).stages.items()
+        of_days = [stage for name, stage in stages if name not in _WHOLE]
+        if cut := sum(stage.dropped.get(LATE, 0) for stage in of_days):
             return (
                 f"published up to {state.cutoff.isoformat()}, when {cut} rows of days that were "
                 "read were later; a later cut-off needs them"
@@ -147,6 +149,12 @@ def _refused(
             if day not in days and day < last:
                 return f"the {table} log has a new day {day}, earlier than {last}, which was read"
     return None
+
+
+def _late_items(old: Manifest, cutoff: datetime, out_uri: str) -> bool:
+    """Whether items were left out that a later cut-off may let in."""
+    items = read_ledger(out_uri).stages.get("read items", StageCounts())
+    return micros(cutoff) > micros(_state(old).cutoff) and LATE in items.dropped
 
 
 def _plan(

@@ -21,7 +21,8 @@ class BehaviourConfig(Config):
     interactions: LogFiles = LogFiles()
     searches: LogFiles | None = None
     comments: LogFiles | None = None
-    items: LogFiles | None = None  # for their tags, as they are now: read anew by every run
+    # for their tags, as they are now: read anew by every run; of items published by the cut-off
+    items: LogFiles | None = None
     filters: Filters = Filters()
     sequences: SequenceConfig = SequenceConfig()
     edges: EdgeConfig | None = None  # None: sequences only

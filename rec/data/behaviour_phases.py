@@ -75,10 +75,10 @@ def read(plan: Plan, index: int) -> Ledger:
     """One task's log files to buckets."""
     task, config = plan.tasks[index], plan.config
     problems = shard_file(plan.place, "problems", index)
-    if task.table == "items":
-        return scatter_items(task, plan.spill("read", index), problems, plan.num_buckets)
     cutoff = micros(plan.state.cutoff)
     rows = plan.spill("read", index)
+    if task.table == "items":
+        return scatter_items(task, rows, problems, plan.num_buckets, cutoff)
     return scatter(task, rows, problems, plan.num_buckets, config.filters, cutoff)
 
 

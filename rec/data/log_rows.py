@@ -47,6 +47,7 @@ USER_ROWS = pa.schema(
 )
 UNKNOWN, SHORT, LONG = 0, 1, 2
 DAY_MICROS = 86_400_000_000
+LATE = "after the cut-off"  # the ledger's reason
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -200,7 +201,7 @@ def _wanted(
 ) -> tuple[pa.Table, dict[str, int]]:
     """Rows as USER_ROWS, those dropped that their own columns tell against."""
     time = table.column("event_time").cast(pa.int64()).to_numpy()
-    tests: list[tuple[str, NDArray[np.bool_]]] = [("after the cut-off", time > cutoff)]
+    tests: list[tuple[str, NDArray[np.bool_]]] = [(LATE, time > cutoff)]
     if piece.day is not None:
         number = (piece.day - _EPOCH.date()).days
         tests.insert(0, ("of another day than its file", day_of(time, task.log) != number))

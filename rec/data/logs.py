@@ -34,7 +34,7 @@ LOG_TABLES: dict[str, pa.Schema] = {
     "interactions": _used(INTERACTIONS),
     "searches": _used(SEARCHES),
     "comments": _used(COMMENTS),
-    "items": pa.schema([ITEMS.field("item_id"), ITEMS.field("tags")]),
+    "items": pa.schema([ITEMS.field(name) for name in ("item_id", "tags", "published_at")]),
 }
 _ENDING = re.compile(r"\.(parquet|jsonl|ndjson|csv)(\.gz|\.bz2|\.zst)?$")
 

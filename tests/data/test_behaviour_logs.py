@@ -188,6 +188,23 @@ def test_a_tag_on_a_third_of_items_and_a_popular_item_are_cut_and_counted(tmp_pa
     assert likes == {f"u{n}" for n in range(60)}
 
 
+def test_items_published_after_the_cut_off_have_no_tags_yet(tmp_path: Path) -> None:
+    logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
+    write_log(logs, "interactions", 0, interactions([(0, 5, "u", "i0", 9000)], 0))
+    published = [None, START + timedelta(hours=1), START + timedelta(days=2)]
+    table = pa.table({"item_id": ["i0", "i1", "i2"], "tags": [["a"], ["b"], ["c"]]})
+    (tmp_path / "logs" / "items").mkdir()
+    times = pa.array(published, pa.timestamp("us", "UTC"))
+    pq.write_table(table.append_column("published_at", times), tmp_path / "logs/items/a.parquet")
+    settings = config(logs, items=LogFiles(path=join(logs, "items")))
+    build_behaviour(out, settings, START + timedelta(days=1))
+    assert {r["target_id"] for r in edges(out) if r["relation"] == "tagged"} == {"a", "b"}
+    assert read_ledger(out).stages["read items"].dropped == {"after the cut-off": 1}
+    build_behaviour(out, settings, LATE)  # no new day, but an item that is out by now
+    assert {r["target_id"] for r in edges(out) if r["relation"] == "tagged"} == {"a", "b", "c"}
+    assert read_ledger(out).stages["read items"].dropped == {}
+
+
 def test_on_s3_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
