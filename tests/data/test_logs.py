@@ -93,6 +93,34 @@ def test_json_ids_and_times_may_be_numbers(tmp_path: Path) -> None:
     assert good[0]["event_time"] == NOON
 
 
+def times_of(values: pa.Array, log: LogFiles) -> list[datetime | None]:
+    """The times that are made of a column's values, None where it is none."""
+    rows = len(values)
+    same = {name: pa.repeat(name[0], rows) for name in ("user_id", "item_id", "event")}
+    batch = Batch(pa.table({**same, "event_time": values}), np.arange(rows), [])
+    checked = conform(batch, SCHEMA, log, "here")
+    times = checked.table.column("event_time").to_pylist()
+    found = dict(zip(checked.rows.tolist(), times, strict=True))
+    return [found.get(row) for row in range(rows)]
+
+
+def test_times_may_be_finer_than_a_microsecond() -> None:
+    late = NOON.replace(microsecond=500_000)
+    seconds = LogFiles(time_unit="s")
+    number = 1767355200
+    assert times_of(pa.array([number + 0.5, float("nan"), 1e300]), seconds) == [late, None, None]
+    texts = pa.array([f"{number}.5", "1.7673552e9", f"{number}", "soon"])
+    assert times_of(texts, seconds) == [late, NOON, NOON, None]
+    assert times_of(pa.array([float(number * 1000 + 500)]), LogFiles(time_unit="ms")) == [late]
+    fine = [number * 10**9 + 500_000_001]
+    assert times_of(pa.array(fine), LogFiles(time_unit="ns")) == [late]
+    assert times_of(pa.array(fine, pa.timestamp("ns", "UTC")), LogFiles()) == [late]
+    assert times_of(pa.array(fine, pa.timestamp("ns")), LogFiles()) == [late]
+    written = ["2026-01-02T12:00:00.500000001Z", "2026-01-02 12:00:00.5", "2026-01-02"]
+    assert times_of(pa.array(written), LogFiles()) == [late, late, NOON.replace(hour=0)]
+    assert times_of(pa.array([NOON.date()]), LogFiles()) == [NOON.replace(hour=0)]
+
+
 def test_csv_rows_keep_their_numbers_past_ragged_ones(tmp_path: Path) -> None:
     head = "extra,event_time,user_id,item_id,event,dwell_ms"
     lines = [
