@@ -6,7 +6,8 @@
     <out>/<root>/nodes/shard-*.parquet        types and ids; graph.json numbers them
     <out>/<root>/graph/<edge>/shard-*.safetensors    rec.graphs.csr
     <out>/<root>/counts/shard-*.parquet       all edges uncut, for the days to come
-    <out>/<root>/problems/shard-*.parquet     the bad rows of the days added last: file, row, reason
+    <out>/<root>/problems/shard-*.parquet     the bad rows of all days so far: file, row, reason
+    <out>/<root>/item-problems/shard-*.parquet    those of the items as they are now
     <out>/<root>/ledger.json                  rows in, out and dropped, of all days so far
 
 Log files are read by tasks, which hash rows to buckets; then every bucket is a task
@@ -20,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -39,15 +40,15 @@ from rec.artifacts import (
 from rec.data.behaviour_config import MAX_BUCKETS, BehaviourConfig, State
 from rec.data.behaviour_phases import Plan, run_phases
 from rec.data.ingest import changes
-from rec.data.ledger import Ledger
-from rec.data.log_rows import LogTask, micros
-from rec.data.logs import TASK_BYTES, Day, list_days, pack
+from rec.data.ledger import Ledger, StageCounts
+from rec.data.log_rows import LATE, LogTask, day_start, micros
+from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, list_days, pack
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
 _BUCKET_BYTES, _BUCKET_BYTES_EDGES = 32 << 20, 8 << 20
 # these stages are of everything so far in every run; the others are of the days that it adds
-_WHOLE = ("read items", "item tags", "count edges", "edges")
+_WHOLE = ("read items", "items", "item tags", "count edges", "edges")
 
 
 class BehaviourError(ValueError):
@@ -69,12 +70,14 @@ def build_behaviour(
     Args:
         out_uri: the artifact's folder, local (shared by all nodes) or s3://.
         config: logs, filters and sizes.
-        cutoff: training ends here: later rows are dropped and counted. UTC without a zone.
+        cutoff: training ends here: later rows are dropped and counted. UTC without a zone. A day
+            that begins here or later is not read, so a cut-off at midnight can go on by the day.
         overwrite: begin anew instead of refusing where what is there cannot be extended.
         progress: called with the phase's name, and its finished and all tasks.
 
     Raises:
-        BehaviourError: what is published cannot be extended to this.
+        BehaviourError: what is published cannot be extended to this, or no day of interactions
+            begins before the cut-off.
         LogError: a log has no files, or its files' names do not fit.
         ShardError: a file cannot be read, or a column is absent; its own message.
     """
@@ -87,7 +90,9 @@ def build_behaviour(
                 raise BehaviourError(f"{out_uri}: {reason}; pass --overwrite to begin anew")
             old = None
     plan = _plan(out_uri, config, cutoff, found, old)
-    if old is not None and plan.state.days == _state(old).days:
+    done = old is not None and plan.state.days == _state(old).days
+    if old is not None and done and not _late_items(old, cutoff, out_uri):
+        _tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
         return old
     ledger = _run(plan, progress)
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
@@ -97,9 +102,12 @@ def build_behaviour(
         KIND,
         lineage={"previous": old.version} if old else {},
         config=_about(config),
-        metrics={"state": plan.state.model_dump(mode="json")},
+        metrics={
+            "state": plan.state.model_dump(mode="json"),
+            "extends": old.root if old else None,
+        },
     )
-    _tidy(out_uri, keep={manifest.root, *([old.root] if old else [])})
+    _tidy(out_uri, keep={manifest.root, manifest.metrics["extends"]})
     return manifest
 
 
@@ -131,8 +139,9 @@ def _refused(
     if micros(cutoff) != micros(state.cutoff):
         if micros(cutoff) < micros(state.cutoff):
             return f"published up to {state.cutoff.isoformat()}, later than the cut-off asked for"
-        stages = read_ledger(out_uri).stages.values()
-        if cut := sum(stage.dropped.get("after the cut-off", 0) for stage in stages):
+        stages = read_ledger(out_uri).stages.items()
+        of_days = [stage for name, stage in stages if name not in _WHOLE]
+        if cut := sum(stage.dropped.get(LATE, 0) for stage in of_days):
             return (
                 f"published up to {state.cutoff.isoformat()}, when {cut} rows of days that were "
                 "read were later; a later cut-off needs them"
@@ -140,13 +149,19 @@ def _refused(
     for table, days in state.days.items():
         if table == "items":
             continue
-        last = max(days)
+        last = max(days, default="")  # none where all began after the cut-off
         for day, files in found[table].items():
             if day in days and files.fingerprint != days[day]:
                 return f"the {table} log of {day} has other files than when it was read"
             if day not in days and day < last:
                 return f"the {table} log has a new day {day}, earlier than {last}, which was read"
     return None
+
+
+def _late_items(old: Manifest, cutoff: datetime, out_uri: str) -> bool:
+    """Whether items were left out that a later cut-off may let in."""
+    items = read_ledger(out_uri).stages.get("read items", StageCounts())
+    return micros(cutoff) > micros(_state(old).cutoff) and LATE in items.dropped
 
 
 def _plan(
@@ -162,16 +177,23 @@ def _plan(
     days: dict[str, dict[str, str]] = {}
     for table, log in config.logs().items():
         before = {} if table == "items" else done.get(table, {})
-        new = {day: files for day, files in found[table].items() if day not in before}
+        new = {
+            day: files
+            for day, files in found[table].items()
+            if day not in before and not _begins_late(day, log, cutoff)
+        }
         pieces = [piece for files in new.values() for piece in files.pieces]
         tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
-    size = sum(piece.num_bytes for task in tasks for piece in task.pieces)
-    each = _BUCKET_BYTES if config.edges is None else _BUCKET_BYTES_EDGES
-    num_buckets = config.num_buckets or min(MAX_BUCKETS, max(1, -(-size // each)))
-    new_state = State(
-        num_buckets=state.num_buckets if state else num_buckets, cutoff=cutoff, days=days
+    if not days["interactions"]:
+        raise BehaviourError(f"no day of interactions begins before {cutoff.isoformat()}")
+    of_users, of_items = (
+        sum(p.num_bytes for t in tasks for p in t.pieces if (t.table == "items") == items)
+        for items in (False, True)
     )
+    num_bytes = of_users + (state.num_bytes if state else 0)
+    num_buckets = _num_buckets(config, num_bytes + of_items, state)
+    new_state = State(num_buckets=num_buckets, num_bytes=num_bytes, cutoff=cutoff, days=days)
     contents = json.dumps(
         [
             _about(config),
@@ -186,9 +208,33 @@ def _plan(
         new_state,
         tuple(tasks),
         join(out_uri, old.root) if old else None,
+        state.num_buckets if state else num_buckets,
         join(out_uri, f"v-{digest}"),
         join(out_uri, f"work-{digest}"),
     )
+
+
+def _begins_late(day: str, log: LogFiles, cutoff: datetime) -> bool:
+    """Whether a day is left to the runs with a later cut-off."""
+    if day == ALL_DAYS:
+        return False
+    return day_start(date.fromisoformat(day), log) >= micros(cutoff)
+
+
+def _num_buckets(config: BehaviourConfig, num_bytes: int, state: State | None) -> int:
+    """As many as the logs need, or those of the published version times a power of two.
+
+    A bucket is a range of hashes, so twice as many split each in two, and what is published can
+    be read on: bucket b of twice as many is part of bucket b // 2.
+    """
+    if config.num_buckets is not None:
+        return config.num_buckets
+    each = _BUCKET_BYTES if config.edges is None else _BUCKET_BYTES_EDGES
+    needed = min(MAX_BUCKETS, max(1, -(-num_bytes // each)))
+    num = state.num_buckets if state else needed
+    while num < needed and 2 * num <= MAX_BUCKETS:
+        num *= 2
+    return num
 
 
 def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger:
@@ -201,7 +247,7 @@ def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger
     return before.merge(run_phases(plan, progress))
 
 
-def _tidy(out_uri: str, keep: set[str]) -> None:
+def _tidy(out_uri: str, keep: set[str | None]) -> None:
     """Delete work folders and all versions but the new one and the one that it extends."""
     files, path = filesystem(out_uri)
     for info in files.get_file_info(pafs.FileSelector(path)):

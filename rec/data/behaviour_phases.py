@@ -1,6 +1,7 @@
 """The phases in which behaviour is made: each a task a log file or a bucket, resumed by itself.
 
-    read        log files            -> rows by user; items by item
+    problems    yesterday's bad rows -> today's list of them
+    read        log files            -> rows by user; items by item; bad rows
     sequences   a bucket of users    -> sequences; counts of edges by edge
     counts      a bucket of edges    -> counts, added to yesterday's; the strongest by source;
                                         what users did by item
@@ -18,7 +19,7 @@ holds (a popular item's users, a common tag's items) is streamed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +35,13 @@ from rec.data.ingest import shard_file
 from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts, tags_by_item
 from rec.data.ledger import Ledger
 from rec.data.log_rows import USER_ROWS, LogTask, micros, scatter
-from rec.data.parquet import ParquetFile, read_or_empty, read_table
+from rec.data.parquet import ParquetFile, read_or_empty, read_table, stream_folder
 from rec.data.sequences import extend_sequences
 from rec.data.shuffle import BucketWriter, bucket_of, hash_strings, read_bucket, stream_bucket
 from rec.data.tasks import Summary, with_markers
 from rec.data.user_rows import UserRows, filter_rows, sort_rows
 from rec.schema import EDGES, SEQUENCES
+from rec.sources.base import PROBLEMS
 
 Hash = Callable[[pa.Table], NDArray[np.uint64]]
 GRAPH = "graph.json"
@@ -52,6 +54,7 @@ class Plan(NamedTuple):
     state: State  # when done
     tasks: tuple[LogTask, ...]
     old: str | None  # place of the version that is extended
+    old_buckets: int  # of it: num_buckets is a multiple
     place: str  # of the new one
     work: str
 
@@ -74,12 +77,20 @@ class Plan(NamedTuple):
 def read(plan: Plan, index: int) -> Ledger:
     """One task's log files to buckets."""
     task, config = plan.tasks[index], plan.config
-    problems = shard_file(plan.place, "problems", index)
-    if task.table == "items":
-        return scatter_items(task, plan.spill("read", index), problems, plan.num_buckets)
+    of_items = task.table == "items"
+    problems = shard_file(plan.place, "item-problems" if of_items else "problems", index + 1)
     cutoff = micros(plan.state.cutoff)
     rows = plan.spill("read", index)
+    if of_items:
+        return scatter_items(task, rows, problems, plan.num_buckets, cutoff)
     return scatter(task, rows, problems, plan.num_buckets, config.filters, cutoff)
+
+
+def keep_problems(plan: Plan, index: int) -> None:
+    """Yesterday's bad rows as shard 0 of the list, a batch at a time."""
+    with ParquetFile(shard_file(plan.place, "problems", index), PROBLEMS) as kept:
+        for batch in stream_folder(join(plan.old, "problems")) if plan.old else ():
+            kept.write(batch)
 
 
 def gather(plan: Plan, bucket: int) -> Ledger:
@@ -100,7 +111,7 @@ def gather(plan: Plan, bucket: int) -> Ledger:
 
 
 def _sequences(plan: Plan, bucket: int, kept: UserRows) -> Ledger:
-    old = _old(plan, "sequences", bucket, SEQUENCES)
+    old = _old(plan, "sequences", bucket, SEQUENCES, _hash_users)
     sequences, num_cut = extend_sequences(old, kept, plan.config.sequences)
     with ParquetFile(shard_file(plan.place, "sequences", bucket), SEQUENCES) as file:
         file.write(sequences)
@@ -110,7 +121,7 @@ def _sequences(plan: Plan, bucket: int, kept: UserRows) -> Ledger:
 
 def sum_edges(plan: Plan, bucket: int) -> Ledger:
     """Add the new days' counts to yesterday's."""
-    old = _old(plan, "counts", bucket, COUNTS)
+    old = _old(plan, "counts", bucket, COUNTS, ed.hash_edges)
     new = read_bucket(plan.spills("counted"), bucket, plan.num_buckets, COUNTS)
     counts = ed.sum_counts(pa.concat_tables([old, new]))
     with ParquetFile(shard_file(plan.place, "counts", bucket), COUNTS) as file:
@@ -207,6 +218,7 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
 
+    run("problems", 1, keep_problems)
     run("read", len(plan.tasks), read)
     run("sequences", plan.num_buckets, gather)
     if plan.config.edges is None:
@@ -247,18 +259,19 @@ def _finished(
 def _spill(
     plan: Plan, name: str, index: int, tables: Iterable[pa.Table], schema: pa.Schema, hashed: Hash
 ) -> None:
-    """Write rows to the buckets that they hash to, a table at a time."""
+    """Write rows to the buckets that they hash to."""
     with BucketWriter(plan.spill(name, index), schema, plan.num_buckets) as writer:
-        for table in _full(tables):
-            writer.write(table, bucket_of(hashed(table), plan.num_buckets))
-
-
-def _full(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    return (table for table in tables if table.num_rows)
+        for table in tables:
+            if table.num_rows:
+                writer.write(table, bucket_of(hashed(table), plan.num_buckets))
 
 
 def _hash_items(counts: pa.Table) -> NDArray[np.uint64]:
     return hash_strings(counts.column("target"))
+
+
+def _hash_users(sequences: pa.Table) -> NDArray[np.uint64]:
+    return hash_strings(sequences.column("user_id"))
 
 
 def _hash_ends(nodes: pa.Table) -> NDArray[np.uint64]:
@@ -270,8 +283,12 @@ def _first(plan: Plan) -> NDArray[np.int64]:
     return np.array(about["first"], np.int64)
 
 
-def _old(plan: Plan, table: str, bucket: int, schema: pa.Schema) -> pa.Table:
-    """What yesterday's version holds of the bucket."""
+def _old(plan: Plan, table: str, bucket: int, schema: pa.Schema, hashed: Hash) -> pa.Table:
+    """What yesterday's version holds of the bucket; where it had fewer, a part of one of them."""
     if plan.old is None:
         return schema.empty_table()
-    return read_or_empty(shard_file(plan.old, table, bucket), schema, schema.names)
+    splits = plan.num_buckets // plan.old_buckets
+    found = read_or_empty(shard_file(plan.old, table, bucket // splits), schema, schema.names)
+    if splits == 1 or not found.num_rows:
+        return found
+    return found.filter(pa.array(bucket_of(hashed(found), plan.num_buckets) == bucket))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from rec.data.edges import INTERACTED, PREFERS, TAGGED, counts_of, sum_counts
 from rec.data.ledger import Ledger
-from rec.data.log_rows import LogTask, checked_batches
+from rec.data.log_rows import LATE, LogTask, checked_batches
 from rec.data.parquet import ParquetFile
 from rec.data.shuffle import BucketWriter, bucket_of, codes, hash_strings
 from rec.features.tags import normalise
@@ -24,8 +24,14 @@ from rec.sources.base import PROBLEMS
 ITEM_TAGS = pa.schema([("item", pa.string()), ("tags", pa.list_(pa.string()))])
 
 
-def scatter_items(task: LogTask, rows_uri: str, problems_uri: str, num_buckets: int) -> Ledger:
-    """Write the items of the task's files to their buckets."""
+def scatter_items(
+    task: LogTask, rows_uri: str, problems_uri: str, num_buckets: int, cutoff: int
+) -> Ledger:
+    """Write the items of the task's files to their buckets.
+
+    An item published after the cut-off (microseconds since 1970) is dropped; of the others the tags
+    are those that the log has as of now, since when each was given is nowhere told.
+    """
     ledger = Ledger()
     with (
         ParquetFile(problems_uri, PROBLEMS) as problems,
@@ -33,10 +39,12 @@ def scatter_items(task: LogTask, rows_uri: str, problems_uri: str, num_buckets: 
     ):
         for _, checked in checked_batches(task, problems):
             read = checked.table.num_rows + checked.problems.num_rows
-            kept = checked.table.num_rows
-            ledger = ledger.record("read items", read, kept, checked.dropped)
-            if kept:
-                rows = checked.table.rename_columns(ITEM_TAGS.names)
+            published = checked.table.column("published_at").cast(pa.int64()).fill_null(cutoff)
+            known = checked.table.filter(pc.less_equal(published, cutoff))
+            dropped = {**checked.dropped, LATE: checked.table.num_rows - known.num_rows}
+            ledger = ledger.record("read items", read, known.num_rows, dropped)
+            if known.num_rows:
+                rows = known.select(["item_id", "tags"]).rename_columns(ITEM_TAGS.names)
                 writer.write(rows, bucket_of(hash_strings(rows.column("item")), num_buckets))
     return ledger
 
@@ -44,7 +52,7 @@ def scatter_items(task: LogTask, rows_uri: str, problems_uri: str, num_buckets: 
 def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
     """(item, tag) rows in order of item and of its tags, normalised, each tag once.
 
-    Of an item that is there more than once the last row counts.
+    Of an item that is there more than once the last row counts; the ledger has the others.
     """
     item, names = codes(items.column("item"))
     latest = np.full(len(names), -1)
@@ -63,7 +71,9 @@ def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
     kept = np.flatnonzero(first)
     rank = np.arange(len(kept)) - np.searchsorted(owner[kept], owner[kept])
     few = kept[rank < max_tags]
-    ledger = Ledger().record(
+    again = len(item) - len(names)
+    ledger = Ledger().record("items", len(item), len(names), {"given again later": again})
+    ledger = ledger.record(
         "item tags",
         len(known),
         len(few),

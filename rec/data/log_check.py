@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from rec.data.logs import LogFiles
 from rec.schema import TIMESTAMP, SchemaError
 from rec.sources.base import PROBLEMS
 
+_MICROS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # in one of each unit
 _ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
@@ -154,29 +156,42 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, log: LogFiles) -> pa.Chunk
         return column
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column = column.cast(pa.string())  # refuses what is not UTF-8
-    if kind != TIMESTAMP:
-        return column.cast(kind)
-    if pa.types.is_floating(column.type):
-        column = column.cast(pa.int64())
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.timestamp(log.time_unit, "UTC")).cast(kind)
+    return column.cast(kind) if kind != TIMESTAMP else _times(column, log)
+
+
+def _times(column: pa.ChunkedArray, log: LogFiles) -> pa.ChunkedArray:
+    """As TIMESTAMP; what is finer than a microsecond is cut off."""
+    numbers = pa.timestamp(log.time_unit, "UTC")
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        if log.time_unit and _digits(column):
-            return column.cast(pa.int64()).cast(pa.timestamp(log.time_unit, "UTC")).cast(kind)
-        try:
-            return column.cast(kind)
-        except pa.ArrowInvalid:  # without a zone: UTC
-            return column.cast(pa.timestamp("us")).cast(kind)
-    return column.cast(pa.timestamp("us")).cast(kind) if _naive(column.type) else column.cast(kind)
+        if _all_match(column, r"^-?\d+$"):  # as times in CSV files often are
+            return _micros(column.cast(pa.int64()).cast(numbers))
+        if not _all_match(column, r"^-?\d+(\.\d*)?([eE][+-]?\d+)?$"):
+            return _written(column)
+        column = column.cast(pa.float64())
+    if pa.types.is_floating(column.type):
+        # to the nearest: of seconds, a double holds no more than quarters of a microsecond
+        scaled = pc.round(pc.multiply(column.cast(pa.float64()), _MICROS[log.time_unit]))
+        return scaled.cast(pa.int64()).cast(TIMESTAMP)
+    if pa.types.is_integer(column.type):
+        return _micros(column.cast(numbers))
+    return _micros(column.cast(pa.timestamp("us")) if pa.types.is_date(column.type) else column)
 
 
-def _digits(column: pa.ChunkedArray) -> bool:
-    """Whether every value is a number written out, as times in CSV files often are."""
-    return pc.all(pc.match_substring_regex(column, r"^-?\d+$")).as_py() is not False
+def _written(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Dates and times as text; without a zone: UTC."""
+    for unit in ("us", "ns"):  # nanoseconds reach from 1677 to 2262 only
+        for zone in ("UTC", None):
+            with contextlib.suppress(pa.ArrowInvalid):
+                return _micros(column.cast(pa.timestamp(unit, zone)))
+    raise pa.ArrowInvalid("not a time")
 
 
-def _naive(kind: pa.DataType) -> bool:
-    return pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
+def _micros(times: pa.ChunkedArray) -> pa.ChunkedArray:
+    return times.cast(options=pc.CastOptions(TIMESTAMP, allow_time_truncate=True))
+
+
+def _all_match(column: pa.ChunkedArray, pattern: str) -> bool:
+    return pc.all(pc.match_substring_regex(column, pattern)).as_py() is not False
 
 
 def _list(place: str, rows: NDArray[np.int64], reason: str, values: pa.ChunkedArray) -> pa.Table:

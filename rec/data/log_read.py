@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
-from rec.data.logs import LogError, Piece
+from rec.data.logs import LogError, Piece, format_of
 
 BATCH_ROWS = 1 << 20
 _BLOCK_BYTES = 8 << 20
+_PARTS = 16  # of a block of JSON lines that does not parse at once
 
 
 class Batch(NamedTuple):
@@ -44,9 +45,10 @@ def read_batches(
         LogError: the file cannot be read to its end.
     """
     try:
-        if piece.path.endswith(".parquet"):
+        kind = format_of(piece.path)
+        if kind == "parquet":
             yield from _parquet(files, piece, columns)
-        elif ".csv" in piece.path.rsplit("/", 1)[-1]:
+        elif kind == "csv":
             yield from _csv(files, piece, columns)
         else:
             yield from _json_lines(files, piece, columns)
@@ -96,18 +98,17 @@ def _csv(files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]) 
         strings_can_be_null=True,
         null_values=[""],
     )
-    row, told = 1, 0
+    row = 1
     with files.open_input_stream(piece.path) as stream:
         for batch in pacsv.open_csv(stream, reading, parsing, converting):
-            lost = np.array(sorted(n for n in ragged if n >= row), np.int64)
-            rows = _skipping(row, batch.num_rows, lost)
+            rows = _skipping(row, batch.num_rows, np.array(sorted(ragged), np.int64))
             row = int(rows[-1]) + 1 if len(rows) else row
-            broken = [(n, ragged[n]) for n in list(ragged)[told:]]
-            told = len(ragged)
+            passed = [number for number in ragged if number < row]  # the reader may be ahead
+            broken = [(number, ragged.pop(number)) for number in passed]
             yield Batch(pa.Table.from_batches([batch]), rows, broken)
-    if len(ragged) > told:
+    if ragged:
         empty = pa.table({name: pa.array([], pa.binary()) for name in present})
-        yield Batch(empty, np.zeros(0, np.int64), [(n, ragged[n]) for n in list(ragged)[told:]])
+        yield Batch(empty, np.zeros(0, np.int64), list(ragged.items()))
 
 
 def _skipping(first: int, count: int, lost: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -119,81 +120,137 @@ def _skipping(first: int, count: int, lost: NDArray[np.int64]) -> NDArray[np.int
 def _json_lines(
     files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]
 ) -> Iterator[Batch]:
-    schema: pa.Schema | None = None
-    row, rest = 1, b""
+    row = 1
     with files.open_input_stream(piece.path) as stream:
-        while True:
-            block = stream.read(_BLOCK_BYTES)
-            data = rest + block
-            cut = data.rfind(b"\n") + 1 if block else len(data)
-            data, rest = data[:cut], data[cut:]
+        for data in _whole_lines(stream):
+            lines = io.BytesIO(data).readlines() if data else [b""]  # ends at "\n" alone
+            schema = _probe(lines, columns)
             if data:
-                schema = schema or _probe(data, columns)
-                batch, num_lines = _parse(data, schema, row)
-                row += num_lines
-                yield batch
-            if not block:
-                return
+                yield from _parse(lines, schema, row)
+            else:
+                reason = f"a line longer than {_BLOCK_BYTES >> 20} MB"
+                yield Batch(schema.empty_table(), np.zeros(0, np.int64), [(row, reason)])
+            row += len(lines)
 
 
-def _probe(data: bytes, columns: dict[str, pa.DataType]) -> pa.Schema:
+def _whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
+    """Lines, a block of them at a time; nothing in place of one that is longer than a block."""
+    rest, skipping = b"", False
+    while block := stream.read(_BLOCK_BYTES):
+        if skipping:
+            end = block.find(b"\n") + 1
+            skipping, block = not end, block[end:] if end else b""
+        data = rest + block
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            yield data[:cut]
+        rest = data[cut:]
+        if len(rest) > _BLOCK_BYTES:
+            yield b""
+            rest, skipping = b"", True
+    if rest:
+        yield rest
+
+
+def _probe(lines: list[bytes], columns: dict[str, pa.DataType]) -> pa.Schema:
     """Types to parse as: ids and times may be numbers or text, by the first line that tells."""
     sample: dict[str, object] = {}
-    for line in data.splitlines()[:1000]:
+    for line in lines[:100]:
         try:
             found = json.loads(line)
-        except ValueError:  # told as a broken row when it is parsed
+        except (ValueError, RecursionError):  # told as a broken row when it is parsed
             continue
         if isinstance(found, dict):
             sample = {**{k: v for k, v in found.items() if v is not None}, **sample}
     fields: list[pa.Field] = []
     for name, kind in columns.items():
         value = sample.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if pa.types.is_timestamp(kind) or pa.types.is_string(kind):
-            of_number = pa.int64() if isinstance(value, int) else pa.float64()
-            kind = of_number if number else pa.string()
+        time = pa.types.is_timestamp(kind)
+        if time or pa.types.is_string(kind):
+            kind = pa.string()
+            if isinstance(value, int) and not isinstance(value, bool):
+                kind = pa.int64()
+            elif isinstance(value, float) and time:  # an id keeps its text: 7.0 is not 7
+                kind = pa.float64()
         fields.append(pa.field(name, kind))
     return pa.schema(fields)
 
 
-def _parse(data: bytes, schema: pa.Schema, row: int) -> tuple[Batch, int]:
-    """Whole lines to a batch; where a part cannot be parsed, its halves are tried."""
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-    if not len(ends) or ends[-1] != len(data):
-        ends = np.append(ends, len(data))
-    bounds = np.concatenate([[0], ends])
-    tables: list[pa.Table] = [schema.empty_table()]
-    good: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+def _parse(lines: list[bytes], schema: pa.Schema, row: int) -> Iterator[Batch]:
+    """Whole lines, the first of them number `row`.
+
+    What does not parse as the schema's types, in all or in one of its parts, is parsed line by
+    line to text: a part costs that once, however many of its rows are to blame.
+    """
+    whole = _typed(lines, schema)
+    if whole is not None:
+        yield Batch(whole, np.arange(row, row + len(lines)), [])
+        return
+    step = -(-len(lines) // _PARTS)
+    for start in range(0, len(lines), step):
+        part = lines[start : start + step]
+        table = _typed(part, schema)
+        if table is not None:
+            yield Batch(table, np.arange(row + start, row + start + len(part)), [])
+        else:
+            yield _as_text(part, schema, row + start)
+
+
+def _typed(lines: list[bytes], schema: pa.Schema) -> pa.Table | None:
+    """A row a line, or None where one is not a row of these types."""
+    data = b"".join(lines)
+    try:
+        table = pajson.read_json(
+            io.BytesIO(data),
+            pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return table.select(schema.names) if table.num_rows == len(lines) else None
+
+
+def _as_text(lines: list[bytes], schema: pa.Schema, row: int) -> Batch:
+    """Rows with all values as text, as they are written; what they should be is decided elsewhere.
+
+    Blank lines are no rows.
+    """
+    values: dict[str, list[object]] = {name: [] for name in schema.names}
+    rows: list[int] = []
     broken: list[tuple[int, str]] = []
-    todo = [(0, len(ends))]
-    while todo:
-        low, high = todo.pop()
-        part = data[bounds[low] : bounds[high]]
-        reason = "not one JSON object"
+    for number, line in enumerate(lines, row):
+        if not line.strip():
+            continue
         try:
-            table = _objects(part, schema)
-            if table.num_rows == high - low:
-                tables.append(table)
-                good.append(np.arange(low, high))
-                continue
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-        if high - low > 1:
-            middle = (low + high) // 2
-            todo += [(middle, high), (low, middle)]
-        elif part.strip():
-            broken.append((row + low, reason))
-    rows = np.concatenate(good) + row
-    return Batch(pa.concat_tables(tables), rows, broken), len(ends)
+            found = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
+            if not isinstance(found, dict):
+                raise ValueError("a value of another kind")
+            texts = [_text(found.get(field.name), field) for field in schema]
+        except (ValueError, RecursionError) as error:
+            broken.append((number, f"not one JSON object ({error})"))
+            continue
+        rows.append(number)
+        for name, text in zip(schema.names, texts, strict=True):
+            values[name].append(text)
+    lists = {f.name: f.type if pa.types.is_list(f.type) else pa.string() for f in schema}
+    table = pa.table({name: pa.array(values[name], kind) for name, kind in lists.items()})
+    return Batch(table, np.array(rows, np.int64), broken)
 
 
-def _objects(data: bytes, schema: pa.Schema) -> pa.Table:
-    if not data.strip():
-        return schema.empty_table()
-    table = pajson.read_json(
-        io.BytesIO(data),
-        pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
-        pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-    )
-    return table.select(schema.names)
+def _text(value: object, field: pa.Field) -> object:
+    """A value as text, a list as one of texts.
+
+    Raises:
+        ValueError: it is a list or an object and should not be, or the other way round.
+    """
+    if value is None:
+        return None
+    if pa.types.is_list(field.type):
+        if isinstance(value, list):
+            return [_text(v, field.type.value_field) for v in value]
+        raise ValueError(f"{field.name}: not a list")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{field.name}: not a single value")

@@ -7,7 +7,7 @@ What can be decided of a row alone is decided here; what needs the user's other 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,14 @@ from rec.data.log_check import Checked, conform
 from rec.data.log_read import BATCH_ROWS, read_batches
 from rec.data.logs import LOG_TABLES, LogFiles, Piece
 from rec.data.parquet import ParquetFile
-from rec.data.shuffle import BucketWriter, bucket_of, hash_distinct, starts
+from rec.data.shuffle import (
+    BucketWriter,
+    bucket_of,
+    codes,
+    hash_distinct,
+    stable_order,
+    starts,
+)
 from rec.features.tags import normalise
 from rec.sources.base import PROBLEMS
 
@@ -40,6 +47,7 @@ USER_ROWS = pa.schema(
 )
 UNKNOWN, SHORT, LONG = 0, 1, 2
 DAY_MICROS = 86_400_000_000
+LATE = "after the cut-off"  # the ledger's reason
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -51,7 +59,8 @@ class Filters(Config):
     # a row of unknown dwell after which the user went on sooner than this is an immediate return;
     # 0 where times are coarse, or many ratings are given at once
     min_gap_ms: int = Field(default=0, ge=0)
-    max_events_a_day: int = Field(default=5000, ge=1)  # a user with more in a log's day is a bot
+    # a user with more in a log's day, those that are there twice counted once, is a bot
+    max_events_a_day: int = Field(default=5000, ge=1)
 
 
 class LogTask(NamedTuple):
@@ -68,9 +77,18 @@ def micros(time: datetime) -> int:
     return (aware - _EPOCH) // timedelta(microseconds=1)
 
 
+def day_start(day: date, log: LogFiles) -> int:
+    """Microseconds at which a day of the log begins."""
+    return (day - _EPOCH.date()).days * DAY_MICROS - _offset(log)
+
+
+def _offset(log: LogFiles) -> int:
+    return int(log.utc_offset_hours * 3_600_000_000)
+
+
 def day_of(times: NDArray[np.int64], log: LogFiles) -> NDArray[np.int64]:
     """(n,) days since 1970 by the clock that the log's days are by."""
-    return (times + int(log.utc_offset_hours * 3_600_000_000)) // DAY_MICROS
+    return (times + _offset(log)) // DAY_MICROS
 
 
 def checked_batches(task: LogTask, problems: ParquetFile) -> Iterator[tuple[Piece, Checked]]:
@@ -102,6 +120,7 @@ def scatter(
     """
     ledger = Ledger()
     held: list[pa.Table] = []
+    num_held = 0
     with (
         ParquetFile(problems_uri, PROBLEMS) as problems,
         BucketWriter(rows_uri, USER_ROWS, num_buckets) as writer,
@@ -113,41 +132,78 @@ def scatter(
                 f"read {task.table}", read, rows.num_rows, {**checked.dropped, **dropped}
             )
             held.append(rows)
-            if sum(table.num_rows for table in held) >= BATCH_ROWS:
+            num_held += rows.num_rows
+            if num_held >= BATCH_ROWS:
                 ledger = ledger.merge(_write(held, writer, task, filters))
-                held = []
+                held, num_held = [], 0
         return ledger.merge(_write(held, writer, task, filters))
 
 
 def _write(held: list[pa.Table], writer: BucketWriter, task: LogTask, filters: Filters) -> Ledger:
-    """One round of the rows held; of a user's day that is a bot's by itself, enough to tell so."""
+    """One round of the rows held; of a user with very many, what tells a bot or is not told."""
     ledger = Ledger()
     if not held or not sum(table.num_rows for table in held):
         return ledger
     table = pa.concat_tables(held).combine_chunks()
     users = table.column("user").combine_chunks().dictionary_encode()
     user = users.indices.to_numpy().astype(np.int64)
-    excess = _excess(user, day_of(table.column("time").to_numpy(), task.log), filters)
+    again, excess = _excess(user, table, task.log, filters)
     bucket = bucket_of(hash_distinct(users.dictionary), writer.num_buckets)[user]
-    if count := int(excess.sum()):
-        ledger = ledger.record(f"filter {task.table}", count, 0, {"bot": count})
-        table, bucket = table.filter(pa.array(~excess)), bucket[~excess]
+    if count := len(again) + len(excess):
+        dropped = {"duplicate": len(again), "bot": len(excess)}
+        ledger = ledger.record(f"filter {task.table}", count, 0, dropped)
+        keep = np.ones(len(user), bool)
+        keep[again] = keep[excess] = False
+        table, bucket = table.filter(pa.array(keep)), bucket[keep]
     writer.write(table, bucket)
     return ledger
 
 
-def _excess(user: NDArray[np.int64], day: NDArray[np.int64], filters: Filters) -> NDArray[np.bool_]:
-    """Rows of a user's day past the first max_events_a_day + 1: they are a bot's whatever follows.
+def _excess(
+    user: NDArray[np.int64], table: pa.Table, log: LogFiles, filters: Filters
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of users with many rows, those that are there twice, and those of a day past the first
+    max_events_a_day + 1 that differ: they are a bot's whatever follows.
 
     So a user with a million events a day costs the reader of a bucket a few thousand a round.
     """
-    mask = np.zeros(len(user), bool)
     limit = filters.max_events_a_day + 1
     heavy = np.flatnonzero((np.bincount(user) > limit)[user])
-    if len(heavy):
-        order = heavy[np.lexsort((heavy, day[heavy], user[heavy]))]
-        runs = starts(user[order], day[order])
-        mask[order] = np.arange(len(order)) - np.repeat(runs[:-1], np.diff(runs)) >= limit
+    time = table.column("time").to_numpy()
+    order = heavy[stable_order(user[heavy], time[heavy])]
+    twice = repeated(table, order, user[order], time[order])
+    first = order[~twice]
+    runs = starts(user[first], day_of(time[first], log))
+    rank = np.arange(len(first)) - np.repeat(runs[:-1], np.diff(runs))
+    return order[twice], first[rank >= limit]
+
+
+def repeated(
+    table: pa.Table, order: NDArray[np.int64], user: NDArray[np.int64], time: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(n,) rows that equal an earlier one; only rows of equal user and time are looked at.
+
+    Args:
+        table: USER_ROWS.
+        order: (n,) rows of the table by user, then time, then place.
+        user: (n,) codes of their users.
+        time: (n,) their times.
+    """
+    mask = np.zeros(len(order), bool)
+    sizes = np.diff(starts(user, time))
+    tied = np.flatnonzero(np.repeat(sizes > 1, sizes))
+    if not len(tied):
+        return mask
+    part = table.take(pa.array(order[tied]))
+    run = np.repeat(np.arange(len(sizes)), sizes)[tied]
+    item, _ = codes(part.column("item"))
+    query, _ = codes(part.column("query").fill_null(""))
+    event = part.column("event").to_numpy().astype(np.int64)
+    ranked = np.lexsort((tied, query, event, item, run))
+    keys = [key[ranked] for key in (run, item, event, query)]
+    first = np.zeros(len(tied), bool)
+    first[starts(*keys)[:-1]] = True
+    mask[tied[ranked[~first]]] = True
     return mask
 
 
@@ -156,7 +212,7 @@ def _wanted(
 ) -> tuple[pa.Table, dict[str, int]]:
     """Rows as USER_ROWS, those dropped that their own columns tell against."""
     time = table.column("event_time").cast(pa.int64()).to_numpy()
-    tests: list[tuple[str, NDArray[np.bool_]]] = [("after the cut-off", time > cutoff)]
+    tests: list[tuple[str, NDArray[np.bool_]]] = [(LATE, time > cutoff)]
     if piece.day is not None:
         number = (piece.day - _EPOCH.date()).days
         tests.insert(0, ("of another day than its file", day_of(time, task.log) != number))

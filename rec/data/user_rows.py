@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rec.data.log_rows import SHORT, UNKNOWN, Filters, day_of
+from rec.data.log_rows import SHORT, UNKNOWN, Filters, day_of, repeated
 from rec.data.logs import LogFiles
 from rec.data.shuffle import codes, stable_order, starts
 
@@ -49,8 +49,10 @@ def sort_rows(table: pa.Table) -> UserRows:
 def filter_rows(rows: UserRows, filters: Filters, log: LogFiles) -> tuple[UserRows, dict[str, int]]:
     """Rows that tell something, and how many were dropped, by reason.
 
-    A bot's day goes first, by all its rows; then rows that are there twice (same user, item,
-    query, event and time; the first stays), then those with a short dwell, then immediate returns.
+    Rows that are there twice go first (same user, item, query, event and time; the first stays),
+    so that a file delivered again makes nobody a bot; then all rows of a bot's day, then those with
+    a short dwell, then immediate returns.
+    Nothing is told by another day's rows, which may not have come yet.
     """
     dropped: dict[str, int] = {}
 
@@ -59,36 +61,15 @@ def filter_rows(rows: UserRows, filters: Filters, log: LogFiles) -> tuple[UserRo
         dropped[reason] = int(mask.sum())
         rows = rows.where(~mask)
 
-    days = starts(rows.user, day_of(rows.time, log))
-    sizes = np.diff(days)
+    drop("duplicate", repeated(rows.table, rows.order, rows.user, rows.time))
+    sizes = np.diff(starts(rows.user, day_of(rows.time, log)))
     drop("bot", np.repeat(sizes > filters.max_events_a_day, sizes))
-    drop("duplicate", _repeated(rows))
     dwell = rows.table.column("dwell").to_numpy()
     drop("short dwell", dwell[rows.order] == SHORT)
     if filters.min_gap_ms:
         left = np.zeros(len(rows), bool)
-        same = rows.user[1:] == rows.user[:-1]
+        day = day_of(rows.time, log)
+        same = (rows.user[1:] == rows.user[:-1]) & (day[1:] == day[:-1])
         left[:-1] = same & (np.diff(rows.time) < filters.min_gap_ms * 1000)
         drop("immediate return", left & (dwell[rows.order] == UNKNOWN))
     return rows, dropped
-
-
-def _repeated(rows: UserRows) -> NDArray[np.bool_]:
-    """(n,) rows that equal an earlier one; only rows of equal user and time are looked at."""
-    mask = np.zeros(len(rows), bool)
-    runs = starts(rows.user, rows.time)
-    sizes = np.diff(runs)
-    tied = np.flatnonzero(np.repeat(sizes > 1, sizes))
-    if not len(tied):
-        return mask
-    part = rows.table.take(pa.array(rows.order[tied]))
-    run = np.repeat(np.arange(len(sizes)), sizes)[tied]
-    item, _ = codes(part.column("item"))
-    query, _ = codes(part.column("query").fill_null(""))
-    event = part.column("event").to_numpy().astype(np.int64)
-    order = np.lexsort((tied, query, event, item, run))
-    keys = [key[order] for key in (run, item, event, query)]
-    first = np.zeros(len(tied), bool)
-    first[starts(*keys)[:-1]] = True
-    mask[tied[order[~first]]] = True
-    return mask

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import time
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -36,12 +39,18 @@ GOOD = {
 
 def read(path: Path, log: LogFiles | None = None) -> tuple[list[dict], list[tuple[int, str]]]:
     """All good rows of a file, and the number and reason of all bad ones."""
+    return read_as(path, SCHEMA, log)
+
+
+def read_as(
+    path: Path, schema: pa.Schema, log: LogFiles | None = None
+) -> tuple[list[dict], list[tuple[int, str]]]:
     log = log or LogFiles()
-    columns = {log.columns.get(name, name): kind for name, kind in WANTED.items()}
+    columns = {log.columns.get(field.name, field.name): field.type for field in schema}
     good: list[dict] = []
     bad: list[tuple[int, str]] = []
     for batch in read_batches(pafs.LocalFileSystem(), Piece(str(path), None, 1), columns):
-        checked = conform(batch, SCHEMA, log, "here")
+        checked = conform(batch, schema, log, "here")
         good += checked.table.to_pylist()
         bad += [(row["row"], row["reason"]) for row in checked.problems.to_pylist()]
         assert sum(checked.dropped.values()) == checked.problems.num_rows
@@ -74,12 +83,19 @@ def test_json_lines_with_every_kind_of_bad_row(tmp_path: Path) -> None:
     assert good[0]["event_time"] == NOON
     assert [number for number, _ in bad] == [2, 3, 4, 6, 7, 8, 9]
     reasons = [reason for _, reason in bad]
-    assert "JSON" in reasons[0]
+    assert reasons[0].startswith("not one JSON object (Expecting ':' delimiter")
     assert reasons[1] == "user_id: empty, found "
     assert reasons[2] == "item_id: empty, found nothing"
+    assert reasons[3] == "dwell_ms: not a whole number, found long"
     assert reasons[4] == "event_time: not a time, found yesterday"
     assert reasons[5] == "dwell_ms: negative, found -1"
-    assert reasons[6] == "not one JSON object"
+    assert reasons[6].startswith("not one JSON object (Extra data")
+
+
+def test_the_last_ending_tells_the_format(tmp_path: Path) -> None:
+    good, bad = read(write_lines(tmp_path / "a.csv.jsonl", [json.dumps(GOOD)]))
+    assert len(good) == 1
+    assert not bad
 
 
 def test_json_ids_and_times_may_be_numbers(tmp_path: Path) -> None:
@@ -91,6 +107,122 @@ def test_json_ids_and_times_may_be_numbers(tmp_path: Path) -> None:
     assert not bad
     assert [r["user_id"] for r in good] == ["7", "7"]
     assert good[0]["event_time"] == NOON
+
+
+def test_json_values_may_be_numbers_in_one_line_and_text_in_another(tmp_path: Path) -> None:
+    rows = [
+        {**GOOD, "user_id": 7, "item_id": 9007199254740993},
+        {**GOOD, "user_id": "u8", "dwell_ms": "10", "event_time": 1767355200000000},
+        {**GOOD, "user_id": 7.5, "event_time": 1767355200000000.0},
+        {**GOOD, "user_id": ["u9"]},
+        {**GOOD, "user_id": True, "value": 2, "dwell_ms": 1.5},
+    ]
+    good, bad = read(write_lines(tmp_path / "a.jsonl", [json.dumps(row) for row in rows]))
+    assert [row["user_id"] for row in good] == ["7", "u8", "7.5"]
+    assert good[0]["item_id"] == "9007199254740993"
+    assert {(row["dwell_ms"], row["event_time"]) for row in good} == {(10, NOON)}
+    assert bad == [
+        (4, "not one JSON object (user_id: not a single value)"),
+        (5, "dwell_ms: not a whole number, found 1.5"),
+    ]
+
+
+def test_json_flags_may_be_numbers_and_tags_numbers(tmp_path: Path) -> None:
+    row = {"user_id": "u", "query": "q", "item_id": "i", "event_time": "2026-01-02"}
+    lines = [json.dumps({**row, "clicked": flag}) for flag in (True, 1, 0, "false", "perhaps")]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    schema = LOG_TABLES["searches"]
+    found, problems = read_as(path, schema)
+    assert [r["clicked"] for r in found] == [True, True, False, False]
+    assert problems == [(5, "clicked: not true or false, found perhaps")]
+    lines = [json.dumps({"item_id": n, "tags": tags}) for n, tags in enumerate([["a"], [1], "b"])]
+    found, problems = read_as(write_lines(path, lines), LOG_TABLES["items"])
+    assert [r["tags"] for r in found] == [["a"], ["1"]]
+    assert problems == [(3, "not one JSON object (tags: not a list)")]
+
+
+def test_a_json_file_full_of_bad_rows_costs_two_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [json.dumps(GOOD), "{"] * 2000)
+    calls: list[int] = []
+    whole = log_read.pajson.read_json
+
+    def counted(data: io.BytesIO, *options: object) -> pa.Table:
+        calls.append(len(data.getvalue()))
+        return whole(data, *options)
+
+    monkeypatch.setattr(log_read.pajson, "read_json", counted)
+    good, bad = read(path)
+    assert len(good) == len(bad) == 2000
+    assert sum(calls) <= 2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+def test_a_json_line_without_end_is_one_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 200)
+    held: list[int] = []
+    parse = log_read._parse
+
+    def measured(lines: list[bytes], schema: pa.Schema, row: int) -> Iterator[Batch]:
+        held.append(sum(map(len, lines)))
+        return parse(lines, schema, row)
+
+    monkeypatch.setattr(log_read, "_parse", measured)
+    long = json.dumps({**GOOD, "user_id": "u" * 2000})
+    good = json.dumps(GOOD)
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{good}\n{long}\n{good}\n{long}{ending}")
+    found, bad = read(path)
+    assert len(found) == 2
+    assert bad == [(2, "a line longer than 0 MB"), (4, "a line longer than 0 MB")]
+    assert max(held) <= 400
+
+
+def test_many_ragged_rows_are_told_once_and_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 256)
+    num_rows = 40_000  # in some thousand blocks; all told ones looked through again: 20 s
+    path = write_lines(tmp_path / "a.csv", ["user_id,item_id", *["u,i", "u"] * num_rows])
+    started = time.process_time()
+    piece = Piece(str(path), None, 1)
+    columns = {name: pa.string() for name in ("user_id", "item_id")}
+    broken: list[int] = []
+    for batch in read_batches(pafs.LocalFileSystem(), piece, columns):
+        broken += [number for number, _ in batch.broken]
+    assert broken == list(range(2, 2 * num_rows + 1, 2))
+    assert time.process_time() - started < 5
+
+
+def times_of(values: pa.Array, log: LogFiles) -> list[datetime | None]:
+    """The times that are made of a column's values, None where it is none."""
+    rows = len(values)
+    same = {name: pa.repeat(name[0], rows) for name in ("user_id", "item_id", "event")}
+    batch = Batch(pa.table({**same, "event_time": values}), np.arange(rows), [])
+    checked = conform(batch, SCHEMA, log, "here")
+    times = checked.table.column("event_time").to_pylist()
+    found = dict(zip(checked.rows.tolist(), times, strict=True))
+    return [found.get(row) for row in range(rows)]
+
+
+def test_times_may_be_finer_than_a_microsecond() -> None:
+    late = NOON.replace(microsecond=500_000)
+    seconds = LogFiles(time_unit="s")
+    number = 1767355200
+    assert times_of(pa.array([number + 0.5, float("nan"), 1e300]), seconds) == [late, None, None]
+    texts = pa.array([f"{number}.5", "1.7673552e9", f"{number}", "soon"])
+    assert times_of(texts, seconds) == [late, NOON, NOON, None]
+    assert times_of(pa.array([float(number * 1000 + 500)]), LogFiles(time_unit="ms")) == [late]
+    fine = [number * 10**9 + 500_000_001]
+    assert times_of(pa.array(fine), LogFiles(time_unit="ns")) == [late]
+    assert times_of(pa.array(fine, pa.timestamp("ns", "UTC")), LogFiles()) == [late]
+    assert times_of(pa.array(fine, pa.timestamp("ns")), LogFiles()) == [late]
+    written = ["2026-01-02T12:00:00.500000001Z", "2026-01-02 12:00:00.5", "2026-01-02"]
+    assert times_of(pa.array(written), LogFiles()) == [late, late, NOON.replace(hour=0)]
+    assert times_of(pa.array([NOON.date()]), LogFiles()) == [NOON.replace(hour=0)]
 
 
 def test_csv_rows_keep_their_numbers_past_ragged_ones(tmp_path: Path) -> None:
@@ -236,8 +368,10 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         list_days(LogFiles(path=str(tmp_path), day=r"(\d+-\d+-\d+)"))
     with pytest.raises(LogError, match="no day in this name"):
         list_days(LogFiles(path=str(tmp_path), day=r"day=(.*)"))
-    (tmp_path / "log.txt").write_text("x")
-    with pytest.raises(LogError, match=r"log\.txt.*\.parquet"):
-        list_days(LogFiles(path=str(tmp_path)))
+    for name in ("log.txt", "log.parquet.gz"):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(LogError, match=rf"{name}: expected a name that ends in \.parquet"):
+            list_days(LogFiles(path=str(tmp_path)))
+        (tmp_path / name).unlink()
     with pytest.raises(ValidationError, match="one group"):
         LogFiles(day="(a)(b)")

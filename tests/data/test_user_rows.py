@@ -57,28 +57,29 @@ def numbers(rows: UserRows) -> list[int]:
 def plain_filter(rows: list[Row], limit: int, gap: int) -> tuple[list[int], dict[str, int]]:
     """The same by loops: positions of rows in the order of user, time and place."""
     order = sorted(range(len(rows)), key=lambda i: (rows[i][0], rows[i][2], i))
-    days: dict[tuple[str, int], int] = defaultdict(int)
-    for user, _, time, _, _ in rows:
-        days[user, time // DAY] += 1
+    days: dict[tuple[str, int], set[tuple[str, int, int]]] = defaultdict(set)
+    for user, item, time, event, _ in rows:
+        days[user, time // DAY].add((item, time, event))
     dropped = dict.fromkeys(["bot", "duplicate", "short dwell", "immediate return"], 0)
     seen: set[tuple[str, str, int, int]] = set()
     kept: list[int] = []
     for i in order:
         user, item, time, event, dwell = rows[i]
-        if days[user, time // DAY] > limit:
-            dropped["bot"] += 1
-        elif (user, item, time, event) in seen:
+        again = (user, item, time, event) in seen
+        seen.add((user, item, time, event))
+        if again:
             dropped["duplicate"] += 1
+        elif len(days[user, time // DAY]) > limit:
+            dropped["bot"] += 1
         elif dwell == SHORT:
             dropped["short dwell"] += 1
-            seen.add((user, item, time, event))
         else:
-            seen.add((user, item, time, event))
             kept.append(i)
     stayed = []
     for place, i in enumerate(kept):
         after = kept[place + 1] if place + 1 < len(kept) else None
         same = after is not None and rows[after][0] == rows[i][0]
+        same = same and rows[after or 0][2] // DAY == rows[i][2] // DAY
         soon = same and rows[after or 0][2] - rows[i][2] < gap * 1000
         if soon and rows[i][4] == UNKNOWN:
             dropped["immediate return"] += 1
@@ -181,6 +182,17 @@ def test_a_bot_s_million_rows_are_cut_on_the_way_and_all_counted(tmp_path: Path)
     kept, dropped = filter_rows(sort_rows(pa.Table.from_pylist(rows, USER_ROWS)), filters, LOG)
     assert len(kept) == 5
     assert dropped["bot"] + stages["filter interactions"]["dropped"]["bot"] == 200
+
+
+def test_who_is_delivered_three_times_is_no_bot(tmp_path: Path) -> None:
+    times = [2 * DAY + i for i in range(8)] * 3
+    piece = write_log(tmp_path / "a.parquet", ["human"] * 24, times)
+    filters = Filters(max_events_a_day=10)
+    rows, stages = scattered(tmp_path, piece, filters, 9 * DAY)
+    assert [row["time"] for row in rows] == times[:8]
+    assert stages["filter interactions"]["dropped"] == {"duplicate": 16}
+    kept, _ = filter_rows(sort_rows(pa.Table.from_pylist(rows * 2, USER_ROWS)), filters, LOG)
+    assert len(kept) == 8
 
 
 def test_searches_keep_clicks_that_stayed(tmp_path: Path) -> None:
