@@ -97,18 +97,17 @@ def _csv(files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]) 
         strings_can_be_null=True,
         null_values=[""],
     )
-    row, told = 1, 0
+    row = 1
     with files.open_input_stream(piece.path) as stream:
         for batch in pacsv.open_csv(stream, reading, parsing, converting):
-            lost = np.array(sorted(n for n in ragged if n >= row), np.int64)
-            rows = _skipping(row, batch.num_rows, lost)
+            rows = _skipping(row, batch.num_rows, np.array(sorted(ragged), np.int64))
             row = int(rows[-1]) + 1 if len(rows) else row
-            broken = [(n, ragged[n]) for n in list(ragged)[told:]]
-            told = len(ragged)
+            passed = [number for number in ragged if number < row]  # the reader may be ahead
+            broken = [(number, ragged.pop(number)) for number in passed]
             yield Batch(pa.Table.from_batches([batch]), rows, broken)
-    if len(ragged) > told:
+    if ragged:
         empty = pa.table({name: pa.array([], pa.binary()) for name in present})
-        yield Batch(empty, np.zeros(0, np.int64), [(n, ragged[n]) for n in list(ragged)[told:]])
+        yield Batch(empty, np.zeros(0, np.int64), list(ragged.items()))
 
 
 def _skipping(first: int, count: int, lost: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -120,19 +119,36 @@ def _skipping(first: int, count: int, lost: NDArray[np.int64]) -> NDArray[np.int
 def _json_lines(
     files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]
 ) -> Iterator[Batch]:
-    row, rest = 1, b""
+    row = 1
     with files.open_input_stream(piece.path) as stream:
-        while True:
-            block = stream.read(_BLOCK_BYTES)
-            data = rest + block
-            cut = data.rfind(b"\n") + 1 if block else len(data)
-            data, rest = data[:cut], data[cut:]
+        for data in _whole_lines(stream):
+            lines = io.BytesIO(data).readlines() if data else [b""]  # ends at "\n" alone
+            schema = _probe(lines, columns)
             if data:
-                lines = io.BytesIO(data).readlines()  # ends at "\n" alone
-                yield from _parse(lines, _probe(lines, columns), row)
-                row += len(lines)
-            if not block:
-                return
+                yield from _parse(lines, schema, row)
+            else:
+                reason = f"a line longer than {_BLOCK_BYTES >> 20} MB"
+                yield Batch(schema.empty_table(), np.zeros(0, np.int64), [(row, reason)])
+            row += len(lines)
+
+
+def _whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
+    """Lines, a block of them at a time; nothing in place of one that is longer than a block."""
+    rest, skipping = b"", False
+    while block := stream.read(_BLOCK_BYTES):
+        if skipping:
+            end = block.find(b"\n") + 1
+            skipping, block = not end, block[end:] if end else b""
+        data = rest + block
+        cut = data.rfind(b"\n") + 1
+        if cut:
+            yield data[:cut]
+        rest = data[cut:]
+        if len(rest) > _BLOCK_BYTES:
+            yield b""
+            rest, skipping = b"", True
+    if rest:
+        yield rest
 
 
 def _probe(lines: list[bytes], columns: dict[str, pa.DataType]) -> pa.Schema:

@@ -111,6 +111,7 @@ def scatter(
     """
     ledger = Ledger()
     held: list[pa.Table] = []
+    num_held = 0
     with (
         ParquetFile(problems_uri, PROBLEMS) as problems,
         BucketWriter(rows_uri, USER_ROWS, num_buckets) as writer,
@@ -122,9 +123,10 @@ def scatter(
                 f"read {task.table}", read, rows.num_rows, {**checked.dropped, **dropped}
             )
             held.append(rows)
-            if sum(table.num_rows for table in held) >= BATCH_ROWS:
+            num_held += rows.num_rows
+            if num_held >= BATCH_ROWS:
                 ledger = ledger.merge(_write(held, writer, task, filters))
-                held = []
+                held, num_held = [], 0
         return ledger.merge(_write(held, writer, task, filters))
 
 

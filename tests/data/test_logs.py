@@ -3,6 +3,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import time
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -148,6 +150,45 @@ def test_a_json_file_full_of_bad_rows_costs_two_readings(
     good, bad = read(path)
     assert len(good) == len(bad) == 2000
     assert sum(calls) <= 2 * path.stat().st_size
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+def test_a_json_line_without_end_is_one_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 200)
+    held: list[int] = []
+    parse = log_read._parse
+
+    def measured(lines: list[bytes], schema: pa.Schema, row: int) -> Iterator[Batch]:
+        held.append(sum(map(len, lines)))
+        return parse(lines, schema, row)
+
+    monkeypatch.setattr(log_read, "_parse", measured)
+    long = json.dumps({**GOOD, "user_id": "u" * 2000})
+    good = json.dumps(GOOD)
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{good}\n{long}\n{good}\n{long}{ending}")
+    found, bad = read(path)
+    assert len(found) == 2
+    assert bad == [(2, "a line longer than 0 MB"), (4, "a line longer than 0 MB")]
+    assert max(held) <= 400
+
+
+def test_many_ragged_rows_are_told_once_and_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 256)
+    num_rows = 40_000  # in some thousand blocks; all told ones looked through again: 20 s
+    path = write_lines(tmp_path / "a.csv", ["user_id,item_id", *["u,i", "u"] * num_rows])
+    started = time.process_time()
+    piece = Piece(str(path), None, 1)
+    columns = {name: pa.string() for name in ("user_id", "item_id")}
+    broken: list[int] = []
+    for batch in read_batches(pafs.LocalFileSystem(), piece, columns):
+        broken += [number for number, _ in batch.broken]
+    assert broken == list(range(2, 2 * num_rows + 1, 2))
+    assert time.process_time() - started < 5
 
 
 def times_of(values: pa.Array, log: LogFiles) -> list[datetime | None]:
