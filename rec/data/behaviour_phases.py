@@ -18,7 +18,7 @@ holds (a popular item's users, a common tag's items) is streamed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -247,14 +247,11 @@ def _finished(
 def _spill(
     plan: Plan, name: str, index: int, tables: Iterable[pa.Table], schema: pa.Schema, hashed: Hash
 ) -> None:
-    """Write rows to the buckets that they hash to, a table at a time."""
+    """Write rows to the buckets that they hash to."""
     with BucketWriter(plan.spill(name, index), schema, plan.num_buckets) as writer:
-        for table in _full(tables):
-            writer.write(table, bucket_of(hashed(table), plan.num_buckets))
-
-
-def _full(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    return (table for table in tables if table.num_rows)
+        for table in tables:
+            if table.num_rows:
+                writer.write(table, bucket_of(hashed(table), plan.num_buckets))
 
 
 def _hash_items(counts: pa.Table) -> NDArray[np.uint64]:

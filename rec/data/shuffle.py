@@ -23,6 +23,7 @@ from pyarrow import fs as pafs
 from rec.artifacts import filesystem
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+_ROUND_ROWS, _ROUND_BYTES = 1 << 19, 64 << 20  # that are held before they are written
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -92,21 +93,36 @@ class BucketWriter:
         self._schema, self.num_buckets = schema, num_buckets
         self._stream = self._files.open_output_stream(self._aside)
         self._writer = pa.ipc.new_file(self._stream, schema, options=_OPTIONS)
-        self.num_rows = 0
+        self._held: list[tuple[pa.Table, NDArray[np.uint16]]] = []
+        self._held_rows = self._held_bytes = 0
 
     def write(self, table: pa.Table, bucket: NDArray[np.uint16]) -> None:
-        """Add rows, each to its bucket, in their order; a round of one batch a bucket."""
+        """Add rows, each to its bucket, in their order.
+
+        Written in rounds of one batch a bucket, so that many small tables make no more batches
+        than a large one.
+        """
+        if not table.num_rows:
+            return
+        self._held.append((table, bucket))
+        self._held_rows += table.num_rows
+        self._held_bytes += table.nbytes
+        if self._held_rows >= _ROUND_ROWS or self._held_bytes >= _ROUND_BYTES:
+            self._write_round()
+
+    def _write_round(self) -> None:
+        if not self._held_rows:
+            return
+        bucket = np.concatenate([bucket for _, bucket in self._held])
+        table = pa.concat_tables([table.cast(self._schema) for table, _ in self._held])
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
         order = np.argsort(bucket, kind="stable")  # a radix sort, for 16 bits
-        counts = np.bincount(bucket, minlength=self.num_buckets)
-        (rows,) = table.combine_chunks().to_batches() or [
-            pa.RecordBatch.from_pylist([], table.schema)
-        ]
-        rows = rows.take(pa.array(order)).cast(self._schema)
+        (rows,) = table.combine_chunks().to_batches()
+        rows = rows.take(pa.array(order))
         start = 0
-        for count in counts.tolist():
+        for count in np.bincount(bucket, minlength=self.num_buckets).tolist():
             self._writer.write_batch(rows.slice(start, count))
             start += count
-        self.num_rows += table.num_rows
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +133,8 @@ class BucketWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            self._write_round()
         self._writer.close()
         self._stream.close()
         if kind is not None:

@@ -78,6 +78,26 @@ def test_rows_come_back_once_in_their_bucket_and_in_order(tmp_path: Path) -> Non
     assert sum(map(len, found)) == len(rows) == 180
 
 
+def test_many_small_tables_are_one_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = str(tmp_path / "task.arrow")
+    table = pa.table({"key": ["a", "b"], "number": [1, 2]})
+    bucket = np.array([3, 0], np.uint16)
+    for rows, rounds in ((1000, 1), (50, 4)):
+        monkeypatch.setattr("rec.data.shuffle._ROUND_ROWS", rows)
+        with BucketWriter(place, SCHEMA, 5) as writer:
+            for _ in range(100):
+                writer.write(table, bucket)
+                writer.write(table.slice(0, 0), bucket[:0])
+        assert pa.ipc.open_file(place).num_record_batches == 5 * rounds
+        assert [read_bucket([place], b, 5, SCHEMA).num_rows for b in range(5)] == [
+            100,
+            0,
+            0,
+            100,
+            0,
+        ]
+
+
 def test_a_file_that_failed_is_not_there_and_a_strange_one_is_refused(tmp_path: Path) -> None:
     place = str(tmp_path / "task.arrow")
     with pytest.raises(RuntimeError), BucketWriter(place, SCHEMA, 2):
