@@ -174,12 +174,13 @@ def _plan(
         pieces = [piece for files in new.values() for piece in files.pieces]
         tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
-    size = sum(piece.num_bytes for task in tasks for piece in task.pieces)
-    each = _BUCKET_BYTES if config.edges is None else _BUCKET_BYTES_EDGES
-    num_buckets = config.num_buckets or min(MAX_BUCKETS, max(1, -(-size // each)))
-    new_state = State(
-        num_buckets=state.num_buckets if state else num_buckets, cutoff=cutoff, days=days
+    of_users, of_items = (
+        sum(p.num_bytes for t in tasks for p in t.pieces if (t.table == "items") == items)
+        for items in (False, True)
     )
+    num_bytes = of_users + (state.num_bytes if state else 0)
+    num_buckets = _num_buckets(config, num_bytes + of_items, state)
+    new_state = State(num_buckets=num_buckets, num_bytes=num_bytes, cutoff=cutoff, days=days)
     contents = json.dumps(
         [
             _about(config),
@@ -194,9 +195,26 @@ def _plan(
         new_state,
         tuple(tasks),
         join(out_uri, old.root) if old else None,
+        state.num_buckets if state else num_buckets,
         join(out_uri, f"v-{digest}"),
         join(out_uri, f"work-{digest}"),
     )
+
+
+def _num_buckets(config: BehaviourConfig, num_bytes: int, state: State | None) -> int:
+    """As many as the logs need, or those of the published version times a power of two.
+
+    A bucket is a range of hashes, so twice as many split each in two, and what is published can
+    be read on: bucket b of twice as many is part of bucket b // 2.
+    """
+    if config.num_buckets is not None:
+        return config.num_buckets
+    each = _BUCKET_BYTES if config.edges is None else _BUCKET_BYTES_EDGES
+    needed = min(MAX_BUCKETS, max(1, -(-num_bytes // each)))
+    num = state.num_buckets if state else needed
+    while num < needed and 2 * num <= MAX_BUCKETS:
+        num *= 2
+    return num
 
 
 def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger:

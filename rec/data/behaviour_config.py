@@ -26,8 +26,8 @@ class BehaviourConfig(Config):
     filters: Filters = Filters()
     sequences: SequenceConfig = SequenceConfig()
     edges: EdgeConfig | None = None  # None: sequences only
-    # tasks of a phase, and what one of them holds; None: by the size of the logs of the first run.
-    # Fixed from then on: set it where the logs will grow to many times that size
+    # tasks of a phase, and what one of them holds; None: by the size of the logs, doubled when
+    # they outgrow it. A number given is kept for good
     num_buckets: int | None = Field(default=None, ge=1, le=MAX_BUCKETS)
 
     def user_logs(self) -> dict[str, LogFiles]:
@@ -50,5 +50,6 @@ class State(Config):
     """What a published version is made of: all that a later day needs to know."""
 
     num_buckets: int
+    num_bytes: int  # of all log files of users so far
     cutoff: datetime
     days: dict[str, dict[str, str]]  # table -> day -> fingerprint of its files

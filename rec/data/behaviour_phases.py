@@ -52,6 +52,7 @@ class Plan(NamedTuple):
     state: State  # when done
     tasks: tuple[LogTask, ...]
     old: str | None  # place of the version that is extended
+    old_buckets: int  # of it: num_buckets is a multiple
     place: str  # of the new one
     work: str
 
@@ -100,7 +101,7 @@ def gather(plan: Plan, bucket: int) -> Ledger:
 
 
 def _sequences(plan: Plan, bucket: int, kept: UserRows) -> Ledger:
-    old = _old(plan, "sequences", bucket, SEQUENCES)
+    old = _old(plan, "sequences", bucket, SEQUENCES, _hash_users)
     sequences, num_cut = extend_sequences(old, kept, plan.config.sequences)
     with ParquetFile(shard_file(plan.place, "sequences", bucket), SEQUENCES) as file:
         file.write(sequences)
@@ -110,7 +111,7 @@ def _sequences(plan: Plan, bucket: int, kept: UserRows) -> Ledger:
 
 def sum_edges(plan: Plan, bucket: int) -> Ledger:
     """Add the new days' counts to yesterday's."""
-    old = _old(plan, "counts", bucket, COUNTS)
+    old = _old(plan, "counts", bucket, COUNTS, ed.hash_edges)
     new = read_bucket(plan.spills("counted"), bucket, plan.num_buckets, COUNTS)
     counts = ed.sum_counts(pa.concat_tables([old, new]))
     with ParquetFile(shard_file(plan.place, "counts", bucket), COUNTS) as file:
@@ -258,6 +259,10 @@ def _hash_items(counts: pa.Table) -> NDArray[np.uint64]:
     return hash_strings(counts.column("target"))
 
 
+def _hash_users(sequences: pa.Table) -> NDArray[np.uint64]:
+    return hash_strings(sequences.column("user_id"))
+
+
 def _hash_ends(nodes: pa.Table) -> NDArray[np.uint64]:
     return gr.hash_node(nodes.column("type").to_numpy(), nodes.column("id"))
 
@@ -267,8 +272,12 @@ def _first(plan: Plan) -> NDArray[np.int64]:
     return np.array(about["first"], np.int64)
 
 
-def _old(plan: Plan, table: str, bucket: int, schema: pa.Schema) -> pa.Table:
-    """What yesterday's version holds of the bucket."""
+def _old(plan: Plan, table: str, bucket: int, schema: pa.Schema, hashed: Hash) -> pa.Table:
+    """What yesterday's version holds of the bucket; where it had fewer, a part of one of them."""
     if plan.old is None:
         return schema.empty_table()
-    return read_or_empty(shard_file(plan.old, table, bucket), schema, schema.names)
+    splits = plan.num_buckets // plan.old_buckets
+    found = read_or_empty(shard_file(plan.old, table, bucket // splits), schema, schema.names)
+    if splits == 1 or not found.num_rows:
+        return found
+    return found.filter(pa.array(bucket_of(hashed(found), plan.num_buckets) == bucket))

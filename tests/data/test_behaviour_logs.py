@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
 from rec.artifacts import filesystem, join, read_manifest, verify, write_atomic
+from rec.data import behaviour
 from rec.data.behaviour import KIND, build_behaviour, read_ledger
 from rec.data.behaviour_config import BehaviourConfig
 from rec.data.edges import EdgeConfig
@@ -203,6 +204,27 @@ def test_items_published_after_the_cut_off_have_no_tags_yet(tmp_path: Path) -> N
     build_behaviour(out, settings, LATE)  # no new day, but an item that is out by now
     assert {r["target_id"] for r in edges(out) if r["relation"] == "tagged"} == {"a", "b", "c"}
     assert read_ledger(out).stages["read items"].dropped == {}
+
+
+def test_logs_that_outgrow_their_buckets_have_them_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behaviour, "_BUCKET_BYTES_EDGES", 1500)
+    logs, daily, whole = (str(tmp_path / name) for name in ("logs", "daily", "whole"))
+    settings = config(logs, num_buckets=None, filters=Filters())
+    grown = []
+    for day, rows in enumerate((8, 8, 40)):
+        found = [(day, 7 * n, f"u{n % 5}", f"i{n % 6}", 9000) for n in range(rows)]
+        write_log(logs, "interactions", day, interactions(found, day))
+        manifest = build_behaviour(daily, settings, LATE)
+        grown.append(manifest.metrics["state"]["num_buckets"])
+    assert grown == [1, 2, 8]
+    build_behaviour(whole, settings, LATE)
+    by_user = sorted(sequences(daily), key=lambda row: row["user_id"])
+    assert by_user == sorted(sequences(whole), key=lambda row: row["user_id"])
+    assert len({row["user_id"] for row in by_user}) == len(by_user) == 5
+    assert sorted(map(str, edges(daily))) == sorted(map(str, edges(whole))) != []
+    assert read_ledger(daily).stages["sequences"] == read_ledger(whole).stages["sequences"]
 
 
 def test_on_s3_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
