@@ -6,7 +6,8 @@
     <out>/<root>/nodes/shard-*.parquet        types and ids; graph.json numbers them
     <out>/<root>/graph/<edge>/shard-*.safetensors    rec.graphs.csr
     <out>/<root>/counts/shard-*.parquet       all edges uncut, for the days to come
-    <out>/<root>/problems/shard-*.parquet     the bad rows of the days added last: file, row, reason
+    <out>/<root>/problems/shard-*.parquet     the bad rows of all days so far: file, row, reason
+    <out>/<root>/item-problems/shard-*.parquet    those of the items as they are now
     <out>/<root>/ledger.json                  rows in, out and dropped, of all days so far
 
 Log files are read by tasks, which hash rows to buckets; then every bucket is a task
@@ -47,7 +48,7 @@ KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
 _BUCKET_BYTES, _BUCKET_BYTES_EDGES = 32 << 20, 8 << 20
 # these stages are of everything so far in every run; the others are of the days that it adds
-_WHOLE = ("read items", "item tags", "count edges", "edges")
+_WHOLE = ("read items", "items", "item tags", "count edges", "edges")
 
 
 class BehaviourError(ValueError):

@@ -1,6 +1,7 @@
 """The phases in which behaviour is made: each a task a log file or a bucket, resumed by itself.
 
-    read        log files            -> rows by user; items by item
+    problems    yesterday's bad rows -> today's list of them
+    read        log files            -> rows by user; items by item; bad rows
     sequences   a bucket of users    -> sequences; counts of edges by edge
     counts      a bucket of edges    -> counts, added to yesterday's; the strongest by source;
                                         what users did by item
@@ -34,12 +35,13 @@ from rec.data.ingest import shard_file
 from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts, tags_by_item
 from rec.data.ledger import Ledger
 from rec.data.log_rows import USER_ROWS, LogTask, micros, scatter
-from rec.data.parquet import ParquetFile, read_or_empty, read_table
+from rec.data.parquet import ParquetFile, read_or_empty, read_table, stream_folder
 from rec.data.sequences import extend_sequences
 from rec.data.shuffle import BucketWriter, bucket_of, hash_strings, read_bucket, stream_bucket
 from rec.data.tasks import Summary, with_markers
 from rec.data.user_rows import UserRows, filter_rows, sort_rows
 from rec.schema import EDGES, SEQUENCES
+from rec.sources.base import PROBLEMS
 
 Hash = Callable[[pa.Table], NDArray[np.uint64]]
 GRAPH = "graph.json"
@@ -75,12 +77,20 @@ class Plan(NamedTuple):
 def read(plan: Plan, index: int) -> Ledger:
     """One task's log files to buckets."""
     task, config = plan.tasks[index], plan.config
-    problems = shard_file(plan.place, "problems", index)
+    of_items = task.table == "items"
+    problems = shard_file(plan.place, "item-problems" if of_items else "problems", index + 1)
     cutoff = micros(plan.state.cutoff)
     rows = plan.spill("read", index)
-    if task.table == "items":
+    if of_items:
         return scatter_items(task, rows, problems, plan.num_buckets, cutoff)
     return scatter(task, rows, problems, plan.num_buckets, config.filters, cutoff)
+
+
+def keep_problems(plan: Plan, index: int) -> None:
+    """Yesterday's bad rows as shard 0 of the list, a batch at a time."""
+    with ParquetFile(shard_file(plan.place, "problems", index), PROBLEMS) as kept:
+        for batch in stream_folder(join(plan.old, "problems")) if plan.old else ():
+            kept.write(batch)
 
 
 def gather(plan: Plan, bucket: int) -> Ledger:
@@ -208,6 +218,7 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
 
+    run("problems", 1, keep_problems)
     run("read", len(plan.tasks), read)
     run("sequences", plan.num_buckets, gather)
     if plan.config.edges is None:

@@ -52,7 +52,7 @@ def scatter_items(
 def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
     """(item, tag) rows in order of item and of its tags, normalised, each tag once.
 
-    Of an item that is there more than once the last row counts.
+    Of an item that is there more than once the last row counts; the ledger has the others.
     """
     item, names = codes(items.column("item"))
     latest = np.full(len(names), -1)
@@ -71,7 +71,9 @@ def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
     kept = np.flatnonzero(first)
     rank = np.arange(len(kept)) - np.searchsorted(owner[kept], owner[kept])
     few = kept[rank < max_tags]
-    ledger = Ledger().record(
+    again = len(item) - len(names)
+    ledger = Ledger().record("items", len(item), len(names), {"given again later": again})
+    ledger = ledger.record(
         "item tags",
         len(known),
         len(few),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -91,6 +92,15 @@ def write_table(uri: str, table: pa.Table) -> None:
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     files, path = filesystem(uri)
     return pq.read_table(path, columns=columns, filesystem=files)
+
+
+def stream_folder(uri: str) -> Iterator[pa.Table]:
+    """The rows of a folder's files, in the order of their names, a batch at a time."""
+    files, path = filesystem(uri)
+    for name in sorted(info.path for info in files.get_file_info(pafs.FileSelector(path))):
+        with files.open_input_file(name) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches():
+                yield pa.Table.from_batches([batch])
 
 
 def read_or_empty(uri: str, schema: pa.Schema, columns: list[str]) -> pa.Table:

@@ -79,7 +79,7 @@ def config(logs: str, **more: object) -> BehaviourConfig:
 def contents(out: str) -> dict[str, object]:
     manifest = read_manifest(out, KIND)
     verify(out, manifest)
-    names = [name for name in manifest.files if not name.startswith(("problems", "ledger"))]
+    names = [name for name in manifest.files if "problems/" not in name and name != "ledger.json"]
     return {
         name: read_table(join(out, manifest.root, name)).to_pylist()
         if name.endswith(".parquet")
@@ -114,6 +114,8 @@ def test_day_by_day_equals_all_at_once(found: list[Event]) -> None:
                 build_behaviour(daily, config(logs, filters=filters), LATE)
         build_behaviour(whole, config(logs, filters=filters), LATE)
         assert contents(daily) == contents(whole)
+        assert problems(daily) == problems(whole)
+        assert len(problems(whole)) == sum(user == "" for _, _, user, _, _ in found)
         ledger = read_ledger(whole)
         assert read_ledger(daily).stages == ledger.stages
         assert ledger.stages["read interactions"].rows_in == len(found)
@@ -124,16 +126,22 @@ def test_day_by_day_equals_all_at_once(found: list[Event]) -> None:
         assert len(found) == held + lost
 
 
-def sequences(out: str) -> list[dict]:
+def rows_of(out: str, table: str) -> list[dict]:
     manifest = read_manifest(out, KIND)
-    names = [name for name in manifest.files if name.startswith("sequences/")]
+    names = [name for name in manifest.files if name.startswith(f"{table}/")]
     return [r for name in names for r in read_table(join(out, manifest.root, name)).to_pylist()]
+
+
+def sequences(out: str) -> list[dict]:
+    return rows_of(out, "sequences")
 
 
 def edges(out: str) -> list[dict]:
-    manifest = read_manifest(out, KIND)
-    names = [name for name in manifest.files if name.startswith("edges/")]
-    return [r for name in names for r in read_table(join(out, manifest.root, name)).to_pylist()]
+    return rows_of(out, "edges")
+
+
+def problems(out: str) -> list[tuple[str, int, str]]:
+    return sorted(tuple(row.values()) for row in rows_of(out, "problems"))
 
 
 def test_a_duplicated_day_changes_nothing_but_the_ledger(tmp_path: Path) -> None:
@@ -171,7 +179,8 @@ def test_a_tag_on_a_third_of_items_and_a_popular_item_are_cut_and_counted(tmp_pa
     ids = ["hit", *(f"i{n}" for n in range(60))]
     tags = [["all"] if n % 3 == 0 else [f"t{n}", "all"] for n in range(61)]
     (tmp_path / "logs" / "items").mkdir()
-    pq.write_table(pa.table({"item_id": ids, "tags": tags}), tmp_path / "logs/items/a.parquet")
+    twice = pa.table({"item_id": ["hit", *ids], "tags": [["old"], *tags]})
+    pq.write_table(twice, tmp_path / "logs/items/a.parquet")
     items = LogFiles(path=join(logs, "items"))
     build_behaviour(out, config(logs, items=items, edges=EdgeConfig(max_degree=5)), LATE)
     written = edges(out)
@@ -185,6 +194,9 @@ def test_a_tag_on_a_third_of_items_and_a_popular_item_are_cut_and_counted(tmp_pa
     assert stages["edges"].rows_out == len(written)
     cut = [stages[name].dropped["beyond the node's strongest"] for name in ("count edges", "edges")]
     assert stages["count edges"].rows_in == len(written) + sum(cut)
+    assert stages["read items"].rows_out == stages["items"].rows_in == 62
+    assert stages["items"].dropped == {"given again later": 1}
+    assert stages["item tags"].rows_in == sum(map(len, tags))
     likes = {r["source_id"] for r in written if r["relation"] == "prefers"}
     assert likes == {f"u{n}" for n in range(60)}
 
