@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -41,8 +41,8 @@ from rec.data.behaviour_config import MAX_BUCKETS, BehaviourConfig, State
 from rec.data.behaviour_phases import Plan, run_phases
 from rec.data.ingest import changes
 from rec.data.ledger import Ledger, StageCounts
-from rec.data.log_rows import LATE, LogTask, micros
-from rec.data.logs import TASK_BYTES, Day, list_days, pack
+from rec.data.log_rows import LATE, LogTask, day_start, micros
+from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, list_days, pack
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
@@ -70,12 +70,14 @@ def build_behaviour(
     Args:
         out_uri: the artifact's folder, local (shared by all nodes) or s3://.
         config: logs, filters and sizes.
-        cutoff: training ends here: later rows are dropped and counted. UTC without a zone.
+        cutoff: training ends here: later rows are dropped and counted. UTC without a zone. A day
+            that begins here or later is not read, so a cut-off at midnight can go on by the day.
         overwrite: begin anew instead of refusing where what is there cannot be extended.
         progress: called with the phase's name, and its finished and all tasks.
 
     Raises:
-        BehaviourError: what is published cannot be extended to this.
+        BehaviourError: what is published cannot be extended to this, or no day of interactions
+            begins before the cut-off.
         LogError: a log has no files, or its files' names do not fit.
         ShardError: a file cannot be read, or a column is absent; its own message.
     """
@@ -90,6 +92,7 @@ def build_behaviour(
     plan = _plan(out_uri, config, cutoff, found, old)
     done = old is not None and plan.state.days == _state(old).days
     if old is not None and done and not _late_items(old, cutoff, out_uri):
+        _tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
         return old
     ledger = _run(plan, progress)
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
@@ -99,9 +102,12 @@ def build_behaviour(
         KIND,
         lineage={"previous": old.version} if old else {},
         config=_about(config),
-        metrics={"state": plan.state.model_dump(mode="json")},
+        metrics={
+            "state": plan.state.model_dump(mode="json"),
+            "extends": old.root if old else None,
+        },
     )
-    _tidy(out_uri, keep={manifest.root, *([old.root] if old else [])})
+    _tidy(out_uri, keep={manifest.root, manifest.metrics["extends"]})
     return manifest
 
 
@@ -143,7 +149,7 @@ def _refused(
     for table, days in state.days.items():
         if table == "items":
             continue
-        last = max(days)
+        last = max(days, default="")  # none where all began after the cut-off
         for day, files in found[table].items():
             if day in days and files.fingerprint != days[day]:
                 return f"the {table} log of {day} has other files than when it was read"
@@ -171,10 +177,16 @@ def _plan(
     days: dict[str, dict[str, str]] = {}
     for table, log in config.logs().items():
         before = {} if table == "items" else done.get(table, {})
-        new = {day: files for day, files in found[table].items() if day not in before}
+        new = {
+            day: files
+            for day, files in found[table].items()
+            if day not in before and not _begins_late(day, log, cutoff)
+        }
         pieces = [piece for files in new.values() for piece in files.pieces]
         tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
+    if not days["interactions"]:
+        raise BehaviourError(f"no day of interactions begins before {cutoff.isoformat()}")
     of_users, of_items = (
         sum(p.num_bytes for t in tasks for p in t.pieces if (t.table == "items") == items)
         for items in (False, True)
@@ -200,6 +212,13 @@ def _plan(
         join(out_uri, f"v-{digest}"),
         join(out_uri, f"work-{digest}"),
     )
+
+
+def _begins_late(day: str, log: LogFiles, cutoff: datetime) -> bool:
+    """Whether a day is left to the runs with a later cut-off."""
+    if day == ALL_DAYS:
+        return False
+    return day_start(date.fromisoformat(day), log) >= micros(cutoff)
 
 
 def _num_buckets(config: BehaviourConfig, num_bytes: int, state: State | None) -> int:
@@ -228,7 +247,7 @@ def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger
     return before.merge(run_phases(plan, progress))
 
 
-def _tidy(out_uri: str, keep: set[str]) -> None:
+def _tidy(out_uri: str, keep: set[str | None]) -> None:
     """Delete work folders and all versions but the new one and the one that it extends."""
     files, path = filesystem(out_uri)
     for info in files.get_file_info(pafs.FileSelector(path)):

@@ -7,7 +7,7 @@ What can be decided of a row alone is decided here; what needs the user's other 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +77,18 @@ def micros(time: datetime) -> int:
     return (aware - _EPOCH) // timedelta(microseconds=1)
 
 
+def day_start(day: date, log: LogFiles) -> int:
+    """Microseconds at which a day of the log begins."""
+    return (day - _EPOCH.date()).days * DAY_MICROS - _offset(log)
+
+
+def _offset(log: LogFiles) -> int:
+    return int(log.utc_offset_hours * 3_600_000_000)
+
+
 def day_of(times: NDArray[np.int64], log: LogFiles) -> NDArray[np.int64]:
     """(n,) days since 1970 by the clock that the log's days are by."""
-    return (times + int(log.utc_offset_hours * 3_600_000_000)) // DAY_MICROS
+    return (times + _offset(log)) // DAY_MICROS
 
 
 def checked_batches(task: LogTask, problems: ParquetFile) -> Iterator[tuple[Piece, Checked]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,10 +19,10 @@ from pyarrow import fs as pafs
 
 from rec.artifacts import filesystem, join, read_manifest, verify, write_atomic
 from rec.data import behaviour
-from rec.data.behaviour import KIND, build_behaviour, read_ledger
+from rec.data.behaviour import KIND, BehaviourError, build_behaviour, read_ledger
 from rec.data.behaviour_config import BehaviourConfig
 from rec.data.edges import EdgeConfig
-from rec.data.log_rows import Filters
+from rec.data.log_rows import Filters, day_of, day_start, micros
 from rec.data.logs import LogFiles
 from rec.data.parquet import read_table
 from rec.data.sequences import SequenceConfig
@@ -199,6 +200,34 @@ def test_a_tag_on_a_third_of_items_and_a_popular_item_are_cut_and_counted(tmp_pa
     assert stages["item tags"].rows_in == sum(map(len, tags))
     likes = {r["source_id"] for r in written if r["relation"] == "prefers"}
     assert likes == {f"u{n}" for n in range(60)}
+
+
+def test_the_cut_off_walks_over_days_that_are_there_already(tmp_path: Path) -> None:
+    logs, walked, whole = (str(tmp_path / name) for name in ("logs", "walked", "whole"))
+    found = [(day, 60 * n, f"u{n}", f"i{n}", 9000) for day in range(3) for n in range(4)]
+    for day in range(3):
+        write_log(logs, "interactions", day, interactions(found, day))
+    with pytest.raises(BehaviourError, match="no day of interactions begins before 2026-01-01"):
+        build_behaviour(walked, config(logs), START)
+    for day in range(3):
+        manifest = build_behaviour(walked, config(logs), START + timedelta(days=day + 1))
+        assert len(manifest.metrics["state"]["days"]["interactions"]) == day + 1
+    build_behaviour(whole, config(logs), START + timedelta(days=3))
+    assert contents(walked) == contents(whole)
+    assert read_ledger(walked).stages == read_ledger(whole).stages
+    (tmp_path / "walked" / "work-left").mkdir()  # as by a run killed between seal and tidying
+    roots = {manifest.root, manifest.metrics["extends"], "manifest.json"}
+    assert build_behaviour(walked, config(logs), START + timedelta(days=3)) == manifest
+    assert {path.name for path in (tmp_path / "walked").iterdir()} == roots
+
+
+def test_days_begin_by_the_log_s_clock() -> None:
+    day = date(2026, 1, 2)
+    assert day_start(day, LogFiles()) == micros(START + timedelta(days=1))
+    west = LogFiles(utc_offset_hours=-2)
+    assert day_start(day, west) == micros(START + timedelta(days=1, hours=2))
+    times = np.array([day_start(day, west) - 1, day_start(day, west)])
+    assert np.diff(day_of(times, west)).tolist() == [1]
 
 
 def test_items_published_after_the_cut_off_have_no_tags_yet(tmp_path: Path) -> None:
