@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
-from rec.data.logs import LogError, Piece
+from rec.data.logs import LogError, Piece, format_of
 
 BATCH_ROWS = 1 << 20
 _BLOCK_BYTES = 8 << 20
@@ -45,9 +45,10 @@ def read_batches(
         LogError: the file cannot be read to its end.
     """
     try:
-        if piece.path.endswith(".parquet"):
+        kind = format_of(piece.path)
+        if kind == "parquet":
             yield from _parquet(files, piece, columns)
-        elif ".csv" in piece.path.rsplit("/", 1)[-1]:
+        elif kind == "csv":
             yield from _csv(files, piece, columns)
         else:
             yield from _json_lines(files, piece, columns)

@@ -36,7 +36,7 @@ LOG_TABLES: dict[str, pa.Schema] = {
     "comments": _used(COMMENTS),
     "items": pa.schema([ITEMS.field(name) for name in ("item_id", "tags", "published_at")]),
 }
-_ENDING = re.compile(r"\.(parquet|jsonl|ndjson|csv)(\.gz|\.bz2|\.zst)?$")
+_ENDING = re.compile(r"\.(?:(parquet)|(jsonl|ndjson|csv)(\.gz|\.bz2|\.zst)?)$")
 
 
 class LogError(ValueError):
@@ -64,6 +64,12 @@ class LogFiles(Config):
     constants: dict[str, str | float | bool] = {}  # column that the log has not -> its value
     time_unit: Literal["s", "ms", "us", "ns"] = "us"  # of times that are numbers, since 1970
     utc_offset_hours: float = Field(default=0.0, ge=-14, le=14)  # of the clock that days are by
+
+
+def format_of(name: str) -> str | None:
+    """A file's format by its name, parquet, jsonl, ndjson or csv; None where it is no log file."""
+    match = _ENDING.search(name)
+    return match and (match.group(1) or match.group(2))
 
 
 class Piece(NamedTuple):
@@ -106,7 +112,7 @@ def list_days(log: LogFiles) -> dict[str, Day]:
         hidden = any(part.startswith(("_", ".")) for part in name.split("/"))
         if info.type != pafs.FileType.File or hidden or not info.size:
             continue
-        if not _ENDING.search(name):
+        if not format_of(name):
             raise LogError(
                 f"{join(log.path, name)}: expected a name that ends in .parquet, .jsonl, .ndjson "
                 "or .csv, the last three also .gz, .bz2 or .zst"

@@ -92,6 +92,12 @@ def test_json_lines_with_every_kind_of_bad_row(tmp_path: Path) -> None:
     assert reasons[6].startswith("not one JSON object (Extra data")
 
 
+def test_the_last_ending_tells_the_format(tmp_path: Path) -> None:
+    good, bad = read(write_lines(tmp_path / "a.csv.jsonl", [json.dumps(GOOD)]))
+    assert len(good) == 1
+    assert not bad
+
+
 def test_json_ids_and_times_may_be_numbers(tmp_path: Path) -> None:
     row = {"user_id": 7, "item_id": 8, "what": "click", "event_time": 1767355200.0}
     path = tmp_path / "a.ndjson.gz"
@@ -362,8 +368,10 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         list_days(LogFiles(path=str(tmp_path), day=r"(\d+-\d+-\d+)"))
     with pytest.raises(LogError, match="no day in this name"):
         list_days(LogFiles(path=str(tmp_path), day=r"day=(.*)"))
-    (tmp_path / "log.txt").write_text("x")
-    with pytest.raises(LogError, match=r"log\.txt.*\.parquet"):
-        list_days(LogFiles(path=str(tmp_path)))
+    for name in ("log.txt", "log.parquet.gz"):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(LogError, match=rf"{name}: expected a name that ends in \.parquet"):
+            list_days(LogFiles(path=str(tmp_path)))
+        (tmp_path / name).unlink()
     with pytest.raises(ValidationError, match="one group"):
         LogFiles(day="(a)(b)")
