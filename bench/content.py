@@ -131,7 +131,8 @@ def _table(runs: dict[str, list[Evaluation]]) -> list[str]:
     for method in dict.fromkeys(f.method for f in full[0].figures if f.method != MODEL):
 
         def baseline(task: str, metric: str, method: str = method) -> str:
-            return f"{_value(full[0], method, task, metric):.3f}"
+            value = _value(full[0], method, task, metric)
+            return "-" if np.isnan(value) else f"{value:.3f}"
 
         lines.append(_lines(method, baseline))
 
