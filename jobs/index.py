@@ -15,7 +15,9 @@ import sys
 from jobs.cli import add_overrides, parser, place
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
-from rec.retrieval.index import IndexBuildError, IndexConfig, build_index
+from rec.retrieval.build import build_index
+from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.spec import IndexConfig
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -34,15 +36,16 @@ def run(embeddings: str, out: str, config: IndexConfig | None = None) -> Manifes
     built, found = manifest.config, manifest.metrics
     print(
         f"index: {built['num_items']:,} items of dimension {built['dimension']} at {out}, version "
-        f"{manifest.version}; {built['factory']}, nprobe {built['nprobe']}; recall@10 "
+        f"{manifest.version}; {built['factory']} in {built['num_shards']} shards, nprobe {built['nprobe']}, k_factor "
+        f"{built['k_factor']:g}; recall@10 "
         f"{found['recall@10']:.4f}, recall@100 {found['recall@100']:.4f} on "
         f"{found['num_queries']} held-out queries; {found['seconds']:.1f} s",
         flush=True,
     )
-    if built["nprobe"] and found["recall@10"] < found["recall_target"]:
+    if found["recall@10"] < found["recall_target"]:
         print(
             f"index: recall@10 is below the target of {found['recall_target']}; for more, set "
-            f"factory=Flat (exact), or recall_target=0.99 for lists of whole vectors",
+            f"factory=auto, more memory_gb, or factory=Flat (exact)",
             flush=True,
         )
     return manifest

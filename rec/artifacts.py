@@ -121,7 +121,7 @@ def _walk(files: pafs.FileSystem, path: str) -> Iterator[str]:
             yield info.path[len(path) :].lstrip("/")
 
 
-def seal(
+def describe(
     uri: str | os.PathLike[str],
     root: str,
     kind: str,
@@ -130,10 +130,7 @@ def seal(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Publish the files that stand below `uri`/`root`: hash them, then write the manifest.
-
-    For large artifacts whose parts were written in place, each atomically, by many workers.
-    """
+    """The manifest of the files that stand below `uri`/`root`: hashes them, writes nothing."""
     files, path = filesystem(join(uri, root))
     entries: dict[str, FileEntry] = {}
     for name in sorted(_walk(files, path)):
@@ -142,7 +139,7 @@ def seal(
     if not entries:
         raise ArtifactError(f"{join(uri, root)}: no files to publish as '{kind}'")
     contents = "\n".join(f"{name} {entry.sha256}" for name, entry in entries.items())
-    manifest = Manifest(
+    return Manifest(
         kind=kind,
         version=hashlib.sha256(f"{kind}\n{contents}".encode()).hexdigest()[:16],
         root=root,
@@ -150,8 +147,17 @@ def seal(
         lineage=dict(lineage or {}),
         config=dict(config or {}),
         metrics=dict(metrics or {}),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
+
+
+def seal(uri: str | os.PathLike[str], root: str, kind: str, **about: Any) -> Manifest:
+    """Publish the files that stand below `uri`/`root`: hash them, then write the manifest.
+
+    For large artifacts whose parts were written in place, each atomically, by many workers.
+    `about`: lineage, config and metrics, as for `describe`.
+    """
+    manifest = describe(uri, root, kind, **about)
     write_atomic(join(uri, MANIFEST), manifest.to_json().encode())
     return manifest
 

@@ -11,7 +11,8 @@ import pytest
 
 from jobs import index as job
 from rec import artifacts
-from rec.retrieval.index import Index, IndexConfig
+from rec.retrieval.index import Index
+from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
 
@@ -38,7 +39,7 @@ def test_builds_and_says_what_it_reached(
     assert job.main(["--embeddings", table, "--out", str(tmp_path / "i")]) == 0
     printed = capsys.readouterr().out
     assert "2,000 items of dimension 8" in printed
-    assert "Flat, nprobe 0; recall@10 1.0000" in printed
+    assert "Flat in 1 shards, nprobe 1, k_factor 1; recall@10 1.0000" in printed
     assert len(Index.open(str(tmp_path / "i"))) == 2000
 
 

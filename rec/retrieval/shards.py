@@ -1,0 +1,207 @@
+"""One shard of an index: a FAISS index over its rows, their ids and their attributes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rec.artifacts import ArtifactError
+from rec.retrieval import filters
+from rec.retrieval.ann import Ann, Effort, ExactTop
+
+INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
+_CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
+_MASKS_KEPT = 64
+
+
+class Part(Protocol):
+    """What an index is made of: rows that are searched together. Rows count from 0 in each."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def attributes(self) -> pa.Table: ...
+
+    def search(
+        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B, k) rows, -1 where there are fewer, and (B, k) scores, best first."""
+        ...
+
+    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
+        """The rows of each item, in the order of their interests; none where it is not here."""
+        ...
+
+    def ids(self, rows: np.ndarray) -> np.ndarray: ...
+
+    def interests(self, rows: np.ndarray) -> np.ndarray: ...
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+class Shard:
+    """A part that was built and published; it never changes.
+
+    Args:
+        ann: rows as built.
+        keys: columns `id`, `interest`, and `by_id`: row numbers in the order of their ids.
+        attributes: a row each; no columns where there are none.
+    """
+
+    def __init__(self, ann: Ann, keys: pa.Table, attributes: pa.Table) -> None:
+        self.ann = ann
+        self._ids: pa.LargeStringArray = keys["id"].combine_chunks()
+        self._interests = keys["interest"].to_numpy()
+        self._by_id = keys["by_id"].to_numpy()
+        self.attributes = attributes
+        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+        ann.enable_reconstruct()
+
+    @classmethod
+    def read(cls, folder: Path, effort: Effort, mmap: bool) -> Shard:
+        """Raises ArtifactError where the files do not belong together."""
+        ann = Ann.read(str(folder / INDEX_FILE), mmap)
+        ann.effort = effort
+        keys = pq.read_table(folder / IDS_FILE, memory_map=mmap)
+        attributes = pa.table({"_": pa.nulls(keys.num_rows)}).select([])
+        if (folder / ATTRIBUTES_FILE).exists():
+            attributes = pq.read_table(folder / ATTRIBUTES_FILE, memory_map=mmap)
+        if not ann.size == keys.num_rows == attributes.num_rows:
+            raise ArtifactError(
+                f"{folder}: {ann.size} vectors, {keys.num_rows} ids and {attributes.num_rows} rows "
+                f"of attributes; build the index again"
+            )
+        return cls(ann, keys, attributes)
+
+    @staticmethod
+    def write(folder: Path, ann: Ann, keys: pa.Table, attributes: pa.Table | None) -> None:
+        """Write the files of a shard; `keys` has `id` and `interest`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        ann.write(str(folder / INDEX_FILE))
+        by_id = pc.sort_indices(keys, [("id", "ascending"), ("interest", "ascending")])
+        pq.write_table(keys.append_column("by_id", by_id.cast(pa.int64())), folder / IDS_FILE)
+        if attributes is not None and attributes.num_columns:
+            pq.write_table(attributes, folder / ATTRIBUTES_FILE)
+
+    @property
+    def size(self) -> int:
+        return self.ann.size
+
+    @property
+    def keys(self) -> pa.Table:
+        """`id` and `interest` of every row."""
+        return pa.table({"id": self._ids, "interest": self._interests})
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: filters.Filter | None = None,
+        exact: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if where is None and (not exact or self.ann.is_flat):
+            return self.ann.search(queries, k, self._effort(k, self.size))
+        if where is None:
+            return self._exact(queries, k, np.arange(self.size))
+        mask = self._mask(where)
+        matches = int(np.count_nonzero(mask))
+        if exact or self.ann.is_flat or compares_all(matches, self.size, k, self.ann.is_graph):
+            return self._exact(queries, k, np.flatnonzero(mask))
+        return self.ann.search(queries, k, self._effort(k, matches), mask)
+
+    def _effort(self, k: int, matches: int) -> Effort | None:
+        """More than was tuned for where k is large or few rows match; None = as tuned."""
+        tuned = self.ann.effort
+        if self.ann.is_graph and k > tuned.ef:
+            return tuned._replace(ef=k)
+        lists = self.ann.num_lists
+        if not lists:
+            return None
+        # the lists looked into must hold some times k rows that match
+        least = math.ceil(4 * k * lists / max(matches, 1))
+        wider = math.ceil(tuned.nprobe * min(8.0, math.sqrt(self.size / max(matches, 1))))
+        nprobe = min(lists, max(least, wider))
+        return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)
+
+    def _exact(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Brute force over these rows, as the index stores them."""
+        top = ExactTop(queries, k)
+        step = max(1, _CHUNK_VALUES // self.ann.dim)
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
+            top.add(self.ann.reconstruct(chunk), chunk)
+        return top.finish()
+
+    def _mask(self, where: filters.Filter) -> np.ndarray:
+        """Rows that fit; kept for the filters asked last."""
+        key = where.model_dump_json()
+        with self._lock:
+            if (found := self._masks.get(key)) is not None:
+                self._masks.move_to_end(key)
+                return found
+        mask = filters.mask(where, self.attributes)
+        with self._lock:
+            self._masks[key] = mask
+            while len(self._masks) > _MASKS_KEPT:
+                self._masks.popitem(last=False)
+        return mask
+
+    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
+        first = self._bisect(item_ids)
+        found = []
+        for item_id, place in zip(item_ids, first, strict=True):
+            end = place
+            while end < self.size and self._id_at(end) == item_id:
+                end += 1
+            found.append(self._by_id[place:end])
+        return found
+
+    def _bisect(self, item_ids: Sequence[str]) -> np.ndarray:
+        """First place in the order of ids that is not below each id. No dictionary: the ids stay
+        in Arrow memory."""
+        if len(item_ids) < 8:
+            order = range(self.size)
+            return np.array([bisect_left(order, i, key=self._id_at) for i in item_ids], int)
+        wanted = pa.array(item_ids, pa.large_string())
+        low = np.zeros(len(item_ids), np.int64)
+        high = np.full(len(item_ids), self.size, np.int64)
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            rows = self._by_id[np.minimum(middle, self.size - 1)]
+            below = np.asarray(pc.less(self._ids.take(pa.array(rows)), wanted))
+            low = np.where(open_ & below, middle + 1, low)
+            high = np.where(open_ & ~below, middle, high)
+        return low
+
+    def _id_at(self, place: int) -> str:
+        return self._ids[int(self._by_id[place])].as_py()
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+
+    def interests(self, rows: np.ndarray) -> np.ndarray:
+        return self._interests[rows]
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        return self.ann.reconstruct(rows)
+
+
+def compares_all(matches: int, num_rows: int, k: int, is_graph: bool) -> bool:
+    """Whether a filtered search compares every row that matches, instead of looking into lists.
+
+    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner) or ten times k
+    it is both faster and exact.
+    """
+    return matches < max(10 * k, num_rows * (0.1 if is_graph else 0.05))
