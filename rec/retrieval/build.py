@@ -56,6 +56,16 @@ class ShardTask:
     queries: np.ndarray  # (Q, D)
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a build takes over from the version that it is to replace."""
+
+    version: str  # published only while this one is in use
+    factory: str
+    trained: bytes | None  # its index, trained and empty; None = train anew
+    num_changed: int  # rows that changed since that training
+
+
 class Filled(NamedTuple):
     rows: np.ndarray  # (Q, 101) the true neighbours among this shard's rows
     scores: np.ndarray
@@ -75,7 +85,10 @@ def build_index(
     *,
     attributes_uri: str | None = None,
     queries_uri: str | None = None,
+    log_seq: int | None = None,
+    continued: Continued | None = None,
     run: Runner = map,
+    num_threads: int | None = None,
 ) -> Manifest:
     """Index the embedding table at `embeddings_uri` and publish it at `out_uri`.
 
@@ -91,7 +104,11 @@ def build_index(
             embedding table itself does not hold.
         queries_uri: an embedding table of queries (users, texts) to tune with; None = held-out
             rows of the table itself, each without its own hit.
+        log_seq: live changes up to this number are in the table already; None = unknown, so that
+            opening it live makes all changes that the log still holds again.
+        continued: the version that this continues (compaction).
         run: applies a function to tasks and yields the results in order.
+        num_threads: OpenMP threads here; None = all.
 
     Returns:
         The manifest; `metrics` has recall@10, recall@100 and the curve of efforts tried.
@@ -102,10 +119,17 @@ def build_index(
         ArtifactError: a table is not there or not intact, or the index cannot be written.
     """
     builder = _Builder(embeddings_uri, out_uri, config or IndexConfig(), attributes_uri, run)
+    builder.continued, builder.log_seq, builder.num_threads = continued, log_seq, num_threads
     return builder.build(queries_uri)
 
 
 class _Builder:
+    """One build. What it finds out on the way is kept here."""
+
+    continued: Continued | None = None
+    log_seq: int | None = None
+    num_threads: int | None = None
+
     def __init__(
         self, embeddings: str, out: str, config: IndexConfig, attributes: str | None, run: Runner
     ) -> None:
@@ -123,10 +147,12 @@ class _Builder:
         order = rng.permutation(self._num_rows)
         held_out = self._held_out(order, queries_uri, rng)
         choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
+        if self.continued is not None and self.continued.trained is not None:
+            choices = [self.continued.factory]
         for place, factory in enumerate(choices):
             root = f"v-{uuid.uuid4().hex[:12]}"
             try:
-                with omp_threads(None):
+                with omp_threads(self.num_threads):
                     about, reached = self._fill(root, factory, order, held_out)
                 if reached or place == len(choices) - 1:
                     about["config"] |= _counts(self._table, keys)
@@ -195,17 +221,21 @@ class _Builder:
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
         config = {
-            **self._config.model_dump(),
+            "build": self._config.model_dump(),
             "factory": factory,
             "metric": METRIC,
             "dimension": held_out.queries.shape[1],
             "num_shards": len(shards),
+            "log_seq": self.log_seq,
+            "num_changed": self.continued.num_changed if self.continued else 0,
             **effort._asdict(),
         }
         reached = metrics.pop("reached")
         return {"config": config, "metrics": metrics}, reached
 
     def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
+        if self.continued is not None and self.continued.trained is not None:
+            return self.continued.trained
         try:
             ann = Ann.make(factory, held_out.queries.shape[1])
         except ValueError as error:
@@ -263,7 +293,7 @@ class _Builder:
             lambda effort: found(tune, effort, 10), truth[tune, :10], self._config.recall_target
         )
         ann, effort = shards[0].ann, Effort()
-        with omp_threads(1):
+        with omp_threads(1):  # as it is searched when serving
             if ann.num_lists:
                 effort = tuner.lists(ann.num_lists, ann.refines)
             elif ann.is_graph:
@@ -284,6 +314,7 @@ class _Builder:
         return versions.publish(
             self._out,
             root,
+            expect=self.continued.version if self.continued else None,
             lineage={**self._source.lineage, "embedding-table": self._source.version},
             config=about["config"],
             metrics={**about["metrics"], "seconds": seconds},

@@ -60,6 +60,7 @@ class Index:
         manifest: of the version.
         dead: (rows,) bool over all parts, True = no longer there; None = all there.
         pool: searches the parts at once and keeps deadlines; None = one part after the other.
+        many: items may have several vectors; None = as the manifest says.
     """
 
     def __init__(
@@ -68,24 +69,30 @@ class Index:
         manifest: artifacts.Manifest,
         dead: np.ndarray | None = None,
         pool: ThreadPoolExecutor | None = None,
+        many: bool | None = None,
     ) -> None:
         self.manifest = manifest
         self.parts = tuple(parts)
-        self.dead, self._pool = dead, pool
+        self.dead, self.pool = dead, pool
         self._starts = np.cumsum([0, *(part.size for part in self.parts)])
         self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
-        self._many = bool(manifest.config.get("max_vectors_per_item", 1) > 1)
+        self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
         self.dim: int = manifest.config["dimension"]
 
     @classmethod
     def open(
-        cls, uri: str, *, mmap: bool = False, num_threads: int = 0, model: str | None = None
+        cls,
+        uri: str,
+        *,
+        mmap: bool = False,
+        pool: ThreadPoolExecutor | None = None,
+        model: str | None = None,
     ) -> Index:
         """Load the index at `uri`, local or s3://, after checking every file's sha256.
 
         Args:
             mmap: map the files instead of reading them, for an index larger than memory.
-            num_threads: of a pool of its own, for several shards at once and for deadlines.
+            pool: for several shards at once and for deadlines; the caller's to shut down.
             model: version of the encoder that the queries come from; None = not checked.
 
         Raises:
@@ -112,7 +119,6 @@ class Index:
                     f"{uri}: the manifest states {stated}, the files have {found}; build the "
                     f"index again"
                 )
-        pool = ThreadPoolExecutor(num_threads, "shard") if num_threads else None
         return cls(shards, manifest, pool=pool)
 
     def __len__(self) -> int:
@@ -154,18 +160,18 @@ class Index:
                 index do no harm.
             exact: compare every vector, as the index stores them.
             deadline_s: answer by then with the shards that are done, and say which are not;
-                needs an index opened with `num_threads`.
+                needs a pool.
             num_threads: OpenMP threads of this search; more than 1 only where nothing else runs.
 
         Raises:
             QueryError: a shape, a value, k or the filter is not as it should be.
         """
         queries = self._checked(vectors, k)
-        if deadline_s is not None and self._pool is None:
-            raise QueryError("deadline_s needs an index opened with num_threads")
+        if deadline_s is not None and self.pool is None:
+            raise QueryError("deadline_s needs an index opened with a pool")
         due = None if deadline_s is None else time.monotonic() + deadline_s
         dropped = self._excluded(exclude, len(queries))
-        if not (dropped.size or self._num_dead or self._many):
+        if not (dropped.size or self._num_dead or self.many):
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
         # look wider until k are left of those that may be returned
         width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
@@ -199,10 +205,10 @@ class Index:
                 scores[rows < 0] = -np.inf
             return rows, scores, self, ()
         late: tuple[int, ...] = ()
-        if self._pool is None:
+        if self.pool is None:
             answers = {number: one(part) for number, part in enumerate(self.parts)}
         else:
-            futures = {self._pool.submit(one, part): n for n, part in enumerate(self.parts)}
+            futures = {self.pool.submit(one, part): n for n, part in enumerate(self.parts)}
             answers, late = _in_time(futures, due)
         rows, scores = _merge(answers, self._starts, len(queries), k)
         return rows, scores, self, late
@@ -218,7 +224,7 @@ class Index:
         if dropped.size:
             for query in range(len(rows)):
                 out[query] |= np.isin(rows[query], dropped[query])
-        if self._many:
+        if self.many:
             ids = self.ids(np.where(out, -1, rows))
             for query in range(len(rows)):
                 seen: set[str] = set()
@@ -320,9 +326,10 @@ class Index:
                 f"query vectors have shape {np.shape(vectors)}, expected (B, {self.dim}): the "
                 f"index's dimension is {self.dim}"
             )
-        if not math.isfinite(np.add.reduce(queries, axis=None)):  # NaN, or worth a closer look
-            if not (finite := np.isfinite(queries).all(axis=1)).all():
-                raise QueryError(f"query {(~finite).argmax()} has NaN or infinity")
+        # a sum that is finite has no NaN or infinity in it; one that is not may have overflowed
+        total = np.add.reduce(queries, axis=None)
+        if not math.isfinite(total) and not (finite := np.isfinite(queries).all(axis=1)).all():
+            raise QueryError(f"query {(~finite).argmax()} has NaN or infinity")
         return queries
 
     def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
