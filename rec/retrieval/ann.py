@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
+_faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
 
 
 class Effort(NamedTuple):
@@ -34,6 +36,8 @@ class Ann:
         self._ivf: Any = faiss.try_extract_index_ivf(index)
         self._refine: Any = self._index if isinstance(self._index, faiss.IndexRefine) else None
         self._effort = Effort()
+        self._has_map = self._ivf is None or self.refines
+        self._making_map = Lock()
 
     @classmethod
     def make(cls, factory: str, dim: int) -> Ann:
@@ -64,6 +68,8 @@ class Ann:
         """A copy without rows that keeps what training learnt."""
         copy = faiss.clone_index(self._index)
         copy.reset()
+        if (ivf := faiss.try_extract_index_ivf(copy)) is not None:
+            ivf.set_direct_map_type(_faiss.DirectMap.NoMap)
         return Ann(copy)
 
     @property
@@ -172,7 +178,7 @@ class Ann:
         params = None
         if mask is not None:
             bits = np.packbits(mask, bitorder="little")
-            params = _params(self._index, effort or self._effort, faiss.IDSelectorBitmap(bits))
+            params = _params(self._index, effort or self._effort, _faiss.IDSelectorBitmap(bits))
         elif effort is not None:
             params = _params(self._index, effort, None)
         scores = np.empty((len(vectors), k), np.float32)
@@ -181,13 +187,17 @@ class Ann:
         self._index.search_c(len(vectors), *pointers, params)
         return rows, scores
 
-    def enable_reconstruct(self) -> None:
-        """Inverted lists need a row -> place map (8 bytes a row) before `reconstruct`."""
-        if self._ivf is not None and not self.refines:
-            self._ivf.make_direct_map()
-
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) vectors as the index stores them: approximate where it quantises."""
+        """(n, D) vectors as the index stores them: approximate where it quantises.
+
+        Inverted lists need a map of rows to places for that (8 bytes a row), made at the first
+        call.
+        """
+        if not self._has_map:
+            with self._making_map:
+                if not self._has_map:
+                    self._ivf.make_direct_map()
+                    self._has_map = True
         return self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
 
     def centroids(self) -> np.ndarray:
@@ -202,17 +212,17 @@ def _params(index: Any, effort: Effort, selector: Any) -> Any:
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         inner = _params(index.index, effort, selector)
-        return faiss.SearchParametersPreTransform(index_params=inner)
+        return _faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
         inner = _params(index.base_index, effort, selector)
-        return faiss.IndexRefineSearchParameters(
+        return _faiss.IndexRefineSearchParameters(
             k_factor=float(effort.k_factor), base_index_params=inner
         )
     if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(nprobe=int(effort.nprobe), sel=selector)
+        return _faiss.SearchParametersIVF(nprobe=int(effort.nprobe), sel=selector)
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
-    return faiss.SearchParameters(sel=selector)
+        return _faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
+    return _faiss.SearchParameters(sel=selector)
 
 
 class ExactTop:

@@ -67,7 +67,6 @@ class Shard:
         self.attributes = attributes
         self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = Lock()
-        ann.enable_reconstruct()
 
     @classmethod
     def read(cls, folder: Path, effort: Effort, mmap: bool) -> Shard:
@@ -124,8 +123,9 @@ class Shard:
     def _effort(self, k: int, matches: int) -> Effort | None:
         """More than was tuned for where k is large or few rows match; None = as tuned."""
         tuned = self.ann.effort
-        if self.ann.is_graph and k > tuned.ef:
-            return tuned._replace(ef=k)
+        if self.ann.is_graph:
+            ef = max(k, math.ceil(tuned.ef * min(8.0, self.size / max(matches, 1))))
+            return None if ef == tuned.ef else tuned._replace(ef=ef)
         lists = self.ann.num_lists
         if not lists:
             return None
@@ -135,7 +135,9 @@ class Shard:
         nprobe = min(lists, max(least, wider))
         return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)
 
-    def _exact(self, queries: np.ndarray, k: int, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _exact(
+        self, queries: np.ndarray, k: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Brute force over these rows, as the index stores them."""
         top = ExactTop(queries, k)
         step = max(1, _CHUNK_VALUES // self.ann.dim)

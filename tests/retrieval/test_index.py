@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import DIM, brute_force, clustered, embeddings
 
 from rec import artifacts
 from rec.retrieval import ann
@@ -19,48 +20,6 @@ from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.index import Index
 from rec.retrieval.spec import IndexConfig, factories
 from rec.retrieval.tune import recall
-from rec.schema import EMBEDDINGS
-
-DIM = 16
-
-
-def clustered(num_items: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((50, dim))
-    vectors = centres[rng.integers(0, 50, num_items)] + 0.5 * rng.standard_normal((num_items, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def embeddings(
-    uri: Path,
-    vectors: np.ndarray,
-    ids: list[str] | None = None,
-    weights: np.ndarray | None = None,
-    num_parts: int = 3,
-) -> str:
-    """Publish vectors as an embedding table of several partitions."""
-    ids = ids if ids is not None else [f"item-{i}" for i in range(len(vectors))]
-    weights = np.ones(len(vectors), "f4") if weights is None else weights
-    (uri / "parts").mkdir(parents=True)
-    for part, rows in enumerate(np.array_split(np.arange(len(vectors)), num_parts)):
-        table = pa.Table.from_arrays(
-            [
-                pa.array([ids[i] for i in rows], pa.string()),
-                pa.array(np.zeros(len(rows), np.int32)),
-                pa.array(weights[rows], pa.float32()),
-                pa.array([list(vectors[i]) for i in rows], pa.list_(pa.float32())),
-            ],
-            schema=EMBEDDINGS,
-        )
-        pq.write_table(table, uri / "parts" / f"part-{part:05d}.parquet")
-    artifacts.seal(
-        str(uri), "parts", "embedding-table", lineage={"encoder": "enc-1", "rows": "rows-1"}
-    )
-    return str(uri)
-
-
-def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
 
 
 @pytest.fixture(scope="module")
