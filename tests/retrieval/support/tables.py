@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec import artifacts
+from rec.retrieval.build import build_index
+from rec.retrieval.index import Index
 from rec.schema import EMBEDDINGS
 
 DIM = 16
@@ -61,3 +63,9 @@ def embeddings(
 def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """(Q, k) rows of the largest inner products."""
     return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+
+
+def index_of(folder: Path, vectors: np.ndarray, **table: Any) -> Index:
+    """A flat index of these vectors; `table` as for `embeddings`."""
+    build_index(embeddings(folder / "e", vectors, **table), str(folder / "i"))
+    return Index.open(str(folder / "i"))
