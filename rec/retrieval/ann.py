@@ -7,8 +7,6 @@ is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -36,6 +34,10 @@ class Ann:
         self._ivf: Any = faiss.try_extract_index_ivf(index)
         self._refine: Any = self._index if isinstance(self._index, faiss.IndexRefine) else None
         self._effort = Effort()
+        # read once: each look through FAISS's wrapper costs a search half a microsecond
+        self.dim: int = self._index.d
+        self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists
+        self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
 
@@ -73,10 +75,6 @@ class Ann:
         return Ann(copy)
 
     @property
-    def dim(self) -> int:
-        return self._index.d
-
-    @property
     def size(self) -> int:
         return self._index.ntotal
 
@@ -88,15 +86,6 @@ class Ann:
     def is_flat(self) -> bool:
         """Every row is compared in full: search is exact."""
         return isinstance(self._index, faiss.IndexFlat)
-
-    @property
-    def is_graph(self) -> bool:
-        return isinstance(self._index, faiss.IndexHNSW)
-
-    @property
-    def num_lists(self) -> int:
-        """Inverted lists; 0 where the index has none and nprobe means nothing."""
-        return self._ivf.nlist if self._ivf is not None else 0
 
     @property
     def refines(self) -> bool:
@@ -247,15 +236,22 @@ class ExactTop:
         return self._heap.I, self._heap.D
 
 
-@contextmanager
-def omp_threads(num_threads: int | None) -> Iterator[None]:
+class omp_threads:
     """OpenMP threads of FAISS calls by this thread meanwhile; None = all that the process may use.
 
     Put back afterwards: torch reads the same OpenMP runtime, so a search would slow it down.
     """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num_threads or len(os.sched_getaffinity(0)))
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+
+    __slots__ = ("_before", "_num_threads")
+
+    def __init__(self, num_threads: int | None) -> None:
+        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+
+    def __enter__(self) -> None:
+        self._before = faiss.omp_get_max_threads()
+        if self._before != self._num_threads:
+            faiss.omp_set_num_threads(self._num_threads)
+
+    def __exit__(self, *error: object) -> None:
+        if self._before != self._num_threads:
+            faiss.omp_set_num_threads(self._before)

@@ -22,6 +22,7 @@ from rec.retrieval.ann import Ann, Effort, ExactTop
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _MASKS_KEPT = 64
+_FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
 class Part(Protocol):
@@ -60,7 +61,7 @@ class Shard:
     """
 
     def __init__(self, ann: Ann, keys: pa.Table, attributes: pa.Table) -> None:
-        self.ann = ann
+        self.ann, self.size = ann, ann.size
         self._ids: pa.LargeStringArray = keys["id"].combine_chunks()
         self._interests = keys["interest"].to_numpy()
         self._by_id = keys["by_id"].to_numpy()
@@ -95,10 +96,6 @@ class Shard:
             pq.write_table(attributes, folder / ATTRIBUTES_FILE)
 
     @property
-    def size(self) -> int:
-        return self.ann.size
-
-    @property
     def keys(self) -> pa.Table:
         """`id` and `interest` of every row."""
         return pa.table({"id": self._ids, "interest": self._interests})
@@ -111,7 +108,9 @@ class Shard:
         exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         if where is None and (not exact or self.ann.is_flat):
-            return self.ann.search(queries, k, self._effort(k, self.size))
+            enough = 4 * k * self.ann.num_lists <= self.ann.effort.nprobe * self.size
+            effort = None if enough and not self.ann.is_graph else self._effort(k, self.size)
+            return self.ann.search(queries, k, effort)
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
         mask = self._mask(where)
@@ -122,11 +121,10 @@ class Shard:
 
     def _effort(self, k: int, matches: int) -> Effort | None:
         """More than was tuned for where k is large or few rows match; None = as tuned."""
-        tuned = self.ann.effort
+        tuned, lists = self.ann.effort, self.ann.num_lists
         if self.ann.is_graph:
             ef = max(k, math.ceil(tuned.ef * min(8.0, self.size / max(matches, 1))))
             return None if ef == tuned.ef else tuned._replace(ef=ef)
-        lists = self.ann.num_lists
         if not lists:
             return None
         # the lists looked into must hold some times k rows that match
@@ -191,7 +189,11 @@ class Shard:
         return self._ids[int(self._by_id[place])].as_py()
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        if len(rows) > _FEW_IDS:
+            return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        found = np.empty(len(rows), object)
+        found[:] = [self._ids[row].as_py() for row in rows.tolist()]
+        return found
 
     def interests(self, rows: np.ndarray) -> np.ndarray:
         return self._interests[rows]
