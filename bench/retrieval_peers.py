@@ -46,7 +46,7 @@ def per_cpu_second(search: Callable[[np.ndarray], Any], queries: np.ndarray, bat
 
 
 def hnswlib_index(vectors: np.ndarray, path: str) -> Any:
-    import hnswlib
+    import hnswlib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     index = hnswlib.Index("ip", vectors.shape[1])
     index.init_index(len(vectors), M=16, ef_construction=200, random_seed=0)
@@ -56,7 +56,7 @@ def hnswlib_index(vectors: np.ndarray, path: str) -> Any:
 
 
 def hnswlib_load(path: str, dim: int) -> Any:
-    import hnswlib
+    import hnswlib  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     index = hnswlib.Index("ip", dim)
     index.load_index(path)
@@ -64,7 +64,7 @@ def hnswlib_load(path: str, dim: int) -> Any:
 
 
 def usearch_index(vectors: np.ndarray, path: str) -> Any:
-    from usearch.index import Index
+    from usearch.index import Index  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     index = Index(ndim=vectors.shape[1], metric="ip", dtype="f32")
     index.add(np.arange(len(vectors)), vectors, threads=1)
@@ -73,7 +73,7 @@ def usearch_index(vectors: np.ndarray, path: str) -> Any:
 
 
 def usearch_load(path: str, dim: int) -> Any:  # noqa: ARG001
-    from usearch.index import Index
+    from usearch.index import Index  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     return Index.restore(path)
 
@@ -112,6 +112,7 @@ def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
     del index, vectors
     before = rss()
     search = searcher(engine, load(path, dim))
+    effort, found = 0, 0.0
     for effort in EFFORTS:  # the last, where none reaches the target
         found = recall(search(queries, effort), truth)
         if found >= target:
@@ -130,7 +131,7 @@ def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
 def measure_qdrant(folder: Path) -> dict[str, Any]:
     """A 1 % filter in the client's local mode, which compares every vector with numpy: the server
     is no Python package."""
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import QdrantClient, models  # pyright: ignore[reportMissingImports]
 
     names = ("vectors", "queries", "filtered", "group")
     vectors, queries, truth, group = (np.load(folder / f"{name}.npy") for name in names)

@@ -29,7 +29,7 @@ from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable, attributes_of
-from rec.retrieval.tune import Tuner, recall
+from rec.retrieval.tune import Tuner, Verdict, recall
 
 EFFORT_FILE = "search.json"
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
@@ -149,19 +149,34 @@ class _Builder:
         choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
         if self.continued is not None and self.continued.trained is not None:
             choices = [self.continued.factory]
-        for place, factory in enumerate(choices):
-            root = f"v-{uuid.uuid4().hex[:12]}"
-            try:
+        root, about = self._best_of(choices, order, held_out)
+        about["config"] |= _counts(self._table, keys)
+        return self._publish(root, about)
+
+    def _best_of(
+        self, choices: list[str], order: np.ndarray, held_out: HeldOut
+    ) -> tuple[str, dict[str, Any]]:
+        """The folder of the first kind of index that does well, or of the best, and what there is
+        to say of it; those of the others are removed."""
+        made: list[tuple[Verdict, str, dict[str, Any]]] = []
+        root = ""
+        try:
+            for factory in choices:
+                root = f"v-{uuid.uuid4().hex[:12]}"
                 with omp_threads(self.num_threads):
-                    about, reached = self._fill(root, factory, order, held_out)
-                if reached or place == len(choices) - 1:
-                    about["config"] |= _counts(self._table, keys)
-                    return self._publish(root, about)
-            except BaseException:
-                versions.discard(self._out, root)
-                raise
-            versions.discard(self._out, root)
-        raise AssertionError("factories() names at least one")
+                    about, verdict = self._fill(root, factory, order, held_out)
+                made.append((verdict, root, about))
+                if verdict.reached and not verdict.strained:
+                    break
+        except BaseException:
+            for unfinished in {root, *(one[1] for one in made)}:
+                versions.discard(self._out, unfinished)
+            raise
+        best = max(made, key=lambda one: one[0].rank)
+        for _, other, _ in made:
+            if other != best[1]:
+                versions.discard(self._out, other)
+        return best[1:]
 
     def _check_attributes(self) -> None:
         own = self._table.columns()
@@ -194,8 +209,8 @@ class _Builder:
 
     def _fill(
         self, root: str, factory: str, order: np.ndarray, held_out: HeldOut
-    ) -> tuple[dict[str, Any], bool]:
-        """Write the shards and what was measured of them; whether the recall was reached."""
+    ) -> tuple[dict[str, Any], Verdict]:
+        """Write the shards; what there is to say of them."""
         trained = self._train(factory, order, held_out)
         num_shards = self._config.shards_of(self._num_rows)
         bounds = np.linspace(0, self._num_rows, num_shards + 1).astype(int)
@@ -217,7 +232,7 @@ class _Builder:
             shards = self._read_shards(root, num_shards, Path(local))
             if self._config.merge and num_shards > 1:
                 shards = [self._merge(root, shards, trained)]
-            effort, metrics = self._tune(shards, held_out, truth)
+            effort, metrics, verdict = self._tune(shards, held_out, truth)
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
         config = {
@@ -230,8 +245,7 @@ class _Builder:
             "num_changed": self.continued.num_changed if self.continued else 0,
             **effort._asdict(),
         }
-        reached = metrics.pop("reached")
-        return {"config": config, "metrics": metrics}, reached
+        return {"config": config, "metrics": metrics}, verdict
 
     def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
         if self.continued is not None and self.continued.trained is not None:
@@ -279,8 +293,9 @@ class _Builder:
 
     def _tune(
         self, shards: list[Shard], held_out: HeldOut, truth: np.ndarray
-    ) -> tuple[Effort, dict[str, Any]]:
-        """The effort to search with, and what it reaches on the other half of the queries."""
+    ) -> tuple[Effort, dict[str, Any], Verdict]:
+        """The effort to search with, what it reaches on the other half of the queries, and how
+        it did on the first."""
         rng = np.random.default_rng(self._config.seed)
         half = rng.permutation(len(truth))
         tune, report = half[::2], half[1::2] if len(half) > 1 else half
@@ -299,15 +314,11 @@ class _Builder:
             elif ann.is_graph:
                 effort = tuner.graph()
         rows = found(report, effort, _TRUTH - 1)
-        metrics = {f"recall@{k}": recall(rows[:, :k], truth[report, :k]) for k in (10, 100)}
-        reached = not tuner.curve or any(point["reached"] for point in tuner.curve)
-        return effort, {
-            **metrics,
-            "num_queries": len(report),
-            "recall_target": self._config.recall_target,
-            "curve": tuner.curve,
-            "reached": reached,
+        metrics: dict[str, Any] = {
+            f"recall@{k}": recall(rows[:, :k], truth[report, :k]) for k in (10, 100)
         }
+        metrics |= {"num_queries": len(report), "recall_target": self._config.recall_target}
+        return effort, metrics | {"curve": tuner.curve}, tuner.verdict
 
     def _publish(self, root: str, about: dict[str, Any]) -> Manifest:
         seconds = round(time.monotonic() - self._started, 3)

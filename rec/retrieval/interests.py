@@ -87,7 +87,9 @@ def recall_interests(
             owners.append((number, int(interest)))
             queries.append(user.vectors[interest])
     vectors = np.stack(queries) if queries else np.zeros((0, index.dim), np.float32)
-    out = None if exclude is None else [exclude[number] for number, _ in owners]
+    out: list[Sequence[str]] | None = None
+    if exclude is not None:
+        out = [exclude[number] for number, _ in owners]
     hits = index.search(vectors, budget, where=where, exclude=out)
     lists: list[dict[int, tuple[np.ndarray, np.ndarray]]] = [{} for _ in users]
     for place, (number, interest) in enumerate(owners):

@@ -33,7 +33,8 @@ class IndexConfig(Config):
 
 
 def factories(num_rows: int, dim: int, config: IndexConfig) -> list[str]:
-    """FAISS factory strings to try in turn until one reaches the recall asked; see `auto` below.
+    """FAISS factory strings to try in turn until one reaches the recall asked without strain (see
+    `rec.retrieval.tune.Verdict`); of those tried the best is taken.
 
     Up to 20,000 rows, or where recall 1 is asked: Flat. Beyond, about 4 sqrt(N) inverted lists (a
     power of two that leaves 39 training points a list) with, fastest first among those that can

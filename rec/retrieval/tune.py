@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,20 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return float(hits(found, truth).mean()) if (truth >= 0).any() else 1.0
 
 
+class Verdict(NamedTuple):
+    """How well an index does, for one to be compared with another."""
+
+    reached: bool  # the target
+    strained: bool  # only by re-ranking as many candidates as it may: its codes are too coarse
+    recall: float
+    queries_per_s: float
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Greater is better: the faster of those that reach the target, else the truer."""
+        return self.reached, self.queries_per_s if self.reached else self.recall
+
+
 class Tuner:
     """Tries efforts on one set of queries; `curve` records every one tried.
 
@@ -45,6 +59,15 @@ class Tuner:
     ) -> None:
         self._search, self._truth, self._target = search, truth, target
         self.curve: list[dict[str, Any]] = []
+        self.chosen: dict[str, Any] | None = None  # the point of the curve that was chosen
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.chosen is None:  # nothing to tune: search is exact, or has no effort to set
+            return Verdict(True, False, 1.0, 0.0)
+        strained = self.chosen["k_factor"] == _K_FACTORS[-1]
+        rate, found = self.chosen["queries_per_s"], self.chosen["recall@10"]
+        return Verdict(self.chosen["reached"], strained, found, rate)
 
     def lists(self, num_lists: int, refines: bool) -> Effort:
         """For inverted lists: per k_factor the least nprobe that reaches the target, of these the
@@ -83,29 +106,34 @@ class Tuner:
         point = {
             **effort._asdict(),
             "recall@10": mean,
-            "queries_per_s": round(len(found) / max(seconds, 1e-9), 1),
+            "queries_per_s": round(len(found) / max(seconds, 1e-9), 1),  # of one run, wall clock
             "reached": mean - error >= self._target or mean >= 1,
         }
         self.curve.append(point)
         return point
 
     def _best(self) -> Effort:
-        reached = [point for point in self.curve if point["reached"]]
-        if reached:
-            finalists = sorted(reached, key=lambda point: -point["queries_per_s"])[:3]
-            best = min(finalists, key=self._seconds)
-        else:
-            best = max(self.curve, key=lambda point: point["recall@10"])
-        return _effort(best)
+        # of those that differ in effort alone the least: it needs no clock, which others disturb
+        least: dict[float, dict[str, Any]] = {}
+        for point in sorted(self.curve, key=lambda point: (point["nprobe"], point["ef"])):
+            if point["reached"]:
+                least.setdefault(point["k_factor"], point)
+        finalists = list(least.values())
+        if not finalists:
+            finalists = [max(self.curve, key=lambda point: point["recall@10"])]
+        for point in finalists:  # again: one run alone may have been disturbed
+            point["queries_per_s"] = self._rate(point)
+        self.chosen = max(finalists, key=lambda point: point["queries_per_s"])
+        return _effort(self.chosen)
 
-    def _seconds(self, point: dict[str, Any]) -> float:
-        """The least of three more runs: one run alone may have been disturbed."""
+    def _rate(self, point: dict[str, Any]) -> float:
+        """Queries a second, the best of three more runs."""
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            self._search(_effort(point))
+            num_queries = len(self._search(_effort(point)))
             seconds.append(time.perf_counter() - started)
-        return min(seconds)
+        return round(num_queries / max(min(seconds), 1e-9), 1)
 
 
 def _effort(point: dict[str, Any]) -> Effort:

@@ -40,20 +40,31 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         about: lineage, config and metrics of the manifest.
 
     Raises:
-        StaleError: another version than `expect` is in use. On S3 a publisher that comes between
-            the check and the put is not noticed: let one process publish there.
+        StaleError: another version than `expect` is in use; the files are removed. On S3 a
+            publisher that comes between the check and the put is not noticed: let one process
+            publish there.
         ArtifactError: the files or the manifest cannot be written.
     """
-    try:
-        manifest = artifacts.describe(uri, root, KIND, **about)
-        with _one_publisher(uri):
+    with _one_publisher(uri):
+        try:
+            manifest = artifacts.describe(uri, root, KIND, **about)
             if expect is not None and (found := current(uri)) != expect:
                 raise StaleError(f"{uri}: version {found} is in use, not {expect}: build on that")
+        except (OSError, StaleError) as error:
+            discard(uri, root)  # from here on it may be in use: then `collect` clears away
+            if isinstance(error, StaleError):
+                raise
+            raise _unpublished(uri, root, error) from error
+        try:
             _keep(uri, manifest)
             _use(uri, manifest)
-    except OSError as error:
-        raise ArtifactError(f"{join(uri, root)}: cannot be published: {error}") from error
+        except OSError as error:
+            raise _unpublished(uri, root, error) from error
     return manifest
+
+
+def _unpublished(uri: str, root: str, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{join(uri, root)}: cannot be published: {error}")
 
 
 def current(uri: str) -> str:

@@ -258,6 +258,28 @@ def test_auto_goes_on_to_a_stronger_kind() -> None:
     assert factories(200_000, 63, IndexConfig())[0].endswith("SQ8")
 
 
+def test_auto_tries_on_until_one_does_without_strain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight four-bit codes are too coarse for these sixteen dimensions: re-ranking all it may, or
+    failing, the first kind is followed by the next; of those tried only one is left."""
+    monkeypatch.setattr("rec.retrieval.spec.FLAT_UP_TO", 1000)
+    uri = embeddings(tmp_path / "e", clustered(4000))
+    config = IndexConfig(recall_target=0.97, num_queries=100)
+    manifest = build_index(uri, str(tmp_path / "i"), config)
+    first = factories(4000, DIM, config)[0]
+    assert first == "IVF64,PQ8x4fs,Refine(SQ8)"
+    chosen = [
+        point
+        for point in manifest.metrics["curve"]
+        if all(point[name] == manifest.config[name] for name in ("nprobe", "k_factor", "ef"))
+    ]
+    assert chosen[0]["reached"]
+    assert manifest.config["factory"] != first or manifest.config["k_factor"] < 32
+    assert manifest.metrics["recall@10"] > 0.95
+    assert [p.name for p in (tmp_path / "i").glob("v-*")] == [manifest.root]
+
+
 # what is refused --------------------------------------------------------------------------------
 
 

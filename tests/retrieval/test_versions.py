@@ -174,10 +174,26 @@ def test_publishing_on_a_stale_version_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     first = publish(tmp_path, 0)
     second = publish(tmp_path, 1)
-    root = versions.history(uri)[0].root
+    (tmp_path / "i" / "v-new").mkdir()
+    (tmp_path / "i" / "v-new" / "file").write_text("x")
     with pytest.raises(StaleError, match=f"version {second} is in use, not {first}"):
-        versions.publish(uri, root, expect=first)
+        versions.publish(uri, "v-new", expect=first)
     assert versions.current(uri) == second
+    assert not (tmp_path / "i" / "v-new").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_swap_removes_nothing_that_may_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    first = publish(tmp_path, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("rec.retrieval.versions._use", _dying("rec.retrieval.versions._use", when))
+        with pytest.raises(Killed):
+            publish(tmp_path, 1)
+    index = Index.open(str(tmp_path / "i"))
+    assert (index.version == first) == (when == "before")
+    assert len(index) == 30
 
 
 def test_full_disk_is_typed_and_names_the_place(
