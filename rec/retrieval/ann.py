@@ -66,14 +66,6 @@ class Ann:
     def write(self, path: str) -> None:
         faiss.write_index(self._index, path)
 
-    def emptied(self) -> Ann:
-        """A copy without rows that keeps what training learnt."""
-        copy = faiss.clone_index(self._index)
-        copy.reset()
-        if (ivf := faiss.try_extract_index_ivf(copy)) is not None:
-            ivf.set_direct_map_type(_faiss.DirectMap.NoMap)
-        return Ann(copy)
-
     @property
     def size(self) -> int:
         return self._index.ntotal

@@ -32,6 +32,7 @@ from rec.retrieval.table import EmbeddingTable, attributes_of
 from rec.retrieval.tune import Tuner, Verdict, recall
 
 EFFORT_FILE = "search.json"
+TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
 _TRUTH = 101  # true neighbours kept of a held-out query, itself among them
 
@@ -235,6 +236,7 @@ class _Builder:
             effort, metrics, verdict = self._tune(shards, held_out, truth)
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
+        artifacts.write_atomic(join(self._out, root, TRAINED_FILE), trained)
         config = {
             "build": self._config.model_dump(),
             "factory": factory,

@@ -22,15 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec import artifacts
-from rec.artifacts import Manifest
+from rec.artifacts import Manifest, join
 from rec.retrieval import versions
-from rec.retrieval.build import Continued, build_index
+from rec.retrieval.build import TRAINED_FILE, Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import IndexBuildError, StaleError
 from rec.retrieval.index import Index
 from rec.retrieval.log import ChangeLog
-from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
@@ -173,12 +172,11 @@ class LiveIndex:
         built = base.manifest.config
         config = IndexConfig.model_validate(built["build"])
         changed = built["num_changed"] + snapshot.num_rows - base.num_rows
-        shard = base.parts[0]
-        assert isinstance(shard, Shard)
         with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
             export(snapshot, folder)
             if changed < _RETRAIN_AT * len(snapshot):
-                trained = shard.ann.emptied().to_bytes()
+                place = join(self._uri, base.manifest.root, TRAINED_FILE)
+                trained = artifacts.read_bytes(place)
                 continued = Continued(base.version, built["factory"], trained, changed)
                 manifest = self._build(folder, config, number, continued, num_threads)
                 before = base.manifest.metrics["recall@10"]

@@ -214,6 +214,18 @@ def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> 
     index.close()
 
 
+def test_a_mapped_index_is_compacted(tmp_path: Path) -> None:
+    start(tmp_path, 1000, IndexConfig(factory="IVF8,SQ8", num_queries=50))
+    index = live(tmp_path, mmap=True)
+    index.apply([Put("a", clustered(1, seed=3)[0])])
+    before = index.index.centroids()
+    manifest = index.compact()
+    assert manifest is not None
+    assert (manifest.config["num_rows"], manifest.config["num_changed"]) == (1001, 1)
+    np.testing.assert_array_equal(index.index.centroids(), before)
+    index.close()
+
+
 def test_rollback_makes_the_changes_since_again(tmp_path: Path) -> None:
     model = start(tmp_path)
     uri = str(tmp_path / "i")
