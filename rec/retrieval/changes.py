@@ -37,18 +37,25 @@ Change = Put | Delete
 
 
 def check(changes: Sequence[Change], dim: int, schema: pa.Schema) -> list[Change]:
-    """The changes with (n, D) float32 vectors.
+    """The changes with (n, D) float32 vectors, exactly as the log gives them back.
 
     Raises:
         ChangeError: an id, a vector or an attribute is not as the index needs it.
     """
-    return [_checked(change, place, dim, schema) for place, change in enumerate(changes)]
+    fit = [_checked(change, place, dim, schema) for place, change in enumerate(changes)]
+    # what is taken is what a restart makes of the log: checked in that form as well
+    again = decode(encode(fit), dim)
+    return [_checked(change, place, dim, schema) for place, change in enumerate(again)]
 
 
 def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
     name = f"change {place} (item {change.item_id!r})"
     if not isinstance(change.item_id, str) or not change.item_id:
         raise ChangeError(f"{name}: expected a text that is not empty as id")
+    try:
+        change.item_id.encode()
+    except UnicodeEncodeError as error:
+        raise ChangeError(f"{name}: the id is no Unicode text: {error}") from error
     if isinstance(change, Delete):
         return change
     try:
@@ -77,18 +84,26 @@ def table(attributes: Mapping[str, Any], num_rows: int, schema: pa.Schema, name:
     for column in schema:
         value = attributes.get(column.name)
         try:
-            if isinstance(value, str) and pa.types.is_timestamp(column.type):
-                value = datetime.fromisoformat(value)
-            elif isinstance(value, str) and pa.types.is_date(column.type):
-                value = date.fromisoformat(value)
-            columns.append(pa.array([value] * num_rows, column.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
+            columns.append(pa.array([_parsed(value, column.type)] * num_rows, column.type))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ChangeError(
                 f"{name}: attribute {column.name!r} is {value!r}, expected {column.type}: {error}"
             ) from error
     if not columns:
         return pa.table({"_": pa.nulls(num_rows)}).select([])
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _parsed(value: Any, kind: pa.DataType) -> Any:
+    """`value` with texts for times and dates, in lists too, as what they say."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        if not isinstance(value, list | tuple):
+            return value
+        return [_parsed(member, kind.value_type) for member in value]
+    if isinstance(value, str) and pa.types.is_temporal(kind):
+        moment = datetime.fromisoformat(value)
+        return moment.date() if pa.types.is_date(kind) else moment
+    return value
 
 
 def encode(changes: Sequence[Change]) -> bytes:
@@ -102,7 +117,7 @@ def encode(changes: Sequence[Change]) -> bytes:
             heads.append([change.item_id, 0, {}])
     try:
         head = json.dumps(heads, default=_plain).encode()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ChangeError(f"an attribute cannot be kept in the log: {error}") from error
     return b"".join([_LENGTH.pack(len(head)), head, *vectors])
 
@@ -126,5 +141,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
+        is_time = value.dtype.kind == "M"
+        return np.datetime_as_string(value).tolist() if is_time else value.tolist()
     raise TypeError(f"{value!r} is {type(value).__name__}")

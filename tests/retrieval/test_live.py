@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,7 @@ def test_what_a_change_is_refused_for(tmp_path: Path) -> None:
     good = clustered(1)[0]
     for change, message in [
         (Put("", good), "not empty"),
+        (Delete("\ud800"), "the id is no Unicode text"),
         (Put("a", good[:-1]), r"shape \(15,\), expected \(16,\)"),
         (Put("a", np.zeros((0, DIM))), "shape"),
         (Put("a", np.full(DIM, np.nan)), "NaN or infinity"),
@@ -327,6 +328,50 @@ def test_times_survive_the_log(tmp_path: Path) -> None:
     index = live(tmp_path)
     where = Range(column="at", least="2026-01-03T00:00:00Z")
     assert set(index.index.search(vectors[:1], 2, where=where).ids[0]) == {"late", "item-2"}
+    index.close()
+
+
+TIMES = {
+    "at": pa.timestamp("ns"),
+    "day": pa.date32(),
+    "seen": pa.list_(pa.timestamp("us", "UTC")),
+}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"day": datetime(2026, 1, 2, 3, tzinfo=UTC)},
+        {"day": date(2026, 1, 2)},
+        {"at": np.datetime64("2026-01-02T03:04:05.000000006", "ns")},
+        {"seen": [datetime(2026, 1, 2, tzinfo=UTC), "2026-01-03T00:00:00+00:00"]},
+        {"seen": (), "day": "2026-01-02"},
+    ],
+)
+def test_whatever_is_taken_is_replayed(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    vectors = clustered(3)
+    columns = {name: pa.nulls(3, kind) for name, kind in TIMES.items()}
+    uri = embeddings(tmp_path / "e", vectors, columns=columns, num_parts=1)
+    build_index(uri, str(tmp_path / "i"), IndexConfig(attributes=tuple(TIMES)))
+    index = live(tmp_path)
+    index.apply([Put("new", vectors[0], attributes)])
+    taken = index.index.attributes(index.index.locate(["new"])[0])
+    for name, value in taken[0].items():
+        assert (value is not None) == (name in attributes)
+    index.close()
+    index = live(tmp_path)
+    assert index.index.attributes(index.index.locate(["new"])[0]) == taken
+    index.compact()
+    assert index.index.attributes(index.index.locate(["new"])[0]) == taken
+    index.close()
+
+
+def test_a_batch_with_an_id_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    with pytest.raises(ChangeError, match="change 8"):
+        index.apply([*(Delete(f"item-{i}") for i in range(8)), Put("\ud800", clustered(1)[0])])
+    assert (index.last_change, len(index.index)) == (0, 60)
     index.close()
 
 
