@@ -16,7 +16,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -219,20 +220,45 @@ def verify(uri: str | os.PathLike[str], manifest: Manifest) -> None:
             )
 
 
-def open_artifact(uri: str | os.PathLike[str], kind: str) -> tuple[Manifest, Path]:
+def open_artifact(
+    uri: str | os.PathLike[str], kind: str, *, without: str | None = None
+) -> tuple[Manifest, Path]:
     """Verify the artifact at `uri` and return its manifest and a local folder of its files.
 
     An S3 artifact is copied once into a cache below the system's temporary folder.
+
+    Args:
+        uri: the artifact's folder, local or s3://.
+        kind: what it is to be.
+        without: files of this name, which this reader has no use for, are neither checked nor
+            copied.
 
     Raises:
         ArtifactError: as `read_manifest` and `verify` do.
     """
     manifest = read_manifest(uri, kind)
+    wanted = {n: e for n, e in manifest.files.items() if n.rsplit("/", 1)[-1] != without}
+    needed = manifest.model_copy(update={"files": wanted})
     files, path = filesystem(join(uri, manifest.root))
     if isinstance(files, pafs.LocalFileSystem):
-        verify(uri, manifest)
+        verify(uri, needed)
         return manifest, Path(path)
-    return manifest, _cached(uri, manifest)
+    return manifest, _cached(uri, needed)
+
+
+def fetch(uri: str | os.PathLike[str], names: Iterable[str], folder: Path) -> None:
+    """Copy files below `uri` to a local folder, several at once."""
+    files, path = filesystem(uri)
+
+    def one(name: str) -> None:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.open_input_stream(f"{path}/{name}") as source, open(target, "wb") as into:
+            shutil.copyfileobj(source, into, _CHUNK)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(one, names):
+            continue
 
 
 def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
@@ -244,10 +270,9 @@ def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
             return cache
         except ArtifactError:  # cleaners of temporary folders take single files
             shutil.rmtree(cache, ignore_errors=True)
-    files, path = filesystem(join(uri, manifest.root))
     aside = Path(tempfile.mkdtemp(prefix="raycall-"))
     try:
-        pafs.copy_files(path, str(aside), source_filesystem=files)
+        fetch(join(uri, manifest.root), manifest.files, aside)
         try:
             verify(aside.parent, manifest.model_copy(update={"root": aside.name}))
         except ArtifactError:

@@ -85,6 +85,12 @@ class Ann:
         return self._refine is not None
 
     @property
+    def keeps_vectors(self) -> bool:
+        """Vectors are held in full: `reconstruct` gives them as they were added."""
+        held = faiss.downcast_index(self._refine.refine_index) if self.refines else self._index
+        return isinstance(held, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat)
+
+    @property
     def effort(self) -> Effort:
         """Of a search that asks for none. Set before the index is shared between threads."""
         return self._effort

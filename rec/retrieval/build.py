@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,11 @@ from pyarrow import fs as pafs
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import versions
+from rec.retrieval import originals, versions
 from rec.retrieval.ann import Ann, Effort, ExactTop, omp_threads
 from rec.retrieval.errors import IndexBuildError
-from rec.retrieval.shards import Shard
+from rec.retrieval.originals import VECTORS_FILE
+from rec.retrieval.shards import FILES, Shard
 from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable, attributes_of
 from rec.retrieval.tune import Tuner, Verdict, recall
@@ -34,6 +36,7 @@ from rec.retrieval.tune import Tuner, Verdict, recall
 EFFORT_FILE = "search.json"
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
+_COPIED_ROWS = 16_384
 _TRUTH = 101  # true neighbours kept of a held-out query, itself among them
 
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -269,10 +272,14 @@ class _Builder:
 
     def _read_shards(self, root: str, num_shards: int, local: Path) -> list[Shard]:
         """The shards, mapped; those on S3 are copied to `local` first."""
-        files, path = artifacts.filesystem(join(self._out, root))
+        place = join(self._out, root)
+        files, path = artifacts.filesystem(place)
         folder = Path(path)
         if not isinstance(files, pafs.LocalFileSystem):
-            pafs.copy_files(path, str(local), source_filesystem=files)
+            names = [
+                f"{shard_name(number)}/{name}" for number in range(num_shards) for name in FILES
+            ]
+            artifacts.fetch(place, [n for n in names if artifacts.exists(join(place, n))], local)
             folder = local
         return [Shard.read(folder / shard_name(n), Effort(), True) for n in range(num_shards)]
 
@@ -288,6 +295,11 @@ class _Builder:
         attributes = pa.concat_tables([shard.attributes for shard in shards])
         with tempfile.TemporaryDirectory(prefix="raycall-index-") as staged:
             Shard.write(Path(staged), whole, keys, attributes)
+            if not whole.keeps_vectors:
+                names = [join(shard_name(n), VECTORS_FILE) for n in range(len(shards))]
+                parts = (originals.read(join(self._out, root, n), _COPIED_ROWS) for n in names)
+                written = originals.keep(Path(staged, VECTORS_FILE), chain.from_iterable(parts))
+                assert sum(map(len, written)) == keys.num_rows
             for number in range(len(shards)):
                 versions.discard(join(self._out, root), shard_name(number))
             versions.upload(staged, join(self._out, root, shard_name(0)))
@@ -349,10 +361,13 @@ def fill_shard(task: ShardTask) -> Filled:
             attributes = attributes.append_column(name, column)
     ann = Ann.from_bytes(task.trained)
     exact = ExactTop(task.queries, _TRUTH)
-    for vectors in table.vectors():
-        ann.add(vectors)
-        exact.add(vectors)
     with tempfile.TemporaryDirectory(prefix="raycall-shard-") as staged:
+        batches = table.vectors()
+        if not ann.keeps_vectors:
+            batches = originals.keep(Path(staged, VECTORS_FILE), batches)
+        for vectors in batches:
+            ann.add(vectors)
+            exact.add(vectors)
         Shard.write(Path(staged), ann, keys, attributes)
         versions.upload(staged, task.out)
     return Filled(*exact.finish())

@@ -18,6 +18,7 @@ from rec.retrieval.ann import Effort, omp_threads
 from rec.retrieval.build import EFFORT_FILE, shard_name
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
+from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import Part, Shard
 from rec.retrieval.versions import KIND
 
@@ -100,7 +101,7 @@ class Index:
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
-        manifest, folder = artifacts.open_artifact(uri, KIND)
+        manifest, folder = artifacts.open_artifact(uri, KIND, without=VECTORS_FILE)
         if model is not None and manifest.lineage.get("encoder") != model:
             raise artifacts.ArtifactError(
                 f"{uri}: holds vectors of encoder {manifest.lineage.get('encoder')}, the queries "

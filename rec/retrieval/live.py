@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import versions
-from rec.retrieval.build import TRAINED_FILE, Continued, build_index
+from rec.retrieval import originals, versions
+from rec.retrieval.build import TRAINED_FILE, Continued, build_index, shard_name
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import IndexBuildError, StaleError
@@ -173,7 +173,7 @@ class LiveIndex:
         config = IndexConfig.model_validate(built["build"])
         changed = built["num_changed"] + snapshot.num_rows - base.num_rows
         with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
-            export(snapshot, folder)
+            export(snapshot, self._uri, folder)
             if changed < _RETRAIN_AT * len(snapshot):
                 place = join(self._uri, base.manifest.root, TRAINED_FILE)
                 trained = artifacts.read_bytes(place)
@@ -227,10 +227,16 @@ def _log_seq(manifest: Manifest) -> int:
     return int(manifest.config.get("log_seq") or 0)
 
 
-def export(index: Index, folder: str) -> Manifest:
+def export(index: Index, uri: str, folder: str) -> Manifest:
     """Write what is live as an embedding table, attributes as further columns.
 
+    Args:
+        index: of the version published at `uri`, with changes on it.
+        uri: where the vectors as they were given are read, where the index holds codes alone.
+        folder: local, to write to.
+
     Raises:
+        ArtifactError: the vectors are missing or altered.
         IndexBuildError: nothing is live.
     """
     schema = pa.schema([*EMBEDDINGS, *index.parts[0].attributes.schema])
@@ -238,19 +244,18 @@ def export(index: Index, folder: str) -> Manifest:
     path.parent.mkdir(parents=True)
     first, written = 0, 0
     with pq.ParquetWriter(path, schema) as writer:
-        for part in index.parts:
-            for start in range(0, part.size, _EXPORT_ROWS):
-                rows = np.arange(start, min(start + _EXPORT_ROWS, part.size))
+        for number, part in enumerate(index.parts):
+            start = 0
+            for vectors in _vectors(index, uri, number):
+                rows = np.arange(start, start + len(vectors))
+                start += len(vectors)
                 if index.dead is not None:
                     rows = rows[~index.dead[first + rows]]
-                vectors = part.vectors(rows)
-                flat = pa.array(vectors.ravel(), pa.float32())
-                offsets = np.arange(len(rows) + 1, dtype=np.int32) * index.dim
                 columns = [
                     pa.array(part.ids(rows), pa.string()),
                     pa.array(part.interests(rows), pa.int32()),
                     pa.array(np.ones(len(rows), np.float32)),
-                    pa.ListArray.from_arrays(pa.array(offsets), flat),
+                    originals.as_lists(vectors[rows - (start - len(vectors))]),
                     *part.attributes.take(pa.array(rows)).columns,
                 ]
                 writer.write_table(pa.table(columns, schema=schema))
@@ -259,3 +264,13 @@ def export(index: Index, folder: str) -> Manifest:
     if not written:
         raise IndexBuildError(f"index {index.version}: nothing is live")
     return artifacts.seal(folder, "rows", "embedding-table", lineage=index.manifest.lineage)
+
+
+def _vectors(index: Index, uri: str, number: int) -> Iterator[np.ndarray]:
+    """All vectors of a part in batches, as they were given."""
+    part, name = index.parts[number], f"{shard_name(number)}/{originals.VECTORS_FILE}"
+    if name in index.manifest.files:
+        yield from originals.read_published(uri, index.manifest, name, _EXPORT_ROWS)
+        return
+    for start in range(0, part.size, _EXPORT_ROWS):
+        yield part.vectors(np.arange(start, min(start + _EXPORT_ROWS, part.size)))

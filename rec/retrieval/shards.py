@@ -20,6 +20,7 @@ from rec.retrieval import filters
 from rec.retrieval.ann import Ann, Effort, ExactTop
 
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
+FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _MASKS_KEPT = 64
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tables import DIM, clustered, embeddings
 
@@ -19,7 +20,7 @@ from rec.retrieval.build import build_index
 from rec.retrieval.changes import Change, Delete, Put, decode, encode
 from rec.retrieval.errors import ChangeError, LogError
 from rec.retrieval.filters import Equal, Range
-from rec.retrieval.live import LiveIndex
+from rec.retrieval.live import LiveIndex, export
 from rec.retrieval.spec import IndexConfig
 
 LANGUAGES = ("en", "fr", None)
@@ -223,6 +224,38 @@ def test_a_mapped_index_is_compacted(tmp_path: Path) -> None:
     assert manifest is not None
     assert (manifest.config["num_rows"], manifest.config["num_changed"]) == (1001, 1)
     np.testing.assert_array_equal(index.index.centroids(), before)
+    index.close()
+
+
+def test_compactions_start_from_the_vectors_as_they_were_given(tmp_path: Path) -> None:
+    """Else each would encode what the one before decoded, and find its own codes perfect."""
+    vectors = clustered(3000)
+    uri = str(tmp_path / "i")
+    config = IndexConfig(factory="IVF16,PQ4x4", num_queries=200, num_shards=2, merge=True)
+    first = build_index(embeddings(tmp_path / "e", vectors), uri, config)
+    index = live(tmp_path)
+    added = clustered(2, seed=9)
+    for number in range(2):
+        index.apply([Put(f"new-{number}", added[number]), Delete(f"item-{number}")])
+        manifest = index.compact()
+        assert manifest is not None
+        assert abs(manifest.metrics["recall@10"] - first.metrics["recall@10"]) < 0.1
+    (tmp_path / "x").mkdir()
+    export(index.index, uri, str(tmp_path / "x"))
+    kept = pq.read_table(tmp_path / "x" / "rows")
+    np.testing.assert_array_equal(
+        np.stack(kept["vector"].to_numpy()), np.concatenate([vectors[2:], added])
+    )
+    root = artifacts.read_manifest(uri, "index").root
+    path = tmp_path / "i" / root / "shard-00000" / "vectors.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    index.apply([Delete("new-0")])
+    with pytest.raises(artifacts.ArtifactError, match=r"vectors\.parquet"):
+        index.compact()
+    assert "new-0" not in index.index
+    index.close()
+    index = live(tmp_path)  # searching needs no originals
+    assert len(index.index) == 2999
     index.close()
 
 
