@@ -152,7 +152,7 @@ class Ann:
         vectors: np.ndarray,
         k: int,
         effort: Effort | None = None,
-        mask: np.ndarray | None = None,
+        bits: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(B, k) rows, -1 where fewer were found, and (B, k) scores, best first.
 
@@ -160,11 +160,10 @@ class Ann:
             vectors: (B, D) float32, contiguous.
             k: at least 1.
             effort: None = as set.
-            mask: (size,) bool; rows of False are not found.
+            bits: a bit a row, lowest first (`np.packbits`); rows of 0 are not found.
         """
         params = None
-        if mask is not None:
-            bits = np.packbits(mask, bitorder="little")
+        if bits is not None:
             params = _params(self._index, effort or self._effort, _faiss.IDSelectorBitmap(bits))
         elif effort is not None:
             params = _params(self._index, effort, None)
@@ -186,6 +185,24 @@ class Ann:
                     self._ivf.make_direct_map()
                     self._has_map = True
         return self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+
+    def nearest_lists(self, vectors: np.ndarray, num: int) -> np.ndarray:
+        """(B, num) inverted lists in the order they are looked into; -1 where none is found."""
+        outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
+        if isinstance(outer, faiss.IndexPreTransform):
+            vectors = outer.apply(vectors)
+        return self._ivf.quantizer.search(vectors, num)[1]
+
+    def list_of_rows(self) -> np.ndarray:
+        """(size,) int32: the inverted list of each row."""
+        lists = np.zeros(self.size, np.int32)
+        stored = self._ivf.invlists
+        for number in range(self.num_lists):
+            if count := stored.list_size(number):
+                ids = stored.get_ids(number)
+                lists[faiss.rev_swig_ptr(ids, count)] = number
+                stored.release_ids(number, ids)
+        return lists
 
     def centroids(self) -> np.ndarray:
         """(num_lists, D) centres of the inverted lists; (0, D) where there are none."""

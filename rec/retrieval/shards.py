@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,14 @@ class Part(Protocol):
     def vectors(self, rows: np.ndarray) -> np.ndarray: ...
 
 
+class _Fit(NamedTuple):
+    """The rows that fit a filter."""
+
+    bits: np.ndarray  # a bit a row, lowest first
+    num_rows: int
+    per_list: np.ndarray  # (lists,) int32, how many of them each inverted list holds
+
+
 class Shard:
     """A part that was built and published; it never changes.
 
@@ -67,7 +75,8 @@ class Shard:
         self._interests = keys["interest"].to_numpy()
         self._by_id = keys["by_id"].to_numpy()
         self.attributes = attributes
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._fits: OrderedDict[str, _Fit] = OrderedDict()
+        self._list_of_rows: np.ndarray | None = None
         self._lock = Lock()
 
     @classmethod
@@ -111,14 +120,71 @@ class Shard:
         if where is None and (not exact or self.ann.is_flat):
             enough = 4 * k * self.ann.num_lists <= self.ann.effort.nprobe * self.size
             effort = None if enough and not self.ann.is_graph else self._effort(k, self.size)
-            return self.ann.search(queries, k, effort)
+            found = self.ann.search(queries, k, effort)
+            return self._completed(queries, k, found, None)
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
-        mask = self._mask(where)
-        matches = int(np.count_nonzero(mask))
-        if exact or self.ann.is_flat or compares_all(matches, self.size, k, self.ann.is_graph):
-            return self._exact(queries, k, np.flatnonzero(mask))
-        return self.ann.search(queries, k, self._effort(k, matches), mask)
+        fit = self._fit(where)
+        if exact or self.ann.is_flat or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
+            return self._exact(queries, k, self._rows(fit))
+        effort = self._effort(k, fit.num_rows)
+        if self.ann.num_lists:
+            return self._walk(queries, k, effort or self.ann.effort, fit.per_list, fit.bits)
+        found = self.ann.search(queries, k, effort, fit.bits)
+        return self._completed(queries, k, found, fit)
+
+    def _walk(
+        self,
+        queries: np.ndarray,
+        k: int,
+        effort: Effort,
+        per_list: np.ndarray,
+        bits: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Look into lists at least as far as `effort` goes, and for each query on until those
+        passed hold enough rows, in enough lists: what fits may lie far from the query.
+
+        Args:
+            per_list: (lists,) rows that may be found in each.
+            bits: of these rows; None = all.
+        """
+        least_rows = min(4 * k, int(per_list.sum()))
+        least_lists = min(effort.nprobe, int(np.count_nonzero(per_list)))
+        rows = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        waiting, nprobe = np.arange(len(queries)), effort.nprobe
+        while len(waiting):
+            nprobe = min(nprobe, self.ann.num_lists)
+            near = self.ann.nearest_lists(queries[waiting], nprobe)
+            held = np.where(near < 0, 0, per_list[near])
+            enough = (held.sum(axis=1) >= least_rows) & ((held > 0).sum(axis=1) >= least_lists)
+            enough |= nprobe == self.ann.num_lists
+            if len(now := waiting[enough]):
+                effort = effort._replace(nprobe=nprobe)
+                rows[now], scores[now] = self.ann.search(queries[now], k, effort, bits)
+            waiting, nprobe = waiting[~enough], 2 * nprobe
+        return rows, scores
+
+    def _completed(
+        self,
+        queries: np.ndarray,
+        k: int,
+        found: tuple[np.ndarray, np.ndarray],
+        fit: _Fit | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`found`, and again with more effort where a query has fewer hits than there are."""
+        there = self.size if fit is None else fit.num_rows
+        if not (short := found[0][:, min(k, there) - 1] < 0).any():
+            return found
+        if self.ann.num_lists:
+            per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
+            again = self._walk(queries[short], k, self.ann.effort, per_list, None)
+        else:
+            rows = np.arange(self.size) if fit is None else self._rows(fit)
+            again = self._exact(queries[short], k, rows)
+        for old, new in zip(found, again, strict=True):
+            old[short] = new
+        return found
 
     def _effort(self, k: int, matches: int) -> Effort | None:
         """More than was tuned for where k is large or few rows match; None = as tuned."""
@@ -145,19 +211,32 @@ class Shard:
             top.add(self.ann.reconstruct(chunk), chunk)
         return top.finish()
 
-    def _mask(self, where: filters.Filter) -> np.ndarray:
+    def _rows(self, fit: _Fit) -> np.ndarray:
+        return np.flatnonzero(np.unpackbits(fit.bits, count=self.size, bitorder="little"))
+
+    def _fit(self, where: filters.Filter) -> _Fit:
         """Rows that fit; kept for the filters asked last."""
         key = where.model_dump_json()
         with self._lock:
-            if (found := self._masks.get(key)) is not None:
-                self._masks.move_to_end(key)
+            if (found := self._fits.get(key)) is not None:
+                self._fits.move_to_end(key)
                 return found
         mask = filters.mask(where, self.attributes)
+        lists = self._lists()[mask] if self.ann.num_lists else np.zeros(0, np.int32)
+        per_list = np.bincount(lists, minlength=self.ann.num_lists).astype(np.int32)
+        bits = np.packbits(mask, bitorder="little")
+        fit = _Fit(bits, int(np.count_nonzero(mask)), per_list)
         with self._lock:
-            self._masks[key] = mask
-            while len(self._masks) > _MASKS_KEPT:
-                self._masks.popitem(last=False)
-        return mask
+            self._fits[key] = fit
+            while len(self._fits) > _MASKS_KEPT:
+                self._fits.popitem(last=False)
+        return fit
+
+    def _lists(self) -> np.ndarray:
+        """(size,) the inverted list of each row; made at the first filter, 4 bytes a row."""
+        if self._list_of_rows is None:
+            self._list_of_rows = self.ann.list_of_rows()  # made twice at worst
+        return self._list_of_rows
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
         first = self._bisect(item_ids)
@@ -207,6 +286,7 @@ def compares_all(matches: int, num_rows: int, k: int, is_graph: bool) -> bool:
     """Whether a filtered search compares every row that matches, instead of looking into lists.
 
     Below a twentieth of the rows (a tenth for graphs, which lose their way sooner) or ten times k
-    it is both faster and exact.
+    it is both faster and exact. Above, a graph may lose hits that lie far from the query: it
+    cannot be led to them.
     """
     return matches < max(10 * k, num_rows * (0.1 if is_graph else 0.05))

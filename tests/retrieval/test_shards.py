@@ -123,6 +123,40 @@ def test_filtered_approximate_search_keeps_its_recall(
         assert same / 10 >= 0.97  # but for what 8-bit codes lose
 
 
+@pytest.mark.parametrize(
+    "factory", ["IVF64,SQ8", "IVF64,PQ8x4fs,Refine(SQ8)", "OPQ8,IVF64,PQ8x4fs,RFlat", "HNSW16"]
+)
+def test_filter_on_rows_far_from_the_queries(tmp_path: Path, factory: str) -> None:
+    """French items lie on one side, the queries on the other."""
+    vectors, queries = clustered(NUM), clustered(100, seed=0)
+    side = np.argsort(-vectors[:, 0])
+    french = np.zeros(NUM, bool)
+    french[side[:800]] = True
+    queries = queries[queries[:, 0] < -0.1]
+    columns = {"lang": np.where(french, "fr", "en").tolist()}
+    config = IndexConfig(factory=factory, attributes=("lang",), num_queries=100, recall_target=0.98)
+    build_index(embeddings(tmp_path / "e", vectors, columns=columns), str(tmp_path / "i"), config)
+    index = Index.open(str(tmp_path / "i"))
+    hits = index.search(queries, 10, where=Equal(column="lang", value="fr"))
+    rows = np.flatnonzero(french)
+    truth = rows[brute_force(vectors[rows], queries, 10)]
+    assert french[hits.rows].all()
+    assert (hits.rows >= 0).all()
+    found = np.mean([len(set(a) & set(b)) for a, b in zip(hits.rows, truth, strict=True)])
+    if factory != "HNSW16":  # a graph promises as many hits as there are, not the best
+        assert found / 10 >= 0.95
+
+
+def test_queries_beside_empty_lists_find_as_many_as_there_are(tmp_path: Path) -> None:
+    """Few of the lists hold nearly all rows, so that their mean length says little."""
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([clustered(300), clustered(1)[:1] + 1e-3 * rng.random((2700, DIM))])
+    uri = embeddings(tmp_path / "e", vectors.astype("f4"))
+    build_index(uri, str(tmp_path / "i"), IndexConfig(factory="IVF32,Flat", recall_target=0.1))
+    index = Index.open(str(tmp_path / "i"))
+    assert (index.search(-clustered(50), 200).rows >= 0).all()
+
+
 def test_plan() -> None:
     assert compares_all(49_999, 1_000_000, 10, False)
     assert not compares_all(50_000, 1_000_000, 10, False)
