@@ -22,7 +22,7 @@ from rec.retrieval.ann import Ann, Effort, ExactTop
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
-_MASKS_KEPT = 64
+_BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
@@ -76,6 +76,7 @@ class Shard:
         self._by_id = keys["by_id"].to_numpy()
         self.attributes = attributes
         self._fits: OrderedDict[str, _Fit] = OrderedDict()
+        self._held = 0  # bytes of them
         self._list_of_rows: np.ndarray | None = None
         self._lock = Lock()
 
@@ -216,7 +217,7 @@ class Shard:
 
     def _fit(self, where: filters.Filter) -> _Fit:
         """Rows that fit; kept for the filters asked last."""
-        key = where.model_dump_json()
+        key = repr(where)  # as JSON, infinity, NaN and no bound are one
         with self._lock:
             if (found := self._fits.get(key)) is not None:
                 self._fits.move_to_end(key)
@@ -227,9 +228,11 @@ class Shard:
         bits = np.packbits(mask, bitorder="little")
         fit = _Fit(bits, int(np.count_nonzero(mask)), per_list)
         with self._lock:
+            if self._fits.pop(key, None) is None:
+                self._held += _bytes_of(key, fit)
             self._fits[key] = fit
-            while len(self._fits) > _MASKS_KEPT:
-                self._fits.popitem(last=False)
+            while self._held > _BYTES_OF_FITS and len(self._fits) > 1:
+                self._held -= _bytes_of(*self._fits.popitem(last=False))
         return fit
 
     def _lists(self) -> np.ndarray:
@@ -280,6 +283,10 @@ class Shard:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         return self.ann.reconstruct(rows)
+
+
+def _bytes_of(key: str, fit: _Fit) -> int:
+    return len(key) + fit.bits.nbytes + fit.per_list.nbytes
 
 
 def compares_all(matches: int, num_rows: int, k: int, is_graph: bool) -> bool:

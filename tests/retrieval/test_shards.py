@@ -170,6 +170,26 @@ def test_filter_that_does_not_fit(table: str, tmp_path: Path) -> None:
         index.search(clustered(1), 3, where=Equal(column="x", value=1))
 
 
+def test_filters_kept_are_told_apart_and_bounded(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"price": [float("-inf"), 0.0, 1.0, float("inf")]}
+    uri = embeddings(tmp_path / "e", clustered(4), columns=columns, num_parts=1)
+    build_index(uri, str(tmp_path / "p"), IndexConfig(attributes=("price",)))
+    index = Index.open(str(tmp_path / "p"))
+    for least, count in [(None, 4), (float("inf"), 1), (float("-inf"), 4), (0.5, 2)]:
+        hits = index.search(clustered(1), 4, where=Range(column="price", least=least))
+        assert (hits.rows >= 0).sum() == count, least
+    monkeypatch.setattr("rec.retrieval.shards._BYTES_OF_FITS", 5000)  # of 750 bits, and more
+    shard = built(table, tmp_path, factory="Flat").parts[0]
+    assert isinstance(shard, Shard)
+    for below in [*range(40), 39]:
+        shard.search(clustered(1), 5, Range(column="n", below=below))
+        assert shard._held == sum(len(key) + fit.bits.nbytes for key, fit in shard._fits.items())
+        assert shard._held <= 5000
+    assert 4 <= len(shard._fits) <= 6
+
+
 def test_large_k_finds_as_many_as_there_are(table: str, tmp_path: Path) -> None:
     index = built(table, tmp_path, factory="IVF32,SQ8", recall_target=0.5)
     hits = index.search(clustered(3), 5000)
