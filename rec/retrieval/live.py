@@ -46,6 +46,8 @@ class LiveIndex:
         uri: of a published index; compactions are published there.
         log_folder: on local disk, of this index alone.
         compact_at: share of rows changed at which a compaction starts by itself; None = never.
+        keep: versions that a compaction leaves to roll back to, itself among them. Older ones are
+            removed an hour after they were last in use, and what only they need of the log.
         mmap, pool, model: as for `Index.open`.
 
     Raises:
@@ -59,11 +61,12 @@ class LiveIndex:
         log_folder: str | os.PathLike[str],
         *,
         compact_at: float | None = 0.03,
+        keep: int = 2,
         mmap: bool = False,
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
     ) -> None:
-        self._uri, self._compact_at = uri, compact_at
+        self._uri, self._compact_at, self._keep = uri, compact_at, keep
         self._mmap, self._pool, self._model = mmap, pool, model
         self._lock = threading.Lock()  # of changes; searches take none
         self._compacting = threading.Lock()
@@ -161,6 +164,7 @@ class LiveIndex:
             except StaleError:  # a new version was published meanwhile: go on from that one
                 manifest = artifacts.read_manifest(self._uri, versions.KIND)
             self.refresh()
+            versions.collect(self._uri, self._keep)
             self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
             return manifest
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import UTC, date, datetime
@@ -333,6 +334,24 @@ def test_failed_publishing_leaves_all_as_it_was(
     agrees(index, model, np.random.default_rng(0))
     index.compact()
     assert index.index.version != first
+    index.close()
+
+
+def test_compactions_clear_old_versions_and_the_log_away(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=1)
+    first = index.index.version
+    for number in range(2):
+        index.apply([Delete(f"item-{number}")])
+        for path in (tmp_path / "i").rglob("*"):
+            os.utime(path, (0, 0))  # as if all of it were old
+        index.compact()
+    uri = str(tmp_path / "i")
+    assert first not in [manifest.version for manifest in versions.history(uri)]
+    assert not (tmp_path / "log" / "changes-0000000000000001.log").exists()
+    index.close()
+    index = live(tmp_path)
+    assert len(index.index) == 58
     index.close()
 
 
