@@ -24,6 +24,7 @@ from rec.retrieval.versions import KIND
 
 MAX_K = 10_000
 MAX_EXCLUDED = 10_000
+_Answers = dict[int, tuple[np.ndarray, np.ndarray]]  # number of a part -> its rows and scores
 
 
 @dataclass  # not frozen: that would cost every search a microsecond
@@ -33,7 +34,7 @@ class Hits:
     rows: np.ndarray  # (B, k) int64; of `index` only, another version counts differently
     scores: np.ndarray  # (B, k) float32
     index: Index
-    missing_shards: tuple[int, ...] = ()  # did not answer by the deadline
+    missing_shards: tuple[int, ...] = ()  # did not answer, or not in full, by the deadline
 
     @property
     def partial(self) -> bool:
@@ -94,7 +95,8 @@ class Index:
 
         Args:
             mmap: map the files instead of reading them, for an index larger than memory.
-            pool: for several shards at once and for deadlines; the caller's to shut down.
+            pool: for several shards at once and for deadlines; the caller's to shut down. Never
+                the one that runs the searches: each would wait there for its own parts.
             model: version of the encoder that the queries come from; None = not checked.
 
         Raises:
@@ -182,9 +184,10 @@ class Index:
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
         # look wider until k are left of those that may be returned
         width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
+        before: _Answers = {}  # of a narrower look: a part that is late with the next keeps them
         while True:
             width = min(width, self.num_rows)
-            hits = self._pooled(queries, width, where, exact, due, num_threads)
+            hits = self._pooled(queries, width, where, exact, due, num_threads, before)
             rows, scores, num_kept = self._pick(hits[0], hits[1], dropped, k)
             exhausted = width == self.num_rows or (hits[0][:, -1:] < 0).all()
             if (num_kept >= k).all() or exhausted or hits[3]:
@@ -199,8 +202,10 @@ class Index:
         exact: bool,
         due: float | None,
         num_threads: int,
+        before: _Answers | None = None,
     ) -> tuple[np.ndarray, np.ndarray, Index, tuple[int, ...]]:
-        """The k best rows of all parts, and the parts that were late."""
+        """The k best rows of all parts, and the parts that were late; `before` has what parts
+        answered earlier, and takes what they answer now."""
 
         def one(part: Part) -> tuple[np.ndarray, np.ndarray]:
             with omp_threads(num_threads):
@@ -216,6 +221,9 @@ class Index:
         else:
             futures = {self.pool.submit(one, part): n for n, part in enumerate(self.parts)}
             answers, late = _in_time(futures, due)
+        if before is not None:
+            before |= answers
+            answers = before
         rows, scores = _merge(answers, self._starts, len(queries), k)
         return rows, scores, self, late
 
@@ -368,7 +376,7 @@ def _mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
 
 def _in_time(
     futures: dict[Future[Any], int], due: float | None
-) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], tuple[int, ...]]:
+) -> tuple[_Answers, tuple[int, ...]]:
     left = None if due is None else max(0.0, due - time.monotonic())
     done, late = wait(futures, timeout=left)
     for future in late:
@@ -378,7 +386,7 @@ def _in_time(
 
 
 def _merge(
-    answers: dict[int, tuple[np.ndarray, np.ndarray]], starts: np.ndarray, num_queries: int, k: int
+    answers: _Answers, starts: np.ndarray, num_queries: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best of all parts; equal scores in the order of their rows."""
     all_rows = [np.full((num_queries, k), -1, np.int64)]

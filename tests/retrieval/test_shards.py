@@ -286,6 +286,39 @@ def test_a_stalled_shard_gives_a_partial_answer_in_time(
         index.search(clustered(1), 10, deadline_s=1)
 
 
+class SlowAgain(Stalled):
+    """A shard that answers its first search at once and no other in time."""
+
+    num_searches = 0
+
+    def search(self, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        self.num_searches += 1
+        if self.num_searches > 1:
+            self.go.wait(10)
+        return self._shard.search(*arguments)
+
+
+def test_a_second_look_that_is_late_keeps_the_first(tmp_path: Path) -> None:
+    """All vectors of the best items are found first, so that few items are left of them."""
+    ids = [f"item-{i // 10}" for i in range(600)]
+    uri = embeddings(
+        tmp_path / "e", clustered(600), ids=ids, interests=[i % 10 for i in range(600)]
+    )
+    build_index(uri, str(tmp_path / "i"), IndexConfig(num_shards=2))
+    index = Index.open(str(tmp_path / "i"))
+    slow = [SlowAgain(part) for part in index.parts]  # type: ignore[arg-type]
+    pool = ThreadPoolExecutor(4)
+    hits = Index(slow, index.manifest, pool=pool).search(clustered(1), 30, deadline_s=1)
+    for part in slow:
+        part.go.set()
+    pool.shutdown()
+    assert [part.num_searches for part in slow] == [2, 2]
+    assert hits.missing_shards == (0, 1)
+    found = hits.ids[0][hits.rows[0] >= 0]
+    assert len(found) >= 10
+    assert found[:10].tolist() == index.search(clustered(1), 10).ids[0].tolist()
+
+
 def test_tuned_on_queries_of_another_table(table: str, tmp_path: Path) -> None:
     queries = embeddings(tmp_path / "q", clustered(80, seed=5), ids=[f"u{i}" for i in range(80)])
     config = IndexConfig(factory="IVF16,SQ8", num_queries=30)
