@@ -71,6 +71,7 @@ class LiveIndex:
         self._lock = threading.Lock()  # of changes; searches take none
         self._compacting = threading.Lock()
         self._worker: threading.Thread | None = None
+        self._in_vain = 0.0  # share changed when a compaction last came to nothing
         base = self._open()
         about = {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
         self._log = ChangeLog(log_folder, about, base.manifest.config["log_seq"] or 0)
@@ -104,7 +105,8 @@ class LiveIndex:
             checked = check(changes, base.dim, base.parts[0].attributes.schema)
             number = self._log.append(encode(checked))
             self._state.apply(checked)
-        if self._compact_at is not None and self.changed_share >= self._compact_at:
+        due = None if self._compact_at is None else self._compact_at + self._in_vain
+        if due is not None and self.changed_share >= due:
             self._start_worker()
         return number
 
@@ -133,7 +135,7 @@ class LiveIndex:
     def _work(self) -> None:
         try:
             self.compact(num_threads=1)
-        except Exception:  # the next change tries again; meanwhile everything answers
+        except Exception:  # tried again once as much has changed; meanwhile everything answers
             _log.exception("%s: compaction failed; the version in use stays", self._uri)
 
     def compact(self, num_threads: int | None = None) -> Manifest | None:
@@ -151,6 +153,7 @@ class LiveIndex:
         try:
             with self._lock:
                 snapshot, base = self._state.index, self._state.base
+                self._in_vain = self.changed_share
                 number = self._log.last
                 self._log.roll()
             if not len(snapshot):
@@ -164,6 +167,7 @@ class LiveIndex:
             except StaleError:  # a new version was published meanwhile: go on from that one
                 manifest = artifacts.read_manifest(self._uri, versions.KIND)
             self.refresh()
+            self._in_vain = 0.0
             versions.collect(self._uri, self._keep)
             self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
             return manifest
@@ -213,7 +217,9 @@ class LiveIndex:
         Raises:
             ArtifactError, LogError: as on opening; what was searched stays.
         """
-        if versions.current(self._uri) == self._state.base.version:
+        # not the versions: contents that come out the same may be of another point of the log
+        in_use = artifacts.read_manifest(self._uri, versions.KIND)
+        if in_use.root == self._state.base.manifest.root:
             return
         base = self._open()
         with self._lock:

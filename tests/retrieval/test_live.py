@@ -355,6 +355,52 @@ def test_compactions_clear_old_versions_and_the_log_away(tmp_path: Path) -> None
     index.close()
 
 
+def test_a_compaction_to_equal_contents_takes_the_changes_in(tmp_path: Path) -> None:
+    start(tmp_path, 100)
+    index = live(tmp_path)
+    index.apply([Put("a", clustered(1)[0])])
+    index.apply([Delete("a")])
+    version = index.index.version
+    index.compact()
+    index.apply([Put("a", clustered(1)[0])])
+    index.apply([Delete("a")])
+    manifest = index.compact()
+    assert manifest is not None
+    assert (index.changed_share, index.index.manifest.config["log_seq"]) == (0, 4)
+    assert version != manifest.version or len(index.index) == 100
+    index.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_compaction_in_vain_waits_until_more_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    start(tmp_path, 10)
+    index = live(tmp_path, compact_at=0.5)
+    started: list[int] = []
+    real = LiveIndex.compact
+
+    def counted(self: LiveIndex, num_threads: int | None = None) -> Any:
+        started.append(1)
+        return real(self, num_threads)
+
+    def full(*arguments: Any, **about: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LiveIndex, "compact", counted)
+    if fails:
+        monkeypatch.setattr("rec.artifacts.describe", full)
+    # of nothing there is no version
+    index.apply([Delete(f"item-{i}") for i in range(5 if fails else 10)])
+    for number in range(4):
+        assert index._worker is not None
+        index._worker.join()
+        index.apply([Delete(f"item-{5 + number}")])
+    index._worker.join()
+    assert len(started) == 1
+    index.close()
+
+
 def test_another_models_vectors_are_refused(tmp_path: Path) -> None:
     start(tmp_path)
     live(tmp_path).close()
