@@ -1,7 +1,7 @@
 """Versions of an index below one address: publish, go back, clear away.
 
     manifest.json        the version in use; replacing it, in one rename or put, is the swap
-    history/VERSION.json the manifest of every version that is kept
+    history/VERSION.json the manifest of every version that was in use before, and is kept
     v-.../               the files of one version, never written again
 
 A reader holds one version from its manifest on, so a swap or a step back under load mixes
@@ -56,7 +56,6 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
                 raise
             raise _unpublished(uri, root, error) from error
         try:
-            _keep(uri, manifest)
             _use(uri, manifest)
         except OSError as error:
             raise _unpublished(uri, root, error) from error
@@ -73,12 +72,12 @@ def current(uri: str) -> str:
 
 
 def history(uri: str) -> list[Manifest]:
-    """Manifests of all versions that are kept, oldest first.
+    """Manifests of the version in use and of all that are kept, oldest first.
 
     Raises:
         ArtifactError: one of them cannot be read.
     """
-    found = []
+    found: dict[str, Manifest] = {}
     files, path = artifacts.filesystem(join(uri, _HISTORY))
     for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
         if not info.path.endswith(".json"):
@@ -86,10 +85,14 @@ def history(uri: str) -> list[Manifest]:
         name = info.path.rsplit("/", 1)[-1]
         try:
             text = artifacts.read_bytes(join(uri, _HISTORY, name)).decode()
-            found.append(Manifest.from_json(text))
+            manifest = Manifest.from_json(text)
         except ValueError as error:
             raise ArtifactError(f"{info.path}: not a manifest: {error}") from error
-    return sorted(found, key=lambda manifest: manifest.created_at)
+        found[manifest.version] = manifest
+    if artifacts.exists(join(uri, artifacts.MANIFEST)):
+        in_use = artifacts.read_manifest(uri, KIND)
+        found[in_use.version] = in_use
+    return sorted(found.values(), key=lambda manifest: manifest.created_at)
 
 
 def rollback(uri: str, to: str | None = None) -> Manifest:
@@ -160,17 +163,13 @@ def _last_change(files: pafs.FileSystem, root: pafs.FileInfo) -> datetime:
     return max(times, default=datetime.fromtimestamp(0, UTC))
 
 
-def _keep(uri: str, manifest: Manifest) -> None:
-    if artifacts.exists(join(uri, artifacts.MANIFEST)):
-        before = artifacts.read_manifest(uri, KIND)  # also of an address older than its history
-        place = join(uri, _HISTORY, f"{before.version}.json")
-        if not artifacts.exists(place):
-            artifacts.write_atomic(place, before.to_json().encode())
-    place = join(uri, _HISTORY, f"{manifest.version}.json")
-    artifacts.write_atomic(place, manifest.to_json().encode())
-
-
 def _use(uri: str, manifest: Manifest) -> None:
+    """Swap; what goes out of use is kept first, so that a publisher killed here or there leaves
+    in the history only what has been in use."""
+    if artifacts.exists(join(uri, artifacts.MANIFEST)):
+        before = artifacts.read_manifest(uri, KIND)
+        place = join(uri, _HISTORY, f"{before.version}.json")
+        artifacts.write_atomic(place, before.to_json().encode())
     artifacts.write_atomic(join(uri, artifacts.MANIFEST), manifest.to_json().encode())
 
 

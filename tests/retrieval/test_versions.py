@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +117,6 @@ def test_equal_contents_published_again_can_be_collected(tmp_path: Path) -> None
         "rec.retrieval.shards.Shard.write",
         "rec.retrieval.versions.upload",
         "rec.artifacts.describe",
-        "rec.retrieval.versions._keep",
         "rec.retrieval.versions._use",
         "os.replace",
     ],
@@ -135,6 +135,7 @@ def test_publisher_killed_at_each_step(
         with pytest.raises(Killed):
             publish(tmp_path, 1)
     used = Index.open(uri)
+    assert versions.history(uri)[0].version == first
     # after the swap itself the new version is whole and in use, before it nothing has changed
     swapped = step.endswith("_use") and when == "after"
     assert (used.version != first) == swapped
@@ -144,6 +145,36 @@ def test_publisher_killed_at_each_step(
     versions.collect(uri, keep=1, grace_s=0)
     assert len([p for p in (tmp_path / "i").iterdir() if p.name.startswith("v-")]) == 1
     assert Index.open(uri).version == second
+
+
+@pytest.mark.parametrize("file", ["history", "manifest"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_publisher_killed_at_a_rename_leaves_no_version_that_was_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, when: str
+) -> None:
+    uri = str(tmp_path / "i")
+    first = publish(tmp_path, 0)
+    embeddings(tmp_path / "e-1", clustered(30, seed=1))
+    real = os.replace
+
+    def replace(source: str, target: str) -> None:
+        mine = str(tmp_path / "i" / file) in target
+        if mine and when == "before":
+            raise Killed
+        real(source, target)
+        if mine:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", replace)
+        with pytest.raises(Killed):
+            publish(tmp_path, 1)
+    swapped = (file, when) == ("manifest", "after")
+    assert (versions.current(uri) == first) != swapped
+    assert len(versions.history(uri)) == 1 + swapped
+    third = publish(tmp_path, 2)
+    assert versions.rollback(uri).version != third
+    assert (versions.current(uri) == first) != swapped
 
 
 def _dying(step: str, when: str) -> Callable[..., Any]:
