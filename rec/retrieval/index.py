@@ -155,6 +155,7 @@ class Index:
         num_threads: int = 1,
     ) -> Hits:
         """The k items nearest to each query by inner product; an item counts by its best vector.
+        Equal scores come in no particular order.
 
         Args:
             vectors: (B, D), finite.
@@ -288,9 +289,14 @@ class Index:
             for start, part in zip(self._starts, self.parts, strict=False)
         ]
         found = [np.concatenate(rows).astype(np.int64) for rows in zip(*places, strict=True)]
-        if self.dead is None:
+        if self.dead is not None:
+            found = [rows[~self.dead[rows]] for rows in found]
+        if len(self.parts) == 1:
             return found
-        return [rows[~self.dead[rows]] for rows in found]
+        for place, rows in enumerate(found):
+            if len(rows) > 1:  # each part has them in order, but they may be of several
+                found[place] = rows[np.argsort(self.interests(rows), kind="stable")]
+        return found
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """Object array of str of the shape of `rows`; None where the row is -1."""
@@ -388,7 +394,7 @@ def _in_time(
 def _merge(
     answers: _Answers, starts: np.ndarray, num_queries: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of all parts; equal scores in the order of their rows."""
+    """The k best of all parts."""
     all_rows = [np.full((num_queries, k), -1, np.int64)]
     all_scores = [np.full((num_queries, k), -np.inf, np.float32)]
     for number in sorted(answers):

@@ -243,6 +243,15 @@ def test_an_item_of_many_vectors_counts_once_by_its_best(tmp_path: Path) -> None
     assert [len(rows) for rows in index.locate(["item-3"])] == [5]
 
 
+def test_vectors_of_an_item_are_located_in_the_order_of_its_interests(tmp_path: Path) -> None:
+    interests = [3, 0, 2, 1]
+    uri = embeddings(tmp_path / "e", clustered(4), ids=["a"] * 4, interests=interests)
+    build_index(uri, str(tmp_path / "i"), IndexConfig(num_shards=2))
+    index = Index.open(str(tmp_path / "i"))
+    assert index.interests(index.locate(["a"])[0]).tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(index.vector("a"), clustered(4)[1])
+
+
 def test_repeated_interest_of_an_item_is_refused(tmp_path: Path) -> None:
     uri = embeddings(tmp_path / "e", clustered(4), ids=["a", "a", "a", "b"], interests=[0, 1, 1, 0])
     with pytest.raises(IndexBuildError, match="'a' is there more than once with interest 1"):
