@@ -36,6 +36,7 @@ from rec.retrieval.tune import Tuner, Verdict, recall
 EFFORT_FILE = "search.json"
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
+_RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
 _COPIED_ROWS = 16_384
 _TRUTH = 101  # true neighbours kept of a held-out query, itself among them
 
@@ -65,9 +66,10 @@ class Continued:
     """What a build takes over from the version that it is to replace."""
 
     version: str  # published only while this one is in use
-    factory: str
-    trained: bytes | None  # its index, trained and empty; None = train anew
-    num_changed: int  # rows that changed since that training
+    factory: str = ""
+    trained: bytes | None = None  # its index, trained and empty; None = train anew
+    num_changed: int = 0  # rows that changed since that training
+    recall: float = 0.0  # recall@10 right after that training
 
 
 class Filled(NamedTuple):
@@ -150,12 +152,24 @@ class _Builder:
         rng = np.random.default_rng(self._config.seed)
         order = rng.permutation(self._num_rows)
         held_out = self._held_out(order, queries_uri, rng)
-        choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
-        if self.continued is not None and self.continued.trained is not None:
-            choices = [self.continued.factory]
-        root, about = self._best_of(choices, order, held_out)
+        root, about = self._kept_or_trained(order, held_out)
         about["config"] |= _counts(self._table, keys)
         return self._publish(root, about)
+
+    def _kept_or_trained(self, order: np.ndarray, held_out: HeldOut) -> tuple[str, dict[str, Any]]:
+        """As `_best_of`: with the training of the version that this continues, unless it does
+        markedly worse than it did."""
+        if self.continued is not None and self.continued.trained is not None:
+            root, about = self._best_of([self.continued.factory], order, held_out)
+            if about["metrics"]["recall@10"] >= self.continued.recall - _RETRAIN_BELOW:
+                about["config"]["recall_at_training"] = self.continued.recall
+                return root, about
+            versions.discard(self._out, root)
+            self.continued = Continued(self.continued.version)
+        choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
+        root, about = self._best_of(choices, order, held_out)
+        about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
+        return root, about
 
     def _best_of(
         self, choices: list[str], order: np.ndarray, held_out: HeldOut

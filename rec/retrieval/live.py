@@ -33,8 +33,7 @@ from rec.retrieval.log import ChangeLog
 from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
-_RETRAIN_AT = 0.2  # share of the rows changed since the quantiser was trained
-_RETRAIN_BELOW = 0.02  # or recall lost since the version before
+_RETRAIN_AT = 0.2  # rows added and removed since the quantiser was trained, as a share of all
 _EXPORT_ROWS = 16_384
 _log = logging.getLogger(__name__)
 
@@ -142,8 +141,9 @@ class LiveIndex:
         """Publish what is live now as a new version and go on from it; None where nothing is
         live or another compaction runs.
 
-        The quantiser is kept until a fifth of the rows have changed since it was trained, or the
-        recall falls two points below the version's before; then it is trained anew.
+        The quantiser is kept until rows added and removed since it was trained come to a fifth of
+        all, or the recall with it would be two points below what it was then; then it is trained
+        anew.
 
         Raises:
             ArtifactError: the new version cannot be written; the one in use stays.
@@ -178,38 +178,27 @@ class LiveIndex:
         self, snapshot: Index, base: Index, number: int, num_threads: int | None
     ) -> Manifest:
         built = base.manifest.config
-        config = IndexConfig.model_validate(built["build"])
-        changed = built["num_changed"] + snapshot.num_rows - base.num_rows
+        added, dead = snapshot.num_rows - base.num_rows, snapshot.num_rows - len(snapshot)
+        changed = built["num_changed"] + added + dead
+        continued = Continued(base.version)
+        if changed < _RETRAIN_AT * len(snapshot):
+            continued = Continued(
+                base.version,
+                built["factory"],
+                artifacts.read_bytes(join(self._uri, base.manifest.root, TRAINED_FILE)),
+                changed,
+                built["recall_at_training"],
+            )
         with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
             export(snapshot, self._uri, folder)
-            if changed < _RETRAIN_AT * len(snapshot):
-                place = join(self._uri, base.manifest.root, TRAINED_FILE)
-                trained = artifacts.read_bytes(place)
-                continued = Continued(base.version, built["factory"], trained, changed)
-                manifest = self._build(folder, config, number, continued, num_threads)
-                before = base.manifest.metrics["recall@10"]
-                if manifest.metrics["recall@10"] >= before - _RETRAIN_BELOW:
-                    return manifest
-                base = self._open()
-            continued = Continued(base.version, built["factory"], None, 0)
-            return self._build(folder, config, number, continued, num_threads)
-
-    def _build(
-        self,
-        folder: str,
-        config: IndexConfig,
-        number: int,
-        continued: Continued,
-        num_threads: int | None,
-    ) -> Manifest:
-        return build_index(
-            folder,
-            self._uri,
-            config,
-            log_seq=number,
-            continued=continued,
-            num_threads=num_threads,
-        )
+            return build_index(
+                folder,
+                self._uri,
+                IndexConfig.model_validate(built["build"]),
+                log_seq=number,
+                continued=continued,
+                num_threads=num_threads,
+            )
 
     def refresh(self) -> None:
         """Go on from the version in use, where another process published or rolled back.

@@ -216,6 +216,47 @@ def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> 
     index.close()
 
 
+def test_rows_removed_count_as_changed(tmp_path: Path) -> None:
+    start(tmp_path, 1000, IndexConfig(factory="IVF8,SQ8", num_queries=50))
+    index = live(tmp_path)
+    for first, expected in [(0, 150), (150, 0)]:  # of 850 less than a fifth, of 700 more
+        index.apply([Delete(f"item-{i}") for i in range(first, first + 150)])
+        manifest = index.compact()
+        assert manifest is not None
+        assert manifest.config["num_changed"] == expected
+    index.close()
+
+
+def test_recall_is_held_to_that_after_training_before_a_version_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost in steps each too small to be noticed beside the one before."""
+    vectors = clustered(1000)
+    config = IndexConfig(factory="IVF8,PQ8x4", num_queries=200)
+    build_index(embeddings(tmp_path / "e", vectors), str(tmp_path / "i"), config)
+    index = live(tmp_path)
+    built = index.index.manifest
+    assert built.config["recall_at_training"] == built.metrics["recall@10"]
+    # a training that is out of date: its recall was that of other data
+    stale = built.model_copy(update={"config": {**built.config, "recall_at_training": 0.99}})
+    artifacts.write_atomic(tmp_path / "i" / "manifest.json", stale.to_json().encode())
+    index.close()
+    index = live(tmp_path)
+    used: list[Any] = []
+    real = versions.publish
+    monkeypatch.setattr(
+        versions, "publish", lambda *places, **about: used.append(places) or real(*places, **about)
+    )
+    index.apply([Delete("item-0")])
+    manifest = index.compact()
+    assert manifest is not None
+    assert len(used) == 1  # the version that did worse never was
+    assert manifest.config["num_changed"] == 0
+    assert manifest.config["recall_at_training"] == manifest.metrics["recall@10"]
+    assert len(list((tmp_path / "i").glob("v-*"))) == 2
+    index.close()
+
+
 def test_a_mapped_index_is_compacted(tmp_path: Path) -> None:
     start(tmp_path, 1000, IndexConfig(factory="IVF8,SQ8", num_queries=50))
     index = live(tmp_path, mmap=True)
