@@ -209,7 +209,7 @@ class _Builder:
     ) -> HeldOut:
         num = 2 * self._config.num_queries
         if queries_uri is None:
-            own = np.sort(order[:num])
+            own = np.sort(order[: self._config.held_out(self._num_rows)])
             return HeldOut(self._table.sample(own), own)
         _, folder = artifacts.open_artifact(queries_uri, "embedding-table")
         table = EmbeddingTable(folder)

@@ -24,8 +24,13 @@ class IndexConfig(Config):
     num_shards: int = Field(default=0, ge=0)  # 0 = one for every ten million rows
     merge: bool = False  # the shards, built apart, become one
     attributes: tuple[str, ...] = ()  # columns to keep for filters
-    num_queries: int = Field(default=500, ge=1)  # held-out rows to tune with, as many to report
+    # held-out rows to tune with, and as many to report; together at most a fifth of the rows
+    num_queries: int = Field(default=500, ge=1)
     seed: int = 0
+
+    def held_out(self, num_rows: int) -> int:
+        """Rows to measure with that nothing is trained on."""
+        return min(2 * self.num_queries, max(1, num_rows // 5))
 
     def shards_of(self, num_rows: int) -> int:
         """Shards to build, none of them empty."""
@@ -54,7 +59,7 @@ def factories(num_rows: int, dim: int, config: IndexConfig) -> list[str]:
         return [config.factory]
     if num_rows <= FLAT_UP_TO or config.recall_target >= 1:
         return ["Flat"]
-    lists = num_lists(num_rows - 2 * config.num_queries, num_rows)
+    lists = num_lists(num_rows - config.held_out(num_rows), num_rows)
     by_speed = [
         (f"PQ{dim // 2}x4fs,Refine(SQ8)", 1.3, 0.97),
         (f"PQ{dim // 2}x4fs,RFlat", 4.3, 0.995),

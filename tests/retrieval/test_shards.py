@@ -157,6 +157,13 @@ def test_queries_beside_empty_lists_find_as_many_as_there_are(tmp_path: Path) ->
     assert (index.search(-clustered(50), 200).rows >= 0).all()
 
 
+@pytest.mark.parametrize("factory", ["IVF4,SQ8", "SQ8", "IVF4,PQ8x4fs,RFlat"])
+def test_few_rows_leave_some_to_train_on(tmp_path: Path, factory: str) -> None:
+    uri = embeddings(tmp_path / "e", clustered(500))
+    manifest = build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
+    assert manifest.metrics["num_queries"] == 50  # a fifth, half of it to tune with
+
+
 def test_plan() -> None:
     assert compares_all(49_999, 1_000_000, 10, False)
     assert not compares_all(50_000, 1_000_000, 10, False)
