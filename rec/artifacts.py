@@ -106,6 +106,24 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(aside, path)
+    _sync(os.path.dirname(path))  # the name as well
+
+
+def _sync(path: str) -> None:
+    """Wait until a local file's contents, or a folder's names, are on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _sync_all(path: str) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync(os.path.join(folder, name))
+        _sync(folder)
+    _sync(os.path.dirname(path))
 
 
 def _entry(stream: BinaryIO) -> FileEntry:
@@ -131,7 +149,10 @@ def describe(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest of the files that stand below `uri`/`root`: hashes them, writes nothing."""
+    """The manifest of the files that stand below `uri`/`root`: hashes them, writes nothing.
+
+    Local files are on disk when it returns: a manifest never outlives them in a crash.
+    """
     files, path = filesystem(join(uri, root))
     entries: dict[str, FileEntry] = {}
     for name in sorted(_walk(files, path)):
@@ -139,6 +160,8 @@ def describe(
             entries[name] = _entry(stream)
     if not entries:
         raise ArtifactError(f"{join(uri, root)}: no files to publish as '{kind}'")
+    if isinstance(files, pafs.LocalFileSystem):
+        _sync_all(path)
     contents = "\n".join(f"{name} {entry.sha256}" for name, entry in entries.items())
     return Manifest(
         kind=kind,

@@ -177,6 +177,31 @@ def test_publisher_killed_at_a_rename_leaves_no_version_that_was_never_used(
     assert (versions.current(uri) == first) != swapped
 
 
+def test_files_are_on_disk_before_the_manifest_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        sync(number)
+        done.append(os.readlink(f"/proc/self/fd/{number}"))
+
+    def replaced(source: str, target: str) -> None:
+        replace(source, target)
+        done.append(f"{target} in place")
+
+    embeddings(tmp_path / "e-0", clustered(30))
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", replaced)
+    publish(tmp_path, 0)
+    folder = tmp_path / "i"
+    root = folder / artifacts.read_manifest(folder, "index").root
+    swap = done.index(f"{folder / 'manifest.json'} in place")
+    assert {str(path) for path in [folder, root, *root.rglob("*")]} <= set(done[:swap])
+    assert str(folder) in done[swap:]
+
+
 def _dying(step: str, when: str) -> Callable[..., Any]:
     module, _, name = step.rpartition(".")
     owner: Any = _resolve(module)
