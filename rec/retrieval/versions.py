@@ -28,6 +28,7 @@ from rec.retrieval.errors import StaleError
 KIND = "index"
 _HISTORY = "history"
 _ROOT_PREFIX = "v-"
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> Manifest:
@@ -45,9 +46,13 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
             publish there.
         ArtifactError: the files or the manifest cannot be written.
     """
+    try:
+        manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
+    except OSError as error:
+        discard(uri, root)
+        raise _unpublished(uri, root, error) from error
     with _one_publisher(uri):
         try:
-            manifest = artifacts.describe(uri, root, KIND, **about)
             if expect is not None and (found := current(uri)) != expect:
                 raise StaleError(f"{uri}: version {found} is in use, not {expect}: build on that")
         except (OSError, StaleError) as error:
@@ -106,41 +111,51 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
         ArtifactError: there is no such version, or a file of it is missing or altered; the
             version in use stays.
     """
-    with _one_publisher(uri):
-        kept = history(uri)
+    intact: Manifest | None = None
+    while True:
+        with _one_publisher(uri):
+            found = _to_roll_back_to(uri, to)
+            if found == intact:  # nothing was published or removed while it was verified
+                _use(uri, found)
+                return found
+        artifacts.verify(uri, found)  # others need not wait for this
+        intact = found
+
+
+def _to_roll_back_to(uri: str, to: str | None) -> Manifest:
+    kept = history(uri)
+    versions = [manifest.version for manifest in kept]
+    if to is None:
         in_use = current(uri)
-        versions = [manifest.version for manifest in kept]
-        if to is None:
-            place = versions.index(in_use) - 1 if in_use in versions else -1
-            if place < 0:
-                raise ArtifactError(f"{uri}: no version before {in_use} is kept; kept: {versions}")
-        elif to in versions:
-            place = versions.index(to)
-        else:
-            raise ArtifactError(f"{uri}: version {to} is not kept; kept: {versions}")
-        artifacts.verify(uri, kept[place])
-        _use(uri, kept[place])
-        return kept[place]
+        if not (place := versions.index(in_use)):
+            raise ArtifactError(f"{uri}: no version before {in_use} is kept; kept: {versions}")
+        return kept[place - 1]
+    if to not in versions:
+        raise ArtifactError(f"{uri}: version {to} is not kept; kept: {versions}")
+    return kept[versions.index(to)]
 
 
 def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:
     """Remove all but the `keep` newest versions and the one in use; returns the roots removed.
 
-    What a publisher that died left behind goes too. Nothing younger than `grace_s` seconds is
-    touched: it may be a version that is being built, or read for the first time.
+    What a publisher that died left behind goes too. Nothing written or last in use less than
+    `grace_s` seconds ago is touched: it may be being built, or still be read.
     """
     with _one_publisher(uri):
         in_use = artifacts.read_manifest(uri, KIND)
         kept = history(uri)
         newest = kept[max(0, len(kept) - keep) :]
         held = {in_use.root, *(manifest.root for manifest in newest)}
+        left_use = _left_use(uri, kept)
         young = datetime.now(UTC) - timedelta(seconds=grace_s)
         files, path = artifacts.filesystem(uri)
         removed = []
         for info in files.get_file_info(pafs.FileSelector(path)):
             name = info.path.rsplit("/", 1)[-1]
             is_root = info.type == pafs.FileType.Directory and name.startswith(_ROOT_PREFIX)
-            if is_root and name not in held and _last_change(files, info) < young:
+            if not is_root or name in held:
+                continue
+            if max(_last_change(files, info), left_use.get(name, _NEVER)) < young:
                 # the manifest first: a version that is listed must be whole
                 for manifest in kept:
                     if manifest.root == name:
@@ -160,7 +175,16 @@ def discard(uri: str, root: str) -> None:
 def _last_change(files: pafs.FileSystem, root: pafs.FileInfo) -> datetime:
     inside = files.get_file_info(pafs.FileSelector(root.path, recursive=True))
     times = [info.mtime for info in [root, *inside] if info.mtime is not None]
-    return max(times, default=datetime.fromtimestamp(0, UTC))
+    return max(times, default=_NEVER)
+
+
+def _left_use(uri: str, kept: list[Manifest]) -> dict[str, datetime]:
+    """When each root went out of use: then its manifest was put in the history."""
+    times: dict[str, datetime] = {}
+    for manifest in kept:
+        files, path = artifacts.filesystem(join(uri, _HISTORY, f"{manifest.version}.json"))
+        times[manifest.root] = files.get_file_info(path).mtime or _NEVER
+    return times
 
 
 def _use(uri: str, manifest: Manifest) -> None:

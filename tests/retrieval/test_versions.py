@@ -202,6 +202,37 @@ def test_files_are_on_disk_before_the_manifest_and_its_name_after(
     assert str(folder) in done[swap:]
 
 
+def test_grace_counts_from_when_a_version_went_out_of_use(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    publish(tmp_path, 0)
+    for path in (tmp_path / "i").rglob("*"):
+        os.utime(path, (0, 0))  # in use for long
+    publish(tmp_path, 1)
+    assert versions.collect(uri, keep=1) == []
+    for path in (tmp_path / "i" / "history").iterdir():
+        os.utime(path, (0, 0))
+    assert len(versions.collect(uri, keep=1)) == 1
+
+
+@pytest.mark.parametrize("step", ["describe", "verify"])
+def test_files_are_read_while_others_may_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    uri = str(tmp_path / "i")
+    publish(tmp_path, 0)
+    real, others = getattr(artifacts, step), []
+
+    def slow(*places: Any, **about: Any) -> Any:
+        with versions._one_publisher(uri, wait_s=0):
+            others.append(1)
+        return real(*places, **about)
+
+    monkeypatch.setattr(artifacts, step, slow)
+    publish(tmp_path, 1)
+    versions.rollback(uri)
+    assert others
+
+
 def _dying(step: str, when: str) -> Callable[..., Any]:
     module, _, name = step.rpartition(".")
     owner: Any = _resolve(module)
