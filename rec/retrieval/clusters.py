@@ -161,6 +161,8 @@ class ClusterRecall:
             raise ValueError(f"{len(ids)} ids, {len(clusters)} clusters, {len(scores)} scores")
         if not np.isfinite(scores).all():
             raise ValueError("scores have NaN or infinity")
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"{len(ids) - len(set(ids))} ids are there more than once")
         self._ids = np.asarray(ids, object)
         self._cluster_of = dict(zip(ids, clusters.tolist(), strict=True))
         self._rows = np.lexsort((-np.asarray(scores), clusters))

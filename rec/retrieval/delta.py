@@ -90,6 +90,8 @@ class Delta:
         if len(self._tables) > _MAX_CHUNKS:
             self._tables = [pa.concat_tables(self._tables).combine_chunks()]
         whole = pa.concat_tables(self._tables) if self._tables else self._schema.empty_table()
+        if not self._schema.names:  # concatenated tables without columns have no rows
+            whole = table({}, len(self.item_ids), self._schema, "")
         return DeltaPart(self, whole)
 
 

@@ -192,7 +192,7 @@ def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
     if not comparable:
         raise FilterError(f"filter: {value!r} cannot be compared with {column!r}, which is {kind}")
     try:
-        if pa.types.is_timestamp(kind) and isinstance(value, str):
+        if pa.types.is_temporal(kind) and isinstance(value, str):
             value = datetime.fromisoformat(value)
         return pa.scalar(value, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:

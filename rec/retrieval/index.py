@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -171,6 +172,8 @@ class Index:
         Raises:
             QueryError: a shape, a value, k or the filter is not as it should be.
         """
+        if type(k) is not int:  # FAISS takes no other
+            k = _whole(k)
         queries = self._checked(vectors, k)
         if self._plain and where is None and exclude is None and deadline_s is None and not exact:
             with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
@@ -372,6 +375,13 @@ class Index:
         for place, rows in enumerate(found):
             dropped[place, : len(rows)] = rows
         return dropped
+
+
+def _whole(k: Any) -> int:
+    try:
+        return operator.index(k)
+    except TypeError as error:
+        raise QueryError(f"k is {k!r}, expected a whole number") from error
 
 
 def _mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:

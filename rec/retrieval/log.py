@@ -4,9 +4,10 @@
                                    for each append, numbered 1, 2, 3, ... over all segments
 
 A record is a header (payload length, number, CRC-32 of the payload, CRC-32 of the header) and the
-payload. A record is on disk (fsync) before `append` returns. What a crash left half written at
-the end was never acknowledged and is cut off; anything else that does not check is damage, and
-refused, never skipped.
+payload. A record is on disk (fsync) before `append` returns. A last record that is shorter than
+its header says, or a header of zeros, is what a crash left half written: never acknowledged, and
+cut off. Anything else that does not check is damage, and refused, never skipped; so is a last
+record whose length was written but not its contents, which cannot be told from damage.
 """
 
 from __future__ import annotations

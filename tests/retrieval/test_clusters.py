@@ -118,3 +118,5 @@ def test_recall_of_nobody_and_what_is_refused() -> None:
         ClusterRecall(["a", "b"], np.array([0]), np.zeros(2))
     with pytest.raises(ValueError, match="NaN"):
         ClusterRecall(["a"], np.array([0]), np.array([np.nan]))
+    with pytest.raises(ValueError, match="1 ids are there more than once"):
+        ClusterRecall(["a", "b", "a"], np.array([0, 1, 1]), np.zeros(3))

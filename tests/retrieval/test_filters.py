@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,14 @@ def test_depth_and_size_are_bounded() -> None:
         parse(deep)
     with pytest.raises(FilterError, match="at most 64 expressions"):
         parse({"op": "any", "of": [{"op": "all", "of": []}] * 100})
+
+
+def test_days_as_texts() -> None:
+    table = pa.table({"day": pa.array([date(2026, 1, 1), date(2026, 1, 3), None])})
+    where = Range(column="day", least="2026-01-02")
+    assert mask(where, table).tolist() == [False, True, False]
+    with pytest.raises(FilterError, match="'soon' is no date32"):
+        mask(Range(column="day", least="soon"), table)
 
 
 def test_no_rows() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tables import DIM, brute_force, clustered, embeddings
+from tables import DIM, brute_force, clustered, embeddings, index_of
 
 from rec import artifacts
 from rec.retrieval import ann
@@ -418,3 +418,10 @@ def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
     uri = embeddings(tmp_path / "e", clustered(300))
     with pytest.raises(ValueError, match=factory):
         build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
+
+
+def test_k_of_other_kinds(tmp_path: Path) -> None:
+    index = index_of(tmp_path, clustered(30))
+    assert index.search(clustered(1), np.int64(3)).rows.shape == (1, 3)  # type: ignore[arg-type]
+    with pytest.raises(QueryError, match=r"k is 3\.5, expected a whole number"):
+        index.search(clustered(1), 3.5)  # type: ignore[arg-type]

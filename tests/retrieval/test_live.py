@@ -20,12 +20,14 @@ from rec.retrieval import versions
 from rec.retrieval.build import build_index
 from rec.retrieval.changes import Change, Delete, Put, decode, encode
 from rec.retrieval.errors import ChangeError, LogError
-from rec.retrieval.filters import Equal, Range
+from rec.retrieval.filters import All, Equal, Range
 from rec.retrieval.live import LiveIndex, export
 from rec.retrieval.spec import IndexConfig
 
 LANGUAGES = ("en", "fr", None)
 CONFIG = IndexConfig(attributes=("language", "age"), num_shards=2)
+# one list of full vectors: exact, but on the way of inverted lists
+LISTS = CONFIG.model_copy(update={"factory": "IVF1,Flat"})
 
 
 class Model:
@@ -104,10 +106,14 @@ def agrees(index: LiveIndex, model: Model, rng: np.random.Generator) -> None:
             assert item_id not in out
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_thousand_random_steps_agree_with_brute_force(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "config"), [(0, CONFIG), (1, CONFIG), (2, LISTS)], ids=["flat-0", "flat-1", "lists"]
+)
+def test_a_thousand_random_steps_agree_with_brute_force(
+    tmp_path: Path, seed: int, config: IndexConfig
+) -> None:
     rng = np.random.default_rng(seed)
-    model = start(tmp_path)
+    model = start(tmp_path, 200 if config is LISTS else 60, config)
     index = live(tmp_path)
     counts = dict.fromkeys(["change", "search", "restart", "compact", "torn"], 0)
     for _ in range(1000):
@@ -439,6 +445,15 @@ def test_a_compaction_in_vain_waits_until_more_has_changed(
         index.apply([Delete(f"item-{5 + number}")])
     index._worker.join()
     assert len(started) == 1
+    index.close()
+
+
+def test_a_delta_without_attributes_fits_a_filter_of_none(tmp_path: Path) -> None:
+    start(tmp_path, config=IndexConfig())
+    index = live(tmp_path)
+    index.apply([Put(f"new-{i}", vector) for i, vector in enumerate(clustered(100, seed=3))])
+    hits = index.index.search(clustered(1), 200, where=All(of=()))
+    assert (hits.rows >= 0).sum() == 160
     index.close()
 
 
