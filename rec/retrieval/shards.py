@@ -19,10 +19,15 @@ from rec.artifacts import ArtifactError
 from rec.retrieval import filters
 from rec.retrieval.ann import Ann, Effort, ExactTop
 
+EFFORT_FILE = "search.json"  # of all shards, beside their folders
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _MASKS_KEPT = 64
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
 
 
 class Part(Protocol):
