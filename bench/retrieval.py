@@ -21,25 +21,21 @@ from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bench.harness import Report, main
+from bench.retrieval_data import K, clustered, exact, write_table
 from bench.retrieval_peers import per_cpu_second, rss
 from bench.workload import elsewhere
 from rec import artifacts
-from rec.retrieval.ann import Ann, Effort, ExactTop, omp_threads
+from rec.retrieval.ann import Ann, Effort, omp_threads
 from rec.retrieval.build import build_index
 from rec.retrieval.filters import Equal, Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import INDEX_FILE, Shard
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.tune import recall
-from rec.schema import EMBEDDINGS
 
-K = 10
 PARTS = ("overhead", "auto", "filters", "growth", "peers")
-_WRITE_ROWS = 50_000
 PASS_RATES = (0.5, 0.1, 0.01, 0.001)
 
 
@@ -59,57 +55,6 @@ def hand_picked(dim: int, lists: int) -> list[Line]:
         *(Line(f"IVF{lists},SQ8", Effort(nprobe)) for nprobe in (16, 48)),
         *(Line(f"IVF{lists},Flat", Effort(nprobe)) for nprobe in (16, 32)),
     ]
-
-
-def clustered(num: int, dim: int, seed: int) -> np.ndarray:
-    """(num, dim) float32 unit vectors around a thousand centres that all seeds share, with spread
-    mostly along sixteen directions of each centre's own: real embeddings have few."""
-    shared = np.random.default_rng(0)
-    centres = shared.standard_normal((1000, dim)).astype(np.float32)
-    directions = shared.standard_normal((1000, 16, dim)).astype(np.float32) / 4
-    rng = np.random.default_rng([1, seed])
-    vectors = np.empty((num, dim), np.float32)
-    for start in range(0, num, _WRITE_ROWS):
-        stop = min(start + _WRITE_ROWS, num)
-        own = rng.integers(0, 1000, stop - start)
-        rows = centres[own] + 0.2 * rng.standard_normal((stop - start, dim), np.float32)
-        spread = rng.standard_normal((stop - start, 16), np.float32)
-        for direction in range(16):
-            rows += spread[:, direction, None] * directions[own, direction]
-        vectors[start:stop] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return vectors
-
-
-def write_table(vectors: np.ndarray, uri: str, group: np.ndarray | None = None) -> str:
-    """Publish vectors as an embedding table, with `group` and a uniform `u` as attributes."""
-    path = Path(uri, "rows", "part-0.parquet")
-    path.parent.mkdir(parents=True)
-    num, dim = vectors.shape
-    uniform = np.random.default_rng(2).random(num)
-    extra = [pa.field("u", pa.float64()), pa.field("group", pa.int64())]
-    with pq.ParquetWriter(path, pa.schema([*EMBEDDINGS, *extra])) as writer:
-        for start in range(0, num, _WRITE_ROWS):
-            rows = np.arange(start, min(start + _WRITE_ROWS, num))
-            offsets = pa.array(np.arange(len(rows) + 1, dtype=np.int32) * dim)
-            columns = [
-                pa.array([f"item-{row}" for row in rows]),
-                pa.array(np.zeros(len(rows), np.int32)),
-                pa.array(np.ones(len(rows), np.float32)),
-                pa.ListArray.from_arrays(offsets, pa.array(vectors[rows].ravel())),
-                pa.array(uniform[rows]),
-                pa.array(np.zeros(len(rows), np.int64) if group is None else group[rows]),
-            ]
-            writer.write_table(pa.table(columns, schema=writer.schema))
-    artifacts.seal(uri, "rows", "embedding-table")
-    return uri
-
-
-def exact(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """(Q, 10) rows of the nearest."""
-    top = ExactTop(queries, K)
-    with omp_threads(None):
-        top.add(vectors)
-    return top.finish()[0]
 
 
 def overhead(report: Report, folder: Path, num: int, dim: int) -> None:
@@ -223,28 +168,56 @@ def filters(report: Report, folder: Path, num: int, dim: int) -> None:
     report.add("filtered recall@10, about 10 % pass, none near the query", float(np.mean(far)))
 
 
-def _grow(rank: int, folder: str, num: int, dim: int) -> None:  # noqa: ARG001
-    """Build and search one size in a process of its own."""
+def _build(rank: int, folder: str, target: float, columns: tuple[str, ...]) -> None:  # noqa: ARG001
+    """Index the table of `folder` on one thread, in a process of its own."""
     faiss.omp_set_num_threads(1)
-    vectors, queries = clustered(num, dim, 0), clustered(500, dim, 1)
-    truth = exact(vectors, queries)
-    table = write_table(vectors, f"{folder}/e")
-    del vectors
     started = time.process_time()
-    manifest = build_index(table, f"{folder}/i", num_threads=1)
-    build_s = time.process_time() - started
+    config = IndexConfig(recall_target=target, attributes=columns)
+    build_index(f"{folder}/e", f"{folder}/i", config, num_threads=1)
+    Path(folder, "build.json").write_text(json.dumps(time.process_time() - started))
+
+
+def _search(rank: int, folder: str) -> None:  # noqa: ARG001
+    """Load and search the index of `folder`, in a process of its own."""
+    arrays = {path.stem: np.load(path) for path in Path(folder).glob("[qtf]*.npy")}
+    queries = arrays["queries"]
+    faiss.omp_set_num_threads(1)
+    manifest = artifacts.read_manifest(f"{folder}/i", "index")
+    # what Arrow and FAISS hold once, whatever the size, is not the index's
+    build_index(write_table(queries[:100], f"{folder}/warm-e"), f"{folder}/warm-i")
+    Index.open(f"{folder}/warm-i").search(queries[:64], K)
     before = rss()
     index = Index.open(f"{folder}/i")
-    found = recall(index.search(queries, K).rows, truth)
-    result = {
+    result: dict[str, Any] = {
         "factory": manifest.config["factory"],
-        "recall": found,
-        "build": build_s,
-        "search": 1e6 / per_cpu_second(lambda q: index.search(q, K), queries, 1),
+        "recall": recall(index.search(queries, K).rows, arrays["truth"]),
         "memory": max(rss() - before, 1),
         "disk": sum(entry.num_bytes for entry in manifest.files.values()),
+        "build": json.loads(Path(folder, "build.json").read_text()),
+        "single": per_cpu_second(lambda q: index.search(q, K), queries, 1),
+        "batch": per_cpu_second(lambda q: index.search(q, K), queries, 64),
     }
-    Path(folder, "result.json").write_text(json.dumps(result))
+    if "filtered" in arrays:
+        where = Equal(column="group", value=0)
+        found = index.search(queries, K, where=where).rows
+        result["filtered_recall"] = recall(found, arrays["filtered"])
+        result["filtered"] = per_cpu_second(lambda q: index.search(q, K, where=where), queries, 1)
+    Path(folder, "search.json").write_text(json.dumps(result))
+
+
+def ours(folder: str, target: float, columns: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Build and search what stands in `folder`; what was measured."""
+    elsewhere(_build, folder, target, columns)
+    elsewhere(_search, folder)
+    return json.loads(Path(folder, "search.json").read_text())
+
+
+def _prepare(rank: int, folder: str, num: int, dim: int) -> None:  # noqa: ARG001
+    """Write table, queries and their true neighbours, in a process of its own."""
+    vectors, queries = clustered(num, dim, 0), clustered(500, dim, 1)
+    np.save(f"{folder}/queries.npy", queries)
+    np.save(f"{folder}/truth.npy", exact(vectors, queries))
+    write_table(vectors, f"{folder}/e")
 
 
 def growth(report: Report, sizes: tuple[int, ...], dim: int) -> None:
@@ -252,8 +225,8 @@ def growth(report: Report, sizes: tuple[int, ...], dim: int) -> None:
     found: list[dict[str, Any]] = []
     for num in sizes:
         with tempfile.TemporaryDirectory(prefix="raycall-growth-") as folder:
-            elsewhere(_grow, folder, num, dim)
-            found.append(json.loads(Path(folder, "result.json").read_text()))
+            elsewhere(_prepare, folder, num, dim)
+            found.append(ours(folder, 0.95))
     report.table += [
         "| vectors | index | recall@10 | build, CPU s | query, CPU us | memory, MB | disk, MB |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -261,37 +234,20 @@ def growth(report: Report, sizes: tuple[int, ...], dim: int) -> None:
     for num, one in zip(sizes, found, strict=True):
         report.table.append(
             f"| {num:,} | {one['factory']} | {one['recall']:.3f} | {one['build']:.1f} | "
-            f"{one['search']:.0f} | {one['memory'] / 2**20:.0f} | {one['disk'] / 2**20:.0f} |"
+            f"{1e6 / one['single']:.0f} | {one['memory'] / 2**20:.0f} | {one['disk'] / 2**20:.0f} |"
         )
     print("\n".join(report.table))
     for what in ("build", "search", "memory", "disk"):
-        slope = np.polyfit(np.log(sizes), np.log([one[what] for one in found]), 1)[0]
+        costs = [1 / one["single"] if what == "search" else one[what] for one in found]
+        slope = np.polyfit(np.log(sizes), np.log(costs), 1)[0]
         report.add(f"exponent of {what} from {sizes[0]:,} to {sizes[-1]:,}", float(slope))
 
 
-def _ours(rank: int, folder: str, target: float) -> None:  # noqa: ARG001
-    """This library, measured as retrieval_peers.py measures the others."""
-    queries, truth = np.load(f"{folder}/queries.npy"), np.load(f"{folder}/truth.npy")
-    faiss.omp_set_num_threads(1)
-    started = time.process_time()
-    config = IndexConfig(recall_target=target, attributes=("group",))
-    build_index(f"{folder}/e", f"{folder}/i", config, num_threads=1)
-    build_s = time.process_time() - started
-    before = rss()
-    index = Index.open(f"{folder}/i")
-    found = recall(index.search(queries, K).rows, truth)
-    where = Equal(column="group", value=0)
-    filtered = index.search(queries, K, where=where).rows
-    result = {
-        "recall": found,
-        "build_cpu_s": build_s,
-        "memory": rss() - before,
-        "single": per_cpu_second(lambda q: index.search(q, K), queries, 1),
-        "batch": per_cpu_second(lambda q: index.search(q, K), queries, 64),
-        "filtered_recall": recall(filtered, np.load(f"{folder}/filtered.npy")),
-        "filtered": per_cpu_second(lambda q: index.search(q, K, where=where), queries, 1),
-    }
-    Path(folder, "ours.json").write_text(json.dumps(result))
+def _peer(python: str, step: str, engine: str, folder: Path) -> dict[str, Any]:
+    script = str(Path(__file__).with_name("retrieval_peers.py"))
+    command = [python, script, step, engine, str(folder), "0.95"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peers(report: Report, folder: Path, python: str, num: int, dim: int) -> None:
@@ -309,29 +265,27 @@ def peers(report: Report, folder: Path, python: str, num: int, dim: int) -> None
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     write_table(vectors, f"{folder}/e", group)
-    elsewhere(_ours, str(folder), 0.95)
-    ours = json.loads(Path(folder, "ours.json").read_text())
-    report.note(f"ours, {num:,} x {dim}: {ours}")
-    script = str(Path(__file__).with_name("retrieval_peers.py"))
+    mine = ours(str(folder), 0.95, ("group",))
+    report.note(f"ours, {num:,} x {dim}: {mine}")
     for engine in ("hnswlib", "usearch", "qdrant"):
-        done = subprocess.run(
-            [python, script, engine, str(folder), "0.95"], capture_output=True, text=True
-        )
-        if done.returncode:
-            report.note(f"{engine}: could not be measured: {done.stderr.strip()[-300:]}")
+        theirs: dict[str, Any] = {}
+        try:
+            for step in ("search",) if engine == "qdrant" else ("build", "search"):
+                theirs |= _peer(python, step, engine, folder)
+        except subprocess.CalledProcessError as error:
+            report.note(f"{engine}: could not be measured: {error.stderr.strip()[-300:]}")
             continue
-        theirs = json.loads(done.stdout.splitlines()[-1])
         report.note(f"{engine}: {theirs}")
         name = theirs["engine"]
         if engine == "qdrant":
-            ratio = ours["filtered"] / theirs["single"]
+            ratio = mine["filtered"] / theirs["single"]
             report.add(f"queries/CPU s beside {name}, 1 % filter", ratio, 1.0)
-            report.add("our recall@10 under the 1 % filter", ours["filtered_recall"], 0.98)
+            report.add("our recall@10 under the 1 % filter", mine["filtered_recall"], 0.98)
             continue
         for how in ("single", "batch"):
-            report.add(f"queries/CPU s beside {name}, {how}", ours[how] / theirs[how], 1.0)
-        report.add(f"memory beside {name}", ours["memory"] / theirs["memory"], 1.0, True)
-        ratio = ours["build_cpu_s"] / theirs["build_cpu_s"]
+            report.add(f"queries/CPU s beside {name}, {how}", mine[how] / theirs[how], 1.0)
+        report.add(f"memory beside {name}", mine["memory"] / theirs["memory"], 1.0, True)
+        ratio = mine["build"] / theirs["build_cpu_s"]
         report.add(f"build CPU s beside {name}", ratio, 1.0, True)
 
 

@@ -1,6 +1,9 @@
-"""One nearest-neighbour engine, built, tuned and measured in this process; prints one JSON line.
+"""One nearest-neighbour engine, built or measured in this process; prints one JSON line.
 
-    PYTHON bench/retrieval_peers.py ENGINE FOLDER TARGET
+    PYTHON bench/retrieval_peers.py build ENGINE FOLDER TARGET
+    PYTHON bench/retrieval_peers.py search ENGINE FOLDER TARGET
+
+Two processes, so that the memory of the second is that of the index it loads.
 
 FOLDER holds vectors.npy, queries.npy, truth.npy (rows of the 10 nearest of each query) and
 group.npy (0..99 of each vector: the filter's attribute) with filtered.npy (the 10 nearest of group
@@ -96,22 +99,19 @@ def searcher(engine: str, index: Any) -> Callable[[np.ndarray, int], np.ndarray]
     return by_usearch
 
 
-def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
-    vectors, queries, truth = (
-        np.load(folder / f"{n}.npy") for n in ("vectors", "queries", "truth")
-    )
-    path = str(folder / f"{engine}.index")
-    build, load = {
-        "hnswlib": (hnswlib_index, hnswlib_load),
-        "usearch": (usearch_index, usearch_load),
-    }[engine]
+def build(engine: str, folder: Path) -> dict[str, Any]:
+    vectors = np.load(folder / "vectors.npy")
     started = time.process_time()
-    index = build(vectors, path)
-    build_s = time.process_time() - started
-    dim = vectors.shape[1]
-    del index, vectors
+    (hnswlib_index if engine == "hnswlib" else usearch_index)(vectors, f"{folder}/{engine}.index")
+    return {"engine": engine, "build_cpu_s": time.process_time() - started}
+
+
+def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
+    queries, truth = np.load(folder / "queries.npy"), np.load(folder / "truth.npy")
+    load = hnswlib_load if engine == "hnswlib" else usearch_load
+    __import__(engine)  # its code is not the index's
     before = rss()
-    search = searcher(engine, load(path, dim))
+    search = searcher(engine, load(f"{folder}/{engine}.index", queries.shape[1]))
     effort, found = 0, 0.0
     for effort in EFFORTS:  # the last, where none reaches the target
         found = recall(search(queries, effort), truth)
@@ -121,7 +121,6 @@ def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
         "engine": engine,
         "effort": effort,
         "recall": found,
-        "build_cpu_s": build_s,
         "memory": rss() - before,
         "single": per_cpu_second(lambda q: search(q, effort), queries, 1),
         "batch": per_cpu_second(lambda q: search(q, effort), queries, 64),
@@ -129,8 +128,8 @@ def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
 
 
 def measure_qdrant(folder: Path) -> dict[str, Any]:
-    """A 1 % filter in the client's local mode, which compares every vector with numpy: the server
-    is no Python package."""
+    """A 1 % filter in the client's local mode, which compares every vector with numpy; building
+    and searching are one step there."""
     from qdrant_client import QdrantClient, models  # pyright: ignore[reportMissingImports]
 
     names = ("vectors", "queries", "filtered", "group")
@@ -161,6 +160,9 @@ def measure_qdrant(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    name, place, asked = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
-    result = measure_qdrant(place) if name == "qdrant" else measure(name, place, asked)
+    step, name, place, asked = sys.argv[1], sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
+    if name == "qdrant":
+        result = measure_qdrant(place)
+    else:
+        result = build(name, place) if step == "build" else measure(name, place, asked)
     print(json.dumps(result), flush=True)

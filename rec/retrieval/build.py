@@ -13,52 +13,38 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import fs as pafs
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import originals, versions
-from rec.retrieval.ann import Ann, Effort, ExactTop, omp_threads
+from rec.retrieval import versions
+from rec.retrieval.ann import Ann, Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
-from rec.retrieval.originals import VECTORS_FILE
-from rec.retrieval.shards import FILES, Shard
+from rec.retrieval.fill import (
+    NUM_TRUE,
+    HeldOut,
+    ShardTask,
+    checked_keys,
+    counts,
+    fill_shard,
+    merge_shards,
+    read_shards,
+    search_with,
+    true_rows,
+    without_self,
+)
+from rec.retrieval.shards import EFFORT_FILE, TRAINED_FILE, Shard, shard_name
 from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
-from rec.retrieval.table import EmbeddingTable, attributes_of
+from rec.retrieval.table import EmbeddingTable
 from rec.retrieval.tune import Tuner, Verdict, recall
 
-EFFORT_FILE = "search.json"
-TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
 _RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
-_COPIED_ROWS = 16_384
-_TRUTH = 101  # true neighbours kept of a held-out query, itself among them
 
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """What a worker needs to fill one shard."""
-
-    embeddings: str
-    out: str  # the shard's folder, local or s3://
-    start: int  # first row of the shard among the active rows
-    stop: int
-    trained: bytes  # the index, trained and empty
-    attributes: str | None
-    columns: tuple[str, ...]
-    queries: np.ndarray  # (Q, D)
 
 
 @dataclass(frozen=True)
@@ -70,18 +56,6 @@ class Continued:
     trained: bytes | None = None  # its index, trained and empty; None = train anew
     num_changed: int = 0  # rows that changed since that training
     recall: float = 0.0  # recall@10 right after that training
-
-
-class Filled(NamedTuple):
-    rows: np.ndarray  # (Q, 101) the true neighbours among this shard's rows
-    scores: np.ndarray
-
-
-class HeldOut(NamedTuple):
-    """Queries to tune and report with."""
-
-    queries: np.ndarray  # (Q, D)
-    own: np.ndarray  # (Q,) row that the query itself is, -1 where it is none
 
 
 def build_index(
@@ -146,14 +120,14 @@ class _Builder:
         self._started = time.monotonic()
 
     def build(self, queries_uri: str | None) -> Manifest:
-        keys = _checked_keys(self._table, self._embeddings)
+        keys = checked_keys(self._table, self._embeddings)
         self._check_attributes()
         self._num_rows = keys.num_rows
         rng = np.random.default_rng(self._config.seed)
         order = rng.permutation(self._num_rows)
         held_out = self._held_out(order, queries_uri, rng)
         root, about = self._kept_or_trained(order, held_out)
-        about["config"] |= _counts(self._table, keys)
+        about["config"] |= counts(self._table, keys)
         return self._publish(root, about)
 
     def _kept_or_trained(self, order: np.ndarray, held_out: HeldOut) -> tuple[str, dict[str, Any]]:
@@ -245,11 +219,11 @@ class _Builder:
             )
             for number in range(num_shards)
         ]
-        truth = _true_rows(list(self._run(fill_shard, tasks)), bounds[:-1], held_out)
+        truth = true_rows(list(self._run(fill_shard, tasks)), bounds[:-1], held_out)
         with tempfile.TemporaryDirectory(prefix="raycall-index-") as local:
-            shards = self._read_shards(root, num_shards, Path(local))
+            shards = read_shards(join(self._out, root), num_shards, Path(local))
             if self._config.merge and num_shards > 1:
-                shards = [self._merge(root, shards, trained)]
+                shards = [merge_shards(join(self._out, root), shards, trained)]
             effort, metrics, verdict = self._tune(shards, held_out, truth)
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
@@ -284,41 +258,6 @@ class _Builder:
                 ) from error
         return ann.to_bytes()
 
-    def _read_shards(self, root: str, num_shards: int, local: Path) -> list[Shard]:
-        """The shards, mapped; those on S3 are copied to `local` first."""
-        place = join(self._out, root)
-        files, path = artifacts.filesystem(place)
-        folder = Path(path)
-        if not isinstance(files, pafs.LocalFileSystem):
-            names = [
-                f"{shard_name(number)}/{name}" for number in range(num_shards) for name in FILES
-            ]
-            artifacts.fetch(place, [n for n in names if artifacts.exists(join(place, n))], local)
-            folder = local
-        return [Shard.read(folder / shard_name(n), Effort(), True) for n in range(num_shards)]
-
-    def _merge(self, root: str, shards: list[Shard], trained: bytes) -> Shard:
-        """One shard of all, in place of them."""
-        whole = Ann.from_bytes(trained)
-        try:
-            for shard in shards:
-                whole.merge(Ann.from_bytes(shard.ann.to_bytes()))
-        except ValueError as error:
-            raise IndexBuildError(str(error)) from error
-        keys = pa.concat_tables([shard.keys for shard in shards])
-        attributes = pa.concat_tables([shard.attributes for shard in shards])
-        with tempfile.TemporaryDirectory(prefix="raycall-index-") as staged:
-            Shard.write(Path(staged), whole, keys, attributes)
-            if not whole.keeps_vectors:
-                names = [join(shard_name(n), VECTORS_FILE) for n in range(len(shards))]
-                parts = (originals.read(join(self._out, root, n), _COPIED_ROWS) for n in names)
-                written = originals.keep(Path(staged, VECTORS_FILE), chain.from_iterable(parts))
-                assert sum(map(len, written)) == keys.num_rows
-            for number in range(len(shards)):
-                versions.discard(join(self._out, root), shard_name(number))
-            versions.upload(staged, join(self._out, root, shard_name(0)))
-            return Shard.read(Path(staged), Effort(), False)
-
     def _tune(
         self, shards: list[Shard], held_out: HeldOut, truth: np.ndarray
     ) -> tuple[Effort, dict[str, Any], Verdict]:
@@ -329,8 +268,8 @@ class _Builder:
         tune, report = half[::2], half[1::2] if len(half) > 1 else half
 
         def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
-            rows = _search(shards, held_out.queries[which], min(k + 1, self._num_rows), effort)
-            return _without_self(rows, held_out.own[which])
+            rows = search_with(shards, held_out.queries[which], min(k + 1, self._num_rows), effort)
+            return without_self(rows, held_out.own[which])
 
         tuner = Tuner(
             lambda effort: found(tune, effort, 10), truth[tune, :10], self._config.recall_target
@@ -341,7 +280,7 @@ class _Builder:
                 effort = tuner.lists(ann.num_lists, ann.refines)
             elif ann.is_graph:
                 effort = tuner.graph()
-        rows = found(report, effort, _TRUTH - 1)
+        rows = found(report, effort, NUM_TRUE - 1)
         metrics: dict[str, Any] = {
             f"recall@{k}": recall(rows[:, :k], truth[report, :k]) for k in (10, 100)
         }
@@ -358,96 +297,3 @@ class _Builder:
             config=about["config"],
             metrics={**about["metrics"], "seconds": seconds},
         )
-
-
-def fill_shard(task: ShardTask) -> Filled:
-    """Fill and write one shard; returns the true neighbours of the queries among its rows."""
-    _, folder = artifacts.open_artifact(task.embeddings, "embedding-table")
-    table = EmbeddingTable(folder, task.start, task.stop)
-    keys = table.keys()
-    own = [name for name in task.columns if name in table.columns()]
-    other = [name for name in task.columns if name not in own]
-    attributes = table.extra(own) if own else pa.table({"_": pa.nulls(keys.num_rows)}).select([])
-    if other and task.attributes is not None:
-        for name, column in zip(
-            other, attributes_of(task.attributes, keys["id"], other).columns, strict=True
-        ):
-            attributes = attributes.append_column(name, column)
-    ann = Ann.from_bytes(task.trained)
-    exact = ExactTop(task.queries, _TRUTH)
-    with tempfile.TemporaryDirectory(prefix="raycall-shard-") as staged:
-        batches = table.vectors()
-        if not ann.keeps_vectors:
-            batches = originals.keep(Path(staged, VECTORS_FILE), batches)
-        for vectors in batches:
-            ann.add(vectors)
-            exact.add(vectors)
-        Shard.write(Path(staged), ann, keys, attributes)
-        versions.upload(staged, task.out)
-    return Filled(*exact.finish())
-
-
-def _checked_keys(table: EmbeddingTable, place: str) -> pa.Table:
-    """`id` and `interest` of every row, none of them twice."""
-    keys = table.keys()
-    if not keys.num_rows:
-        raise IndexBuildError(f"{place}: the embedding table is empty; nothing to index")
-    ordered = keys.sort_by([("id", "ascending"), ("interest", "ascending")])
-    same = pc.and_(
-        *(pc.equal(ordered[name][1:], ordered[name][:-1]) for name in ("id", "interest"))
-    )
-    if (at := pc.index(same, True).as_py()) >= 0:
-        item_id = ordered["id"][at].as_py()
-        raise IndexBuildError(
-            f"{place}: id {item_id!r} is there more than once with interest "
-            f"{ordered['interest'][at]} ({', '.join(table.places(item_id))}); number the vectors "
-            f"of one item"
-        )
-    return keys
-
-
-def _counts(table: EmbeddingTable, keys: pa.Table) -> dict[str, int]:
-    per_item = pc.max(pc.value_counts(keys["id"]).field("counts")).as_py()
-    return {
-        "num_rows": keys.num_rows,
-        "num_items": pc.count_distinct(keys["id"]).as_py(),
-        "num_inactive": table.num_rows() - keys.num_rows,
-        "max_vectors_per_item": per_item,
-    }
-
-
-def _true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> np.ndarray:
-    """(Q, 100) true neighbours over all shards, the query itself left out."""
-    rows = np.concatenate(
-        [
-            np.where(part.rows < 0, -1, part.rows + start)
-            for part, start in zip(filled, starts, strict=True)
-        ],
-        axis=1,
-    )
-    scores = np.concatenate([part.scores for part in filled], axis=1)
-    best = np.argsort(np.where(rows < 0, np.inf, -scores), axis=1, kind="stable")[:, :_TRUTH]
-    return _without_self(np.take_along_axis(rows, best, axis=1), held_out.own)
-
-
-def _search(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
-    """(Q, k) rows over all shards with this effort, as an opened index would find them."""
-    for shard in shards:
-        shard.ann.effort = effort
-    parts = [shard.search(queries, k) for shard in shards]
-    if len(parts) == 1:
-        return parts[0][0]
-    starts = np.cumsum([0, *(shard.size for shard in shards)])
-    rows = np.concatenate(
-        [np.where(r < 0, -1, r + start) for (r, _), start in zip(parts, starts, strict=False)], 1
-    )
-    scores = np.concatenate([np.where(r < 0, -np.inf, s) for r, s in parts], axis=1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, best, axis=1)
-
-
-def _without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
-    is_own = (rows == own[:, None]) & (own[:, None] >= 0)
-    is_own[~is_own.any(axis=1), -1] = True
-    return rows[~is_own].reshape(len(rows), rows.shape[1] - 1)

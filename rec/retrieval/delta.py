@@ -21,7 +21,7 @@ _MAX_CHUNKS = 64
 
 
 class DeltaPart:
-    """The first `size` rows of a delta, as an index part; see `rec.retrieval.shards.Part`."""
+    """The first `size` rows of a delta, as an index part; see `rec.retrieval.merge.Part`."""
 
     def __init__(self, delta: Delta, attributes: pa.Table) -> None:
         self.size = len(delta.item_ids)

@@ -7,7 +7,7 @@ import math
 import operator
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,16 +16,15 @@ import numpy as np
 
 from rec import artifacts
 from rec.retrieval.ann import Effort, omp_threads
-from rec.retrieval.build import EFFORT_FILE, shard_name
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
+from rec.retrieval.merge import Answers, Part, in_time, mark_absent, merge, pick
 from rec.retrieval.originals import VECTORS_FILE
-from rec.retrieval.shards import Part, Shard
+from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
 from rec.retrieval.versions import KIND
 
 MAX_K = 10_000
 MAX_EXCLUDED = 10_000
-_Answers = dict[int, tuple[np.ndarray, np.ndarray]]  # number of a part -> its rows and scores
 
 
 @dataclass  # not frozen: that would cost every search a microsecond
@@ -178,7 +177,7 @@ class Index:
         if self._plain and where is None and exclude is None and deadline_s is None and not exact:
             with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
                 rows, scores = self.parts[0].search(queries, k, None, False)
-            _mark_absent(rows, scores)
+            mark_absent(rows, scores)
             return Hits(rows, scores, self)
         if deadline_s is not None and self.pool is None:
             raise QueryError("deadline_s needs an index opened with a pool")
@@ -188,11 +187,11 @@ class Index:
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
         # look wider until k are left of those that may be returned
         width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
-        before: _Answers = {}  # of a narrower look: a part that is late with the next keeps them
+        before: Answers = {}  # of a narrower look: a part that is late with the next keeps them
         while True:
             width = min(width, self.num_rows)
             hits = self._pooled(queries, width, where, exact, due, num_threads, before)
-            rows, scores, num_kept = self._pick(hits[0], hits[1], dropped, k)
+            rows, scores, num_kept = pick(hits[0], hits[1], self._out(hits[0], dropped), k)
             exhausted = width == self.num_rows or (hits[0][:, -1:] < 0).all()
             if (num_kept >= k).all() or exhausted or hits[3]:
                 return Hits(rows, scores, self, hits[3])
@@ -206,7 +205,7 @@ class Index:
         exact: bool,
         due: float | None,
         num_threads: int,
-        before: _Answers | None = None,
+        before: Answers | None = None,
     ) -> tuple[np.ndarray, np.ndarray, Index, tuple[int, ...]]:
         """The k best rows of all parts, and the parts that were late; `before` has what parts
         answered earlier, and takes what they answer now."""
@@ -217,25 +216,22 @@ class Index:
 
         if len(self.parts) == 1 and due is None:
             rows, scores = one(self.parts[0])
-            _mark_absent(rows, scores)
+            mark_absent(rows, scores)
             return rows, scores, self, ()
         late: tuple[int, ...] = ()
         if self.pool is None:
             answers = {number: one(part) for number, part in enumerate(self.parts)}
         else:
             futures = {self.pool.submit(one, part): n for n, part in enumerate(self.parts)}
-            answers, late = _in_time(futures, due)
+            answers, late = in_time(futures, due)
         if before is not None:
             before |= answers
             answers = before
-        rows, scores = _merge(answers, self._starts, len(queries), k)
+        rows, scores = merge(answers, self._starts, len(queries), k)
         return rows, scores, self, late
 
-    def _pick(
-        self, rows: np.ndarray, scores: np.ndarray, dropped: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(B, k) of the hits that may be returned, an item once; and how many there are of each
-        query."""
+    def _out(self, rows: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        """(B, k) True where a hit may not be returned: dead, excluded, or its item again."""
         out = rows < 0
         if self.dead is not None:
             out |= self.dead[rows]
@@ -249,14 +245,7 @@ class Index:
                 for place in np.flatnonzero(~out[query]):
                     out[query, place] = ids[query, place] in seen
                     seen.add(ids[query, place])
-        kept = np.argsort(out, axis=1, kind="stable")[:, :k]
-        picked, values = (np.take_along_axis(array, kept, axis=1) for array in (rows, scores))
-        absent = np.take_along_axis(out, kept, axis=1)
-        picked[absent], values[absent] = -1, -np.inf
-        short = k - picked.shape[1]
-        picked = np.pad(picked, ((0, 0), (0, short)), constant_values=-1)
-        values = np.pad(values, ((0, 0), (0, short)), constant_values=-np.inf)
-        return picked, values, (~out).sum(axis=1)
+        return out
 
     def search_ids(self, item_ids: Sequence[str], k: int, **how: Any) -> Hits:
         """The k items nearest to each given item, itself left out; see `search`.
@@ -382,37 +371,3 @@ def _whole(k: Any) -> int:
         return operator.index(k)
     except TypeError as error:
         raise QueryError(f"k is {k!r}, expected a whole number") from error
-
-
-def _mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
-    """FAISS's score of no hit is a large number."""
-    if (rows[:, -1] < 0).any():
-        scores[rows < 0] = -np.inf
-
-
-def _in_time(
-    futures: dict[Future[Any], int], due: float | None
-) -> tuple[_Answers, tuple[int, ...]]:
-    left = None if due is None else max(0.0, due - time.monotonic())
-    done, late = wait(futures, timeout=left)
-    for future in late:
-        future.cancel()  # one that has not begun need not
-    answers = {futures[future]: future.result() for future in done}
-    return answers, tuple(sorted(futures[future] for future in late))
-
-
-def _merge(
-    answers: _Answers, starts: np.ndarray, num_queries: int, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of all parts."""
-    all_rows = [np.full((num_queries, k), -1, np.int64)]
-    all_scores = [np.full((num_queries, k), -np.inf, np.float32)]
-    for number in sorted(answers):
-        rows, scores = answers[number]
-        all_rows.append(np.where(rows < 0, -1, rows + starts[number]))
-        all_scores.append(np.where(rows < 0, np.float32(-np.inf), scores))
-    # what is absent stands last: its scores are -inf
-    rows, scores = np.concatenate(all_rows[::-1], 1), np.concatenate(all_scores[::-1], 1)
-    order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)
-    best = order[:, :k]
-    return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)

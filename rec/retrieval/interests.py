@@ -77,7 +77,8 @@ def recall_interests(
         raise QueryError(f"budget is {budget}, expected 1 to {MAX_K}")
     if exclude is not None and len(exclude) != len(users):
         raise QueryError(f"{len(exclude)} lists of excluded ids for {len(users)} users")
-    owners, queries = [], []
+    owners: list[tuple[int, int]] = []  # user and interest of each query
+    queries: list[np.ndarray] = []
     for number, user in enumerate(users):
         if len(user.vectors) != len(user.weights):
             raise QueryError(
@@ -87,9 +88,7 @@ def recall_interests(
             owners.append((number, int(interest)))
             queries.append(user.vectors[interest])
     vectors = np.stack(queries) if queries else np.zeros((0, index.dim), np.float32)
-    out: list[Sequence[str]] | None = None
-    if exclude is not None:
-        out = [exclude[number] for number, _ in owners]
+    out = None if exclude is None else [exclude[number] for number, _ in owners]
     hits = index.search(vectors, budget, where=where, exclude=out)
     lists: list[dict[int, tuple[np.ndarray, np.ndarray]]] = [{} for _ in users]
     for place, (number, interest) in enumerate(owners):

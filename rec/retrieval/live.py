@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 from rec import artifacts
 from rec.artifacts import Manifest, join
 from rec.retrieval import originals, versions
-from rec.retrieval.build import TRAINED_FILE, Continued, build_index, shard_name
+from rec.retrieval.build import Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import IndexBuildError, StaleError
 from rec.retrieval.index import Index
 from rec.retrieval.log import ChangeLog
+from rec.retrieval.shards import TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from rec.artifacts import ArtifactError
 from rec.retrieval import filters
 from rec.retrieval.ann import Ann, Effort, ExactTop
 
+EFFORT_FILE = "search.json"  # of all shards, beside their folders
+TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
@@ -26,30 +28,8 @@ _BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a 
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
-class Part(Protocol):
-    """What an index is made of: rows that are searched together. Rows count from 0 in each."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def attributes(self) -> pa.Table: ...
-
-    def search(
-        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(B, k) rows, -1 where there are fewer, and (B, k) scores, best first."""
-        ...
-
-    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
-        """The rows of each item, in the order of their interests; none where it is not here."""
-        ...
-
-    def ids(self, rows: np.ndarray) -> np.ndarray: ...
-
-    def interests(self, rows: np.ndarray) -> np.ndarray: ...
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray: ...
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
 
 
 class _Fit(NamedTuple):
