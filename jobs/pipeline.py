@@ -28,7 +28,8 @@ from jobs.cli import add_overrides, load_recipe, parser, peek, place, recipe_set
 from rec.artifacts import filesystem, join
 from rec.config import Config, ConfigError
 from rec.recipes.content import ContentRecipe, demo
-from rec.retrieval.index import IndexBuildError, IndexConfig
+from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.spec import IndexConfig
 from rec.runtime.embed import EmbedConfig
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.partition import EmbedError

@@ -16,7 +16,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -105,6 +106,24 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(aside, path)
+    _sync(os.path.dirname(path))  # the name as well
+
+
+def _sync(path: str) -> None:
+    """Wait until a local file's contents, or a folder's names, are on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _sync_all(path: str) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync(os.path.join(folder, name))
+        _sync(folder)
+    _sync(os.path.dirname(path))
 
 
 def _entry(stream: BinaryIO) -> FileEntry:
@@ -121,7 +140,7 @@ def _walk(files: pafs.FileSystem, path: str) -> Iterator[str]:
             yield info.path[len(path) :].lstrip("/")
 
 
-def seal(
+def describe(
     uri: str | os.PathLike[str],
     root: str,
     kind: str,
@@ -130,9 +149,9 @@ def seal(
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Publish the files that stand below `uri`/`root`: hash them, then write the manifest.
+    """The manifest of the files that stand below `uri`/`root`: hashes them, writes nothing.
 
-    For large artifacts whose parts were written in place, each atomically, by many workers.
+    Local files are on disk when it returns: a manifest never outlives them in a crash.
     """
     files, path = filesystem(join(uri, root))
     entries: dict[str, FileEntry] = {}
@@ -141,8 +160,10 @@ def seal(
             entries[name] = _entry(stream)
     if not entries:
         raise ArtifactError(f"{join(uri, root)}: no files to publish as '{kind}'")
+    if isinstance(files, pafs.LocalFileSystem):
+        _sync_all(path)
     contents = "\n".join(f"{name} {entry.sha256}" for name, entry in entries.items())
-    manifest = Manifest(
+    return Manifest(
         kind=kind,
         version=hashlib.sha256(f"{kind}\n{contents}".encode()).hexdigest()[:16],
         root=root,
@@ -150,8 +171,17 @@ def seal(
         lineage=dict(lineage or {}),
         config=dict(config or {}),
         metrics=dict(metrics or {}),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
+
+
+def seal(uri: str | os.PathLike[str], root: str, kind: str, **about: Any) -> Manifest:
+    """Publish the files that stand below `uri`/`root`: hash them, then write the manifest.
+
+    For large artifacts whose parts were written in place, each atomically, by many workers.
+    `about`: lineage, config and metrics, as for `describe`.
+    """
+    manifest = describe(uri, root, kind, **about)
     write_atomic(join(uri, MANIFEST), manifest.to_json().encode())
     return manifest
 
@@ -213,20 +243,45 @@ def verify(uri: str | os.PathLike[str], manifest: Manifest) -> None:
             )
 
 
-def open_artifact(uri: str | os.PathLike[str], kind: str) -> tuple[Manifest, Path]:
+def open_artifact(
+    uri: str | os.PathLike[str], kind: str, *, without: str | None = None
+) -> tuple[Manifest, Path]:
     """Verify the artifact at `uri` and return its manifest and a local folder of its files.
 
     An S3 artifact is copied once into a cache below the system's temporary folder.
+
+    Args:
+        uri: the artifact's folder, local or s3://.
+        kind: what it is to be.
+        without: files of this name, which this reader has no use for, are neither checked nor
+            copied.
 
     Raises:
         ArtifactError: as `read_manifest` and `verify` do.
     """
     manifest = read_manifest(uri, kind)
+    wanted = {n: e for n, e in manifest.files.items() if n.rsplit("/", 1)[-1] != without}
+    needed = manifest.model_copy(update={"files": wanted})
     files, path = filesystem(join(uri, manifest.root))
     if isinstance(files, pafs.LocalFileSystem):
-        verify(uri, manifest)
+        verify(uri, needed)
         return manifest, Path(path)
-    return manifest, _cached(uri, manifest)
+    return manifest, _cached(uri, needed)
+
+
+def fetch(uri: str | os.PathLike[str], names: Iterable[str], folder: Path) -> None:
+    """Copy files below `uri` to a local folder, several at once."""
+    files, path = filesystem(uri)
+
+    def one(name: str) -> None:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.open_input_stream(f"{path}/{name}") as source, open(target, "wb") as into:
+            shutil.copyfileobj(source, into, _CHUNK)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(one, names):
+            continue
 
 
 def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
@@ -238,10 +293,9 @@ def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
             return cache
         except ArtifactError:  # cleaners of temporary folders take single files
             shutil.rmtree(cache, ignore_errors=True)
-    files, path = filesystem(join(uri, manifest.root))
     aside = Path(tempfile.mkdtemp(prefix="raycall-"))
     try:
-        pafs.copy_files(path, str(aside), source_filesystem=files)
+        fetch(join(uri, manifest.root), manifest.files, aside)
         try:
             verify(aside.parent, manifest.model_copy(update={"root": aside.name}))
         except ArtifactError:

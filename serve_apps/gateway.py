@@ -60,7 +60,7 @@ class Limits(Config):
     """How much one request may ask."""
 
     max_inputs: int = Field(default=64, ge=1)  # inputs or queries
-    max_k: int = Field(default=MAX_K, ge=1, le=MAX_K)
+    max_k: int = Field(default=1000, ge=1, le=MAX_K)
     max_text_chars: int = Field(default=100_000, ge=1)  # of one text; the model reads the start
     max_body_bytes: int = Field(default=16 << 20, ge=1)
 

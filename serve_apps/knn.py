@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from rec.artifacts import ArtifactError
-from rec.retrieval.index import Index, UnknownIdError
+from rec.retrieval.errors import UnknownIdError
+from rec.retrieval.index import Index
 from serve_apps.errors import ApiError
 from serve_apps.gateway import Found, ItemQuery
 
@@ -42,7 +43,7 @@ class Searcher:
 
         Args:
             queries: (D,) float32 unit vectors, or items of the index.
-            k: 1 to 1000.
+            k: 1 to 10,000.
             exclude_self: leave an item out of its own neighbours.
 
         Raises:
@@ -56,10 +57,10 @@ class Searcher:
     ) -> list[Found]:
         vectors = np.stack([self._vector(q) if isinstance(q, ItemQuery) else q for q in queries])
         own = [[q.item_id] if isinstance(q, ItemQuery) else [] for q in queries]
-        ids, scores = self._index.search(vectors, k, exclude=own if exclude_self else None)
-        num_found = np.isfinite(scores).sum(axis=1)
+        hits = self._index.search(vectors, k, exclude=own if exclude_self else None)
+        num_found = (hits.rows >= 0).sum(axis=1)
         return [
-            Found(ids[row, :n].tolist(), scores[row, :n].tolist())
+            Found(hits.ids[row, :n].tolist(), hits.scores[row, :n].tolist())
             for row, n in enumerate(num_found)
         ]
 
@@ -73,10 +74,14 @@ class Searcher:
         """Raises ApiError unless a search gives what it gave when the index was loaded."""
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, self._index.search, self._canary, 1)
-        ids, scores = self._expected
-        if not (found[0] == ids).all() or not np.allclose(found[1], scores):
+        if not (found.rows == self._expected.rows).all() or not np.allclose(
+            found.scores, self._expected.scores
+        ):
             raise ApiError(
-                503, "unhealthy", f"the index's canary search gives {found}, expected {ids, scores}"
+                503,
+                "unhealthy",
+                f"the index's canary search gives {found.ids.tolist()} at {found.scores.tolist()}, "
+                f"expected {self._expected.ids.tolist()} at {self._expected.scores.tolist()}",
             )
 
     def close(self) -> None:

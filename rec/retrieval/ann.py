@@ -1,4 +1,4 @@
-"""The only use of FAISS: building, searching and storing one inner-product index.
+"""The only use of FAISS: training, filling, searching and storing one inner-product index.
 
 FAISS itself is silent where it should not be (NaN is accepted, k is unbounded, a wrong dimension
 is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
@@ -7,40 +7,64 @@ is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from threading import Lock
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
+
+_METRIC = faiss.METRIC_INNER_PRODUCT
+_faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
+
+
+class Effort(NamedTuple):
+    """How hard an approximate index looks; a field that the index has no use for is ignored."""
+
+    nprobe: int = 1  # inverted lists looked into
+    k_factor: float = 1  # candidates re-ranked by the refinement, as a multiple of k
+    ef: int = 64  # HNSW's queue
 
 
 class Ann:
     """A FAISS index over rows 0, 1, 2, ... in the order they are added; inner product."""
 
     def __init__(self, index: faiss.Index) -> None:
-        self._index = index
-        self._ivf = faiss.try_extract_index_ivf(index)
+        self._owner = index  # what downcast_index returns does not keep it alive
+        self._index: Any = faiss.downcast_index(index)
+        self._ivf: Any = faiss.try_extract_index_ivf(index)
+        self._refine: Any = self._index if isinstance(self._index, faiss.IndexRefine) else None
+        self._effort = Effort()
+        # read once: each look through FAISS's wrapper costs a search half a microsecond
+        self.dim: int = self._index.d
+        self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists
+        self.is_graph = isinstance(self._index, faiss.IndexHNSW)
+        self._has_map = self._ivf is None or self.refines
+        self._making_map = Lock()
 
     @classmethod
     def make(cls, factory: str, dim: int) -> Ann:
         """An empty index by FAISS factory string. Raises ValueError where FAISS cannot read it."""
         try:
-            return cls(faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT))
+            return cls(faiss.index_factory(dim, factory, _METRIC))
         except RuntimeError as error:
             reason = str(error).split(":")[-1].strip()
             raise ValueError(f"FAISS factory {factory!r} of dimension {dim}: {reason}") from error
 
     @classmethod
-    def read(cls, path: str) -> Ann:
-        """Load into memory. A memory-mapped index would fault when its file is overwritten."""
-        return cls(faiss.read_index(path))
+    def read(cls, path: str, mmap: bool = False) -> Ann:
+        """Load into memory, or map the file: a mapped file must never be written again, only
+        replaced or removed, or the next search of it ends the process."""
+        return cls(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mmap else 0))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Ann:
+        return cls(faiss.deserialize_index(np.frombuffer(data, np.uint8)))
+
+    def to_bytes(self) -> bytes:
+        return faiss.serialize_index(self._index).tobytes()
 
     def write(self, path: str) -> None:
         faiss.write_index(self._index, path)
-
-    @property
-    def dim(self) -> int:
-        return self._index.d
 
     @property
     def size(self) -> int:
@@ -51,37 +75,158 @@ class Ann:
         return self._index.is_trained
 
     @property
-    def num_lists(self) -> int:
-        """Inverted lists; 0 where the index has none and nprobe means nothing."""
-        return self._ivf.nlist if self._ivf is not None else 0
+    def is_flat(self) -> bool:
+        """Every row is compared in full: search is exact."""
+        return isinstance(self._index, faiss.IndexFlat)
 
     @property
-    def nprobe(self) -> int:
-        return self._ivf.nprobe if self._ivf is not None else 0
+    def refines(self) -> bool:
+        """Candidates are re-ranked by finer codes, so that k_factor means something."""
+        return self._refine is not None
 
-    @nprobe.setter
-    def nprobe(self, value: int) -> None:
-        faiss.ParameterSpace().set_index_parameter(self._index, "nprobe", value)
+    @property
+    def keeps_vectors(self) -> bool:
+        """Vectors are held in full: `reconstruct` gives them as they were added."""
+        held = faiss.downcast_index(self._refine.refine_index) if self.refines else self._index
+        return isinstance(held, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat)
+
+    @property
+    def effort(self) -> Effort:
+        """Of a search that asks for none. Set before the index is shared between threads."""
+        return self._effort
+
+    @effort.setter
+    def effort(self, value: Effort) -> None:
+        self._effort = value
+        if self._ivf is not None:
+            self._ivf.nprobe = value.nprobe
+        if self._refine is not None:
+            self._refine.k_factor = value.k_factor
+        if self.is_graph:
+            self._index.hnsw.efSearch = value.ef
 
     def train(self, vectors: np.ndarray) -> None:
-        self._index.train(vectors)
+        """Learn from a sample; the coarse centroids on all GPUs where FAISS finds some."""
+        if self._ivf is None or not getattr(faiss, "get_num_gpus", int)():
+            self._index.train(vectors)
+            return
+        on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlat(self._ivf.d, _METRIC))
+        self._ivf.clustering_index = on_gpus
+        try:
+            self._index.train(vectors)
+        finally:
+            self._ivf.clustering_index = None
 
     def add(self, vectors: np.ndarray) -> None:
         self._index.add(vectors)
 
-    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, k) rows, -1 where fewer were found, and (B, k) scores, best first."""
-        scores, rows = self._index.search(vectors, k)
+    def merge(self, other: Ann) -> None:
+        """Append the rows of `other`, which was trained with this one; empties `other`.
+
+        Raises:
+            ValueError: FAISS cannot merge this kind (graphs).
+        """
+        parts = [(self._index, other._index)]
+        if self.refines:
+            parts = [
+                (faiss.downcast_index(mine), faiss.downcast_index(theirs))
+                for mine, theirs in (
+                    (self._refine.base_index, other._refine.base_index),
+                    (self._refine.refine_index, other._refine.refine_index),
+                )
+            ]
+        try:
+            for mine, theirs in parts:
+                has_ids = faiss.try_extract_index_ivf(mine) is not None
+                mine.merge_from(theirs, mine.ntotal if has_ids else 0)
+        except RuntimeError as error:
+            raise ValueError(
+                f"FAISS cannot merge shards of {type(self._index).__name__}; keep them apart "
+                f"(merge=false): {error}"
+            ) from error
+        if self.refines:
+            self._refine.ntotal = self._refine.base_index.ntotal
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        effort: Effort | None = None,
+        bits: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B, k) rows, -1 where fewer were found, and (B, k) scores, best first.
+
+        Args:
+            vectors: (B, D) float32, contiguous.
+            k: at least 1.
+            effort: None = as set.
+            bits: a bit a row, lowest first (`np.packbits`); rows of 0 are not found.
+        """
+        params = None
+        if bits is not None:
+            params = _params(self._index, effort or self._effort, _faiss.IDSelectorBitmap(bits))
+        elif effort is not None:
+            params = _params(self._index, effort, None)
+        scores = np.empty((len(vectors), k), np.float32)
+        rows = np.empty((len(vectors), k), np.int64)
+        pointers = faiss.swig_ptr(vectors), k, faiss.swig_ptr(scores), faiss.swig_ptr(rows)
+        self._index.search_c(len(vectors), *pointers, params)
         return rows, scores
 
-    def enable_reconstruct(self) -> None:
-        """Inverted lists need a row -> place map (8 bytes a row) before `reconstruct`."""
-        if self._ivf is not None:
-            self._ivf.make_direct_map()
-
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) vectors as the index stores them: approximate where it quantises."""
-        return np.stack([self._index.reconstruct(int(row)) for row in rows])
+        """(n, D) vectors as the index stores them: approximate where it quantises.
+
+        Inverted lists need a map of rows to places for that (8 bytes a row), made at the first
+        call.
+        """
+        if not self._has_map:
+            with self._making_map:
+                if not self._has_map:
+                    self._ivf.make_direct_map()
+                    self._has_map = True
+        return self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+
+    def nearest_lists(self, vectors: np.ndarray, num: int) -> np.ndarray:
+        """(B, num) inverted lists in the order they are looked into; -1 where none is found."""
+        outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
+        if isinstance(outer, faiss.IndexPreTransform):
+            vectors = outer.apply(vectors)
+        return self._ivf.quantizer.search(vectors, num)[1]
+
+    def list_of_rows(self) -> np.ndarray:
+        """(size,) int32: the inverted list of each row."""
+        lists = np.zeros(self.size, np.int32)
+        stored = self._ivf.invlists
+        for number in range(self.num_lists):
+            if count := stored.list_size(number):
+                ids = stored.get_ids(number)
+                lists[faiss.rev_swig_ptr(ids, count)] = number
+                stored.release_ids(number, ids)
+        return lists
+
+    def centroids(self) -> np.ndarray:
+        """(num_lists, D) centres of the inverted lists; (0, D) where there are none."""
+        if self._ivf is None:
+            return np.zeros((0, self.dim), np.float32)
+        return self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
+
+
+def _params(index: Any, effort: Effort, selector: Any) -> Any:
+    """FAISS's search parameters, nested as the index is."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _params(index.index, effort, selector)
+        return _faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _params(index.base_index, effort, selector)
+        return _faiss.IndexRefineSearchParameters(
+            k_factor=float(effort.k_factor), base_index_params=inner
+        )
+    if isinstance(index, faiss.IndexIVF):
+        return _faiss.SearchParametersIVF(nprobe=int(effort.nprobe), sel=selector)
+    if isinstance(index, faiss.IndexHNSW):
+        return _faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
+    return _faiss.SearchParameters(sel=selector)
 
 
 class ExactTop:
@@ -91,27 +236,37 @@ class ExactTop:
         self._queries, self._k, self._rows = queries, k, 0
         self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
 
-    def add(self, vectors: np.ndarray) -> None:
-        k = min(self._k, len(vectors))
-        scores, rows = faiss.knn(self._queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-        self._heap.add_result(scores, rows + self._rows)
+    def add(self, vectors: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Take (n, D) vectors in; `rows` (n,) their numbers, None = those after the last."""
+        if len(vectors) and len(self._queries):
+            k = min(self._k, len(vectors))
+            scores, found = faiss.knn(self._queries, vectors, k, metric=_METRIC)
+            numbers = found + self._rows if rows is None else rows[found]
+            self._heap.add_result(scores, numbers.astype(np.int64, copy=False))
         self._rows += len(vectors)
 
-    def finish(self) -> np.ndarray:
-        """(Q, k) rows, best first; -1 where there are fewer than k."""
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, k) rows, best first, -1 where there are fewer than k; and their scores."""
         self._heap.finalize()
-        return self._heap.I
+        return self._heap.I, self._heap.D
 
 
-@contextmanager
-def omp_threads(num_threads: int | None) -> Iterator[None]:
+class omp_threads:
     """OpenMP threads of FAISS calls by this thread meanwhile; None = all that the process may use.
 
     Put back afterwards: torch reads the same OpenMP runtime, so a search would slow it down.
     """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(num_threads or len(os.sched_getaffinity(0)))
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+
+    __slots__ = ("_before", "_num_threads")
+
+    def __init__(self, num_threads: int | None) -> None:
+        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+
+    def __enter__(self) -> None:
+        self._before = faiss.omp_get_max_threads()
+        if self._before != self._num_threads:
+            faiss.omp_set_num_threads(self._num_threads)
+
+    def __exit__(self, *error: object) -> None:
+        if self._before != self._num_threads:
+            faiss.omp_set_num_threads(self._before)

@@ -1,281 +1,299 @@
-"""Build an index artifact from an embedding table: stream, train, add, measure, publish.
+"""Build an index artifact from an embedding table: train, fill shards, measure, tune, publish.
 
-Memory holds the index, the ids and a training sample; the table streams through in batches.
+One coarse quantiser (and codebook) is trained on a sample and shared by all shards, so that
+shards searched together find what one index of all rows would. Shards are filled apart from
+each other by whatever `run` is: `map` in this process, Ray's in jobs.index.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pydantic import Field
 
 from rec import artifacts
-from rec.config import Config
-from rec.retrieval.ann import Ann, ExactTop, omp_threads
-from rec.schema import EMBEDDINGS
+from rec.artifacts import Manifest, join
+from rec.retrieval import versions
+from rec.retrieval.ann import Ann, Effort, omp_threads
+from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.fill import (
+    NUM_TRUE,
+    HeldOut,
+    ShardTask,
+    checked_keys,
+    counts,
+    fill_shard,
+    merge_shards,
+    read_shards,
+    search_with,
+    true_rows,
+    without_self,
+)
+from rec.retrieval.shards import EFFORT_FILE, TRAINED_FILE, Shard, shard_name
+from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
+from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.tune import Tuner, Verdict, recall
 
-KIND = "index"
-INDEX_FILE, IDS_FILE = "index.faiss", "ids.parquet"
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
-FLAT_UP_TO = 20_000  # below this brute force answers within a millisecond and needs no tuning
-TRAIN_PER_LIST = 64  # FAISS asks for at least 39 points a centroid
-_BATCH_ROWS = 16_384
+_RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
+
+Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
-class IndexBuildError(ValueError):
-    """The embedding table cannot be indexed. The message names partition, row and reason."""
+@dataclass(frozen=True)
+class Continued:
+    """What a build takes over from the version that it is to replace."""
 
-
-class IndexConfig(Config):
-    """How to build. Defaults: exact up to 20,000 items, inverted lists tuned to a recall beyond."""
-
-    factory: str = "auto"  # or a FAISS factory string: "Flat" (exact), "IVF1024,SQ8", "HNSW32"
-    recall_target: float = Field(default=0.95, gt=0, le=1)  # recall@10 that nprobe is tuned to
-    num_queries: int = Field(default=500, ge=1)  # held-out rows to tune with, as many to report
-    seed: int = 0
-
-
-class _Part(NamedTuple):
-    name: str
-    rows: np.ndarray  # row numbers within the partition
-    table: pa.Table
-
-
-class _Table:
-    """The active rows (weight above 0) of an embedding table's partitions, in name order."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files = sorted(folder.rglob("*.parquet"))
-        self._folder = folder
-
-    def _parts(self, columns: list[str]) -> Iterator[_Part]:
-        for path in self._files:
-            name, first = path.relative_to(self._folder).as_posix(), 0
-            with pq.ParquetFile(path) as file:
-                missing = set(EMBEDDINGS.names) - set(file.schema_arrow.names)
-                if missing:
-                    raise IndexBuildError(
-                        f"{name}: columns {sorted(missing)} are missing; an embedding table has "
-                        f"{EMBEDDINGS.names}, found {file.schema_arrow.names}"
-                    )
-                for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                    table = pa.Table.from_batches([batch])
-                    active = np.asarray(pc.greater(table["weight"], 0).fill_null(False))
-                    rows = first + np.flatnonzero(active)
-                    first += table.num_rows
-                    yield _Part(name, rows, table.filter(pa.array(active)))
-
-    def ids(self) -> pa.LargeStringArray:
-        """Every id, in row order."""
-        chunks = []
-        for name, rows, table in self._parts(["id", "weight"]):
-            column = table["id"]
-            if column.null_count:
-                row = rows[np.asarray(pc.is_null(column)).argmax()]
-                raise IndexBuildError(f"{name}, row {row}: the id is empty")
-            chunks += column.cast(pa.large_string()).chunks
-        return pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
-
-    def places(self, item_id: str) -> list[str]:
-        """Partition and row of every occurrence of an id."""
-        return [
-            f"{name} row {row}"
-            for name, rows, table in self._parts(["id", "weight"])
-            for row in rows[np.asarray(pc.equal(table["id"], item_id))]
-        ]
-
-    def vectors(self) -> Iterator[np.ndarray]:
-        """(n, D) float32 batches in row order; all finite and of the first row's dimension."""
-        dim = 0
-        for name, rows, table in self._parts(["weight", "vector"]):
-            if not len(rows):
-                continue
-            lists = table["vector"].combine_chunks()
-            lengths = np.asarray(lists.value_lengths().fill_null(0))
-            dim = dim or int(lengths[0])
-            if (wrong := lengths != max(dim, 1)).any():
-                at = wrong.argmax()
-                raise IndexBuildError(
-                    f"{name}, row {rows[at]}: a vector of {lengths[at]} values, expected "
-                    f"{dim or 'at least 1'}"
-                )
-            values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-            vectors = np.ascontiguousarray(values.reshape(-1, dim))
-            if not (finite := np.isfinite(vectors).all(axis=1)).all():
-                raise IndexBuildError(
-                    f"{name}, row {rows[(~finite).argmax()]}: the vector has NaN or infinity; "
-                    f"embed again, or drop the row"
-                )
-            yield vectors
-
-    def sample(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors of these sorted row positions."""
-        picked, first = [], 0
-        for vectors in self.vectors():
-            low, high = np.searchsorted(rows, [first, first + len(vectors)])
-            picked.append(vectors[rows[low:high] - first])
-            first += len(vectors)
-        return np.concatenate(picked)
-
-
-def choose_factory(num_items: int, config: IndexConfig) -> str:
-    """The FAISS factory string for this many items.
-
-    Flat up to 20,000; beyond that about 4 sqrt(N) inverted lists (a power of two that leaves 39
-    training points a list), 8-bit codes, or full vectors where the target is .99 or more.
-    """
-    if config.factory != "auto":
-        return config.factory
-    if num_items <= FLAT_UP_TO:
-        return "Flat"
-    lists = 2 ** round(math.log2(4 * math.sqrt(num_items)))
-    while 39 * lists > num_items - 2 * config.num_queries and lists > 1:
-        lists //= 2
-    return f"IVF{lists},{'Flat' if config.recall_target >= 0.99 else 'SQ8'}"
+    version: str  # published only while this one is in use
+    factory: str = ""
+    trained: bytes | None = None  # its index, trained and empty; None = train anew
+    num_changed: int = 0  # rows that changed since that training
+    recall: float = 0.0  # recall@10 right after that training
 
 
 def build_index(
-    embeddings_uri: str, out_uri: str, config: IndexConfig | None = None
-) -> artifacts.Manifest:
+    embeddings_uri: str,
+    out_uri: str,
+    config: IndexConfig | None = None,
+    *,
+    attributes_uri: str | None = None,
+    queries_uri: str | None = None,
+    log_seq: int | None = None,
+    continued: Continued | None = None,
+    run: Runner = map,
+    num_threads: int | None = None,
+) -> Manifest:
     """Index the embedding table at `embeddings_uri` and publish it at `out_uri`.
 
-    One vector an id; rows of weight 0 (inactive interests) are left out and counted. Recall is
-    measured against brute force on rows that the quantiser was not trained on, each without its
-    own hit; nprobe is tuned on one half of them and the recorded recall comes from the other.
-    Equal scores count by id, so with many identical vectors the figure is a lower bound.
-
-    Returns:
-        The manifest; `metrics` has recall@10, recall@100 and the curve nprobe -> recall@10.
-
-    Raises:
-        IndexBuildError: the table is empty, an id repeats, a vector is not finite or of another
-            dimension, or FAISS refuses the factory string.
-        ArtifactError: there is no intact embedding table at `embeddings_uri`.
-    """
-    config = config or IndexConfig()
-    started = time.monotonic()
-    source, folder = artifacts.open_artifact(embeddings_uri, "embedding-table")
-    table = _Table(folder)
-    ids, by_id = _sorted_ids(table, embeddings_uri)
-    factory = choose_factory(len(ids), config)
-    with omp_threads(None), tempfile.TemporaryDirectory() as staged:
-        try:
-            ann, metrics = _fill(table, len(ids), factory, config)
-        except RuntimeError as error:  # FAISS, for instance more lists than training points
-            raise IndexBuildError(f"{embeddings_uri}: FAISS refuses {factory}: {error}") from error
-        ann.write(f"{staged}/{INDEX_FILE}")
-        pq.write_table(pa.table({"id": ids, "by_id": by_id}), f"{staged}/{IDS_FILE}")
-        num_rows = sum(pq.read_metadata(p).num_rows for p in folder.rglob("*.parquet"))
-        return artifacts.publish(
-            staged,
-            out_uri,
-            KIND,
-            lineage={**source.lineage, "embedding-table": source.version},
-            config={
-                **config.model_dump(),
-                "factory": factory,
-                "metric": METRIC,
-                "dimension": ann.dim,
-                "num_items": ann.size,
-                "num_inactive": num_rows - ann.size,
-                "nprobe": ann.nprobe,
-            },
-            metrics={**metrics, "seconds": round(time.monotonic() - started, 3)},
-        )
-
-
-def _sorted_ids(table: _Table, place: str) -> tuple[pa.LargeStringArray, pa.Array]:
-    """All ids in row order, and the rows in the order of their ids, for binary search."""
-    ids = table.ids()
-    if not len(ids):
-        raise IndexBuildError(f"{place}: the embedding table is empty; nothing to index")
-    by_id = pc.sort_indices(ids)
-    ordered = ids.take(by_id)
-    repeats = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
-    if repeats >= 0:
-        item_id = ordered[repeats].as_py()
-        raise IndexBuildError(
-            f"{place}: id {item_id!r} is there more than once ({', '.join(table.places(item_id))});"
-            f" an index takes one vector an id"
-        )
-    return ids, by_id.cast(pa.int64())
-
-
-def _fill(
-    table: _Table, num_items: int, factory: str, config: IndexConfig
-) -> tuple[Ann, dict[str, Any]]:
-    """A trained, filled and tuned index, and what was measured of it."""
-    rng = np.random.default_rng(config.seed)
-    order = rng.permutation(num_items)
-    held_out = np.sort(order[: 2 * config.num_queries])
-    queries = table.sample(held_out)
-    try:
-        ann = Ann.make(factory, queries.shape[1])
-    except ValueError as error:
-        raise IndexBuildError(str(error)) from error
-    if not ann.is_trained:
-        wanted = max(TRAIN_PER_LIST * ann.num_lists, 20_000)
-        ann.train(table.sample(np.sort(order[2 * config.num_queries :][:wanted])))
-    exact = ExactTop(queries, min(101, num_items))
-    for vectors in table.vectors():
-        ann.add(vectors)
-        exact.add(vectors)
-    truth = _without_self(exact.finish(), held_out)
-    half = rng.permutation(len(held_out))
-    tune, report = half[::2], half[1::2] if len(half) > 1 else half
-    curve = _tune(ann, queries[tune], held_out[tune], truth[tune], config.recall_target)
-    rows, _ = ann.search(queries[report], min(101, num_items))
-    found = _without_self(rows, held_out[report])
-    metrics: dict[str, Any] = {
-        f"recall@{k}": recall(found[:, :k], truth[report, :k]) for k in (10, 100)
-    }
-    metrics |= {"num_queries": len(report), "recall_target": config.recall_target}
-    return ann, metrics | {"recall_by_nprobe": curve}
-
-
-def _tune(
-    ann: Ann, queries: np.ndarray, own: np.ndarray, truth: np.ndarray, target: float
-) -> list[dict[str, float]]:
-    """Set the least nprobe (a power of two) whose recall@10 reaches the target, else the best."""
-    curve: list[dict[str, float]] = []
-    nprobe = 1
-    while nprobe <= ann.num_lists:
-        ann.nprobe = nprobe
-        found = _without_self(ann.search(queries, 11)[0], own)
-        curve.append({"nprobe": nprobe, "recall@10": recall(found[:, :10], truth[:, :10])})
-        if curve[-1]["recall@10"] >= target:
-            return curve
-        nprobe *= 2
-    if curve:
-        ann.nprobe = int(max(curve, key=lambda point: point["recall@10"])["nprobe"])
-    return curve
-
-
-def _without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
-    is_own = rows == own[:, None]
-    is_own[~is_own.any(axis=1), -1] = True
-    return rows[~is_own].reshape(len(rows), rows.shape[1] - 1)
-
-
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean share of each query's true rows that were found; 1 where there are none to find.
+    Rows of weight 0 (inactive interests) are left out and counted; several interests of one id
+    are several vectors of one item. Recall is measured against brute force on queries that the
+    quantiser was not trained on; the effort is tuned on one half of them and the recorded recall
+    comes from the other. Equal scores count by id, so with many identical vectors the figure is
+    a lower bound. Memory here holds the ids, a training sample and, to tune, the mapped shards.
 
     Args:
-        found: (Q, k) rows, -1 where nothing was found.
-        truth: (Q, k) rows, -1 where there are fewer true ones than k.
+        config: see IndexConfig.
+        attributes_uri: Parquet files with `item_id` and those of config.attributes that the
+            embedding table itself does not hold.
+        queries_uri: an embedding table of queries (users, texts) to tune with; None = held-out
+            rows of the table itself, each without its own hit.
+        log_seq: live changes up to this number are in the table already; None = unknown, so that
+            opening it live makes all changes that the log still holds again.
+        continued: the version that this continues (compaction).
+        run: applies a function to tasks and yields the results in order.
+        num_threads: OpenMP threads here; None = all.
+
+    Returns:
+        The manifest; `metrics` has recall@10, recall@100 and the curve of efforts tried.
+
+    Raises:
+        IndexBuildError: the table is empty, an (id, interest) repeats, a vector is not finite or
+            of another dimension, attributes are missing, or FAISS refuses the factory string.
+        ArtifactError: a table is not there or not intact, or the index cannot be written.
     """
-    there = truth >= 0
-    if not there.any():
-        return 1.0
-    hits = ((truth[:, :, None] == found[:, None, :]).any(axis=2) & there).sum(axis=1)
-    return float((hits / np.maximum(there.sum(axis=1), 1)).mean())
+    builder = _Builder(embeddings_uri, out_uri, config or IndexConfig(), attributes_uri, run)
+    builder.continued, builder.log_seq, builder.num_threads = continued, log_seq, num_threads
+    return builder.build(queries_uri)
+
+
+class _Builder:
+    """One build. What it finds out on the way is kept here."""
+
+    continued: Continued | None = None
+    log_seq: int | None = None
+    num_threads: int | None = None
+
+    def __init__(
+        self, embeddings: str, out: str, config: IndexConfig, attributes: str | None, run: Runner
+    ) -> None:
+        self._source, folder = artifacts.open_artifact(embeddings, "embedding-table")
+        self._table = EmbeddingTable(folder)
+        self._embeddings, self._out, self._config = embeddings, out, config
+        self._attributes, self._run = attributes, run
+        self._started = time.monotonic()
+
+    def build(self, queries_uri: str | None) -> Manifest:
+        keys = checked_keys(self._table, self._embeddings)
+        self._check_attributes()
+        self._num_rows = keys.num_rows
+        rng = np.random.default_rng(self._config.seed)
+        order = rng.permutation(self._num_rows)
+        held_out = self._held_out(order, queries_uri, rng)
+        root, about = self._kept_or_trained(order, held_out)
+        about["config"] |= counts(self._table, keys)
+        return self._publish(root, about)
+
+    def _kept_or_trained(self, order: np.ndarray, held_out: HeldOut) -> tuple[str, dict[str, Any]]:
+        """As `_best_of`: with the training of the version that this continues, unless it does
+        markedly worse than it did."""
+        if self.continued is not None and self.continued.trained is not None:
+            root, about = self._best_of([self.continued.factory], order, held_out)
+            if about["metrics"]["recall@10"] >= self.continued.recall - _RETRAIN_BELOW:
+                about["config"]["recall_at_training"] = self.continued.recall
+                return root, about
+            versions.discard(self._out, root)
+            self.continued = Continued(self.continued.version)
+        choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
+        root, about = self._best_of(choices, order, held_out)
+        about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
+        return root, about
+
+    def _best_of(
+        self, choices: list[str], order: np.ndarray, held_out: HeldOut
+    ) -> tuple[str, dict[str, Any]]:
+        """The folder of the first kind of index that does well, or of the best, and what there is
+        to say of it; those of the others are removed."""
+        made: list[tuple[Verdict, str, dict[str, Any]]] = []
+        root = ""
+        try:
+            for factory in choices:
+                root = f"v-{uuid.uuid4().hex[:12]}"
+                with omp_threads(self.num_threads):
+                    about, verdict = self._fill(root, factory, order, held_out)
+                made.append((verdict, root, about))
+                if verdict.reached and not verdict.strained:
+                    break
+        except BaseException:
+            for unfinished in {root, *(one[1] for one in made)}:
+                versions.discard(self._out, unfinished)
+            raise
+        best = max(made, key=lambda one: one[0].rank)
+        for _, other, _ in made:
+            if other != best[1]:
+                versions.discard(self._out, other)
+        return best[1:]
+
+    def _check_attributes(self) -> None:
+        own = self._table.columns()
+        if self._attributes is None and (rest := set(self._config.attributes) - set(own)):
+            raise IndexBuildError(
+                f"{self._embeddings}: no columns {sorted(rest)} to keep as attributes, found "
+                f"{own}; say where they are (attributes)"
+            )
+
+    def _held_out(
+        self, order: np.ndarray, queries_uri: str | None, rng: np.random.Generator
+    ) -> HeldOut:
+        num = 2 * self._config.num_queries
+        if queries_uri is None:
+            own = np.sort(order[: self._config.held_out(self._num_rows)])
+            return HeldOut(self._table.sample(own), own)
+        _, folder = artifacts.open_artifact(queries_uri, "embedding-table")
+        table = EmbeddingTable(folder)
+        there = table.keys().num_rows
+        if not there:
+            raise IndexBuildError(f"{queries_uri}: the table of queries is empty")
+        queries = table.sample(np.sort(rng.permutation(there)[:num]))
+        dim = next(self._table.vectors()).shape[1]
+        if queries.shape[1] != dim:
+            raise IndexBuildError(
+                f"{queries_uri}: queries of {queries.shape[1]} values, {self._embeddings} has "
+                f"vectors of {dim}"
+            )
+        return HeldOut(queries, np.full(len(queries), -1))
+
+    def _fill(
+        self, root: str, factory: str, order: np.ndarray, held_out: HeldOut
+    ) -> tuple[dict[str, Any], Verdict]:
+        """Write the shards; what there is to say of them."""
+        trained = self._train(factory, order, held_out)
+        num_shards = self._config.shards_of(self._num_rows)
+        bounds = np.linspace(0, self._num_rows, num_shards + 1).astype(int)
+        tasks = [
+            ShardTask(
+                embeddings=self._embeddings,
+                out=join(self._out, root, shard_name(number)),
+                start=int(bounds[number]),
+                stop=int(bounds[number + 1]),
+                trained=trained,
+                attributes=self._attributes,
+                columns=self._config.attributes,
+                queries=held_out.queries,
+            )
+            for number in range(num_shards)
+        ]
+        truth = true_rows(list(self._run(fill_shard, tasks)), bounds[:-1], held_out)
+        with tempfile.TemporaryDirectory(prefix="raycall-index-") as local:
+            shards = read_shards(join(self._out, root), num_shards, Path(local))
+            if self._config.merge and num_shards > 1:
+                shards = [merge_shards(join(self._out, root), shards, trained)]
+            effort, metrics, verdict = self._tune(shards, held_out, truth)
+        text = json.dumps(effort._asdict()).encode()
+        artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
+        artifacts.write_atomic(join(self._out, root, TRAINED_FILE), trained)
+        config = {
+            "build": self._config.model_dump(),
+            "factory": factory,
+            "metric": METRIC,
+            "dimension": held_out.queries.shape[1],
+            "num_shards": len(shards),
+            "log_seq": self.log_seq,
+            "num_changed": self.continued.num_changed if self.continued else 0,
+            **effort._asdict(),
+        }
+        return {"config": config, "metrics": metrics}, verdict
+
+    def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
+        if self.continued is not None and self.continued.trained is not None:
+            return self.continued.trained
+        try:
+            ann = Ann.make(factory, held_out.queries.shape[1])
+        except ValueError as error:
+            raise IndexBuildError(str(error)) from error
+        if not ann.is_trained:
+            wanted = max(TRAIN_PER_LIST * ann.num_lists, 20_000)
+            rest = order if held_out.own[0] < 0 else order[len(held_out.own) :]
+            try:
+                ann.train(self._table.sample(np.sort(rest[:wanted])))
+            except RuntimeError as error:  # for instance more lists than training points
+                raise IndexBuildError(
+                    f"{self._embeddings}: FAISS refuses {factory}: {error}"
+                ) from error
+        return ann.to_bytes()
+
+    def _tune(
+        self, shards: list[Shard], held_out: HeldOut, truth: np.ndarray
+    ) -> tuple[Effort, dict[str, Any], Verdict]:
+        """The effort to search with, what it reaches on the other half of the queries, and how
+        it did on the first."""
+        rng = np.random.default_rng(self._config.seed)
+        half = rng.permutation(len(truth))
+        tune, report = half[::2], half[1::2] if len(half) > 1 else half
+
+        def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
+            rows = search_with(shards, held_out.queries[which], min(k + 1, self._num_rows), effort)
+            return without_self(rows, held_out.own[which])
+
+        tuner = Tuner(
+            lambda effort: found(tune, effort, 10), truth[tune, :10], self._config.recall_target
+        )
+        ann, effort = shards[0].ann, Effort()
+        with omp_threads(1):  # as it is searched when serving
+            if ann.num_lists:
+                effort = tuner.lists(ann.num_lists, ann.refines)
+            elif ann.is_graph:
+                effort = tuner.graph()
+        rows = found(report, effort, NUM_TRUE - 1)
+        metrics: dict[str, Any] = {
+            f"recall@{k}": recall(rows[:, :k], truth[report, :k]) for k in (10, 100)
+        }
+        metrics |= {"num_queries": len(report), "recall_target": self._config.recall_target}
+        return effort, metrics | {"curve": tuner.curve}, tuner.verdict
+
+    def _publish(self, root: str, about: dict[str, Any]) -> Manifest:
+        seconds = round(time.monotonic() - self._started, 3)
+        return versions.publish(
+            self._out,
+            root,
+            expect=self.continued.version if self.continued else None,
+            lineage={**self._source.lineage, "embedding-table": self._source.version},
+            config=about["config"],
+            metrics={**about["metrics"], "seconds": seconds},
+        )

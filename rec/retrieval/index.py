@@ -2,85 +2,137 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import json
+import math
+import operator
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rec import artifacts
-from rec.retrieval.ann import Ann, omp_threads
-from rec.retrieval.build import (
-    IDS_FILE,
-    INDEX_FILE,
-    KIND,
-    IndexBuildError,
-    IndexConfig,
-    build_index,
-)
+from rec.retrieval.ann import Effort, omp_threads
+from rec.retrieval.errors import QueryError, UnknownIdError
+from rec.retrieval.filters import Filter
+from rec.retrieval.merge import Answers, Part, in_time, mark_absent, merge, pick
+from rec.retrieval.originals import VECTORS_FILE
+from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
+from rec.retrieval.versions import KIND
 
-__all__ = [
-    "MAX_K",
-    "Index",
-    "IndexBuildError",
-    "IndexConfig",
-    "QueryError",
-    "UnknownIdError",
-    "build_index",
-]
-
-MAX_K = 1000
+MAX_K = 10_000
+MAX_EXCLUDED = 10_000
 
 
-class QueryError(ValueError):
-    """A query that cannot be answered: wrong dimension, NaN, k out of range. Says which."""
+@dataclass  # not frozen: that would cost every search a microsecond
+class Hits:
+    """What was found, best first; where there are fewer than k the rest is row -1, score -inf."""
 
+    rows: np.ndarray  # (B, k) int64; of `index` only, another version counts differently
+    scores: np.ndarray  # (B, k) float32
+    index: Index
+    missing_shards: tuple[int, ...] = ()  # did not answer, or not in full, by the deadline
 
-class UnknownIdError(QueryError):
-    """No item of this id is in the index."""
+    @property
+    def partial(self) -> bool:
+        return bool(self.missing_shards)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(B, k) object array of str, None where there is no hit."""
+        return self.index.ids(self.rows)
+
+    @cached_property
+    def interests(self) -> np.ndarray:
+        """(B, k) which of the item's vectors was hit (a region, say); -1 where there is no hit."""
+        return self.index.interests(self.rows)
 
 
 class Index:
-    """An index artifact in memory. Searching is safe from many threads at once.
+    """Shards searched as one. Never changes; searching is safe from many threads at once.
 
     Use one thread pool as wide as the cores and one OpenMP thread a search (the default):
     FAISS's own threads fight each other as soon as two searches run (5.6x lost on two cores).
+
+    Args:
+        parts: all of one dimension.
+        manifest: of the version.
+        dead: (rows,) bool over all parts, True = no longer there; None = all there.
+        pool: searches the parts at once and keeps deadlines; None = one part after the other.
+        many: items may have several vectors; None = as the manifest says.
     """
 
-    def __init__(self, ann: Ann, ids: pa.Table, manifest: artifacts.Manifest) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        manifest: artifacts.Manifest,
+        dead: np.ndarray | None = None,
+        pool: ThreadPoolExecutor | None = None,
+        many: bool | None = None,
+    ) -> None:
         self.manifest = manifest
-        self._ann = ann
-        self._ids: pa.LargeStringArray = ids["id"].combine_chunks()
-        self._by_id = ids["by_id"].to_numpy()
-        ann.enable_reconstruct()
+        self.parts = tuple(parts)
+        self.dead, self.pool = dead, pool
+        self._starts = np.cumsum([0, *(part.size for part in self.parts)])
+        self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
+        self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
+        self._plain = len(self.parts) == 1 and not self.many and not self._num_dead
+        self.dim: int = manifest.config["dimension"]
 
     @classmethod
-    def open(cls, uri: str) -> Index:
+    def open(
+        cls,
+        uri: str,
+        *,
+        mmap: bool = False,
+        pool: ThreadPoolExecutor | None = None,
+        model: str | None = None,
+    ) -> Index:
         """Load the index at `uri`, local or s3://, after checking every file's sha256.
 
+        Args:
+            mmap: map the files instead of reading them, for an index larger than memory.
+            pool: for several shards at once and for deadlines; the caller's to shut down. Never
+                the one that runs the searches: each would wait there for its own parts.
+            model: version of the encoder that the queries come from; None = not checked.
+
         Raises:
-            ArtifactError: there is no index, a file is missing or altered, or the files do not
-                belong together.
+            ArtifactError: there is no index, a file is missing or altered, the files do not
+                belong together, or the index holds another model's vectors.
         """
-        manifest, folder = artifacts.open_artifact(uri, KIND)
-        ann = Ann.read(str(folder / INDEX_FILE))
-        ids = pq.read_table(folder / IDS_FILE)
-        found = {"dimension": ann.dim, "num_items": ann.size}
-        stated = {name: manifest.config.get(name) for name in found}
-        if found != stated or ids.num_rows != ann.size:
+        manifest, folder = artifacts.open_artifact(uri, KIND, without=VECTORS_FILE)
+        if model is not None and manifest.lineage.get("encoder") != model:
             raise artifacts.ArtifactError(
-                f"{uri}: the manifest states {stated}, the index has {found} and {ids.num_rows} "
-                f"ids; build the index again"
+                f"{uri}: holds vectors of encoder {manifest.lineage.get('encoder')}, the queries "
+                f"come from {model}; embed the items with that encoder and build again"
             )
-        return cls(ann, ids, manifest)
+        effort = Effort(**json.loads((folder / EFFORT_FILE).read_text()))
+        stated = {name: manifest.config[name] for name in ("dimension", "num_rows")}
+        shards = [
+            Shard.read(folder / shard_name(number), effort, mmap)
+            for number in range(manifest.config["num_shards"])
+        ]
+        rows = sum(shard.size for shard in shards)
+        for shard in shards:
+            found = {"dimension": shard.ann.dim, "num_rows": rows}
+            if found != stated:
+                raise artifacts.ArtifactError(
+                    f"{uri}: the manifest states {stated}, the files have {found}; build the "
+                    f"index again"
+                )
+        return cls(shards, manifest, pool=pool)
 
     def __len__(self) -> int:
-        return self._ann.size
+        """Vectors that can be found; several may belong to one item."""
+        return int(self._starts[-1]) - self._num_dead
 
     @property
-    def dim(self) -> int:
-        return self._ann.dim
+    def num_rows(self) -> int:
+        """Rows of all parts, those that are no longer there included."""
+        return int(self._starts[-1])
 
     @property
     def version(self) -> str:
@@ -96,70 +148,185 @@ class Index:
         vectors: np.ndarray,
         k: int,
         *,
+        where: Filter | None = None,
         exclude: Sequence[Sequence[str]] | None = None,
+        exact: bool = False,
+        deadline_s: float | None = None,
         num_threads: int = 1,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k items nearest to each query by inner product.
+    ) -> Hits:
+        """The k items nearest to each query by inner product; an item counts by its best vector.
+        Equal scores come in no particular order.
 
         Args:
             vectors: (B, D), finite.
-            k: 1 to 1000.
-            exclude: for each query the ids to leave out, at most 1000; ids that are not in the
+            k: 1 to 10,000.
+            where: only items that fit; see `rec.retrieval.filters`.
+            exclude: for each query the ids to leave out, at most 10,000; ids that are not in the
                 index do no harm.
+            exact: compare every vector, as the index stores them.
+            deadline_s: answer by then with the shards that are done, and say which are not;
+                needs a pool.
             num_threads: OpenMP threads of this search; more than 1 only where nothing else runs.
 
-        Returns:
-            (B, k) ids (object array of str) and (B, k) float32 scores, best first. Where fewer
-            than k items were found the rest is None and -inf.
-
         Raises:
-            QueryError: a shape, a value or k is out of range.
+            QueryError: a shape, a value, k or the filter is not as it should be.
         """
+        if type(k) is not int:  # FAISS takes no other
+            k = _whole(k)
         queries = self._checked(vectors, k)
+        if self._plain and where is None and exclude is None and deadline_s is None and not exact:
+            with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
+                rows, scores = self.parts[0].search(queries, k, None, False)
+            mark_absent(rows, scores)
+            return Hits(rows, scores, self)
+        if deadline_s is not None and self.pool is None:
+            raise QueryError("deadline_s needs an index opened with a pool")
+        due = None if deadline_s is None else time.monotonic() + deadline_s
         dropped = self._excluded(exclude, len(queries))
-        with omp_threads(num_threads):
-            rows, scores = self._ann.search(queries, k + dropped.shape[1])
-        if dropped.size:
-            rows, scores = _leave_out(rows, scores, dropped, k)
-        scores = np.where(rows < 0, np.float32(-np.inf), scores)
-        taken = self._ids.take(pa.array(rows.ravel(), mask=(rows < 0).ravel()))
-        return taken.to_numpy(zero_copy_only=False).reshape(rows.shape), scores
+        if not (dropped.size or self._num_dead or self.many):
+            return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
+        # look wider until k are left of those that may be returned
+        width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
+        before: Answers = {}  # of a narrower look: a part that is late with the next keeps them
+        while True:
+            width = min(width, self.num_rows)
+            hits = self._pooled(queries, width, where, exact, due, num_threads, before)
+            rows, scores, num_kept = pick(hits[0], hits[1], self._out(hits[0], dropped), k)
+            exhausted = width == self.num_rows or (hits[0][:, -1:] < 0).all()
+            if (num_kept >= k).all() or exhausted or hits[3]:
+                return Hits(rows, scores, self, hits[3])
+            width *= 2
 
-    def search_ids(self, item_ids: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _pooled(
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: Filter | None,
+        exact: bool,
+        due: float | None,
+        num_threads: int,
+        before: Answers | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, Index, tuple[int, ...]]:
+        """The k best rows of all parts, and the parts that were late; `before` has what parts
+        answered earlier, and takes what they answer now."""
+
+        def one(part: Part) -> tuple[np.ndarray, np.ndarray]:
+            with omp_threads(num_threads):
+                return part.search(queries, k, where, exact)
+
+        if len(self.parts) == 1 and due is None:
+            rows, scores = one(self.parts[0])
+            mark_absent(rows, scores)
+            return rows, scores, self, ()
+        late: tuple[int, ...] = ()
+        if self.pool is None:
+            answers = {number: one(part) for number, part in enumerate(self.parts)}
+        else:
+            futures = {self.pool.submit(one, part): n for n, part in enumerate(self.parts)}
+            answers, late = in_time(futures, due)
+        if before is not None:
+            before |= answers
+            answers = before
+        rows, scores = merge(answers, self._starts, len(queries), k)
+        return rows, scores, self, late
+
+    def _out(self, rows: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        """(B, k) True where a hit may not be returned: dead, excluded, or its item again."""
+        out = rows < 0
+        if self.dead is not None:
+            out |= self.dead[rows]
+        if dropped.size:
+            for query in range(len(rows)):
+                out[query] |= np.isin(rows[query], dropped[query])
+        if self.many:
+            ids = self.ids(np.where(out, -1, rows))
+            for query in range(len(rows)):
+                seen: set[str] = set()
+                for place in np.flatnonzero(~out[query]):
+                    out[query, place] = ids[query, place] in seen
+                    seen.add(ids[query, place])
+        return out
+
+    def search_ids(self, item_ids: Sequence[str], k: int, **how: Any) -> Hits:
         """The k items nearest to each given item, itself left out; see `search`.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
-        return self.search(self.vectors(item_ids), k, exclude=[[i] for i in item_ids])
+        return self.search(self.vectors(item_ids), k, exclude=[[i] for i in item_ids], **how)
 
     def vector(self, item_id: str) -> np.ndarray:
-        """(D,) vector of an item; approximate where the index quantises."""
+        """(D,) vector of an item, its first; approximate where the index quantises."""
         return self.vectors([item_id])[0]
 
     def vectors(self, item_ids: Sequence[str]) -> np.ndarray:
-        """(n, D) vectors of items.
+        """(n, D) vectors of items, of each its first.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
-        rows = [self._row(item_id) for item_id in item_ids]
-        for row, item_id in zip(rows, item_ids, strict=True):
-            if row < 0:
+        rows = self.locate(item_ids)
+        for found, item_id in zip(rows, item_ids, strict=True):
+            if not len(found):
                 raise UnknownIdError(f"no item {item_id!r} in index {self.version}")
-        return self._ann.reconstruct(np.array(rows)) if rows else np.zeros((0, self.dim), "f4")
+        return self.reconstruct(np.array([found[0] for found in rows], np.int64))
 
     def __contains__(self, item_id: str) -> bool:
-        return self._row(item_id) >= 0
+        return len(self.locate([item_id])[0]) > 0
 
-    def _row(self, item_id: str) -> int:
-        """Row of an id by binary search (no dictionary: ids stay in Arrow memory), or -1."""
-        place = bisect_left(self._by_id, item_id, key=lambda row: self._ids[int(row)].as_py())
-        if place < len(self._by_id):
-            row = int(self._by_id[place])
-            if self._ids[row].as_py() == item_id:
-                return row
-        return -1
+    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
+        """The rows of each item, in the order of its interests; none where it is not there."""
+        places = [
+            [start + rows for rows in part.locate(item_ids)]
+            for start, part in zip(self._starts, self.parts, strict=False)
+        ]
+        found = [np.concatenate(rows).astype(np.int64) for rows in zip(*places, strict=True)]
+        if self.dead is not None:
+            found = [rows[~self.dead[rows]] for rows in found]
+        if len(self.parts) == 1:
+            return found
+        for place, rows in enumerate(found):
+            if len(rows) > 1:  # each part has them in order, but they may be of several
+                found[place] = rows[np.argsort(self.interests(rows), kind="stable")]
+        return found
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Object array of str of the shape of `rows`; None where the row is -1."""
+        return self._gather(rows, "ids", np.full(rows.size, None, object))
+
+    def interests(self, rows: np.ndarray) -> np.ndarray:
+        return self._gather(rows, "interests", np.full(rows.size, -1, np.int32))
+
+    def attributes(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """The attributes of each of (n,) rows, none of which is -1: boxes of regions, say."""
+        found: list[dict[str, Any]] = []
+        for row, part in zip(rows, self._part_of(rows), strict=True):
+            table = self.parts[part].attributes.slice(int(row - self._starts[part]), 1)
+            found += table.to_pylist()
+        return found
+
+    def reconstruct(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) vectors of (n,) rows; approximate where the index quantises."""
+        return self._gather(rows, "vectors", np.zeros((rows.size, self.dim), np.float32))
+
+    def centroids(self) -> np.ndarray:
+        """(lists, D) centres that all shards share; none where the index has no lists."""
+        first = self.parts[0]
+        return first.ann.centroids() if isinstance(first, Shard) else np.zeros((0, self.dim), "f4")
+
+    def _part_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray) -> np.ndarray:
+        flat = rows.ravel()
+        if len(self.parts) == 1 and flat.size and flat.min() >= 0:
+            return getattr(self.parts[0], name)(flat).reshape(rows.shape + into.shape[1:])
+        owner = self._part_of(flat)
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero((owner == number) & (flat >= 0))
+            if len(mine):
+                into[mine] = getattr(part, name)(flat[mine] - self._starts[number])
+        return into.reshape(rows.shape + into.shape[1:])
 
     def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
         if not 1 <= k <= MAX_K:
@@ -168,13 +335,16 @@ class Index:
             queries = np.ascontiguousarray(vectors, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise QueryError(f"query vectors are not numbers: {error}") from error
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
+        shape = np.shape(vectors)
+        if len(shape) != 2 or shape[1] != self.dim:
             raise QueryError(
-                f"query vectors have shape {queries.shape}, expected (B, {self.dim}): the index's "
+                f"query vectors have shape {shape}, expected (B, {self.dim}): the index's "
                 f"dimension is {self.dim}"
             )
-        if not (finite := np.isfinite(queries).all(axis=1)).all():
-            raise QueryError(f"query {(~finite).argmax()} has NaN or infinity")
+        flat = queries.reshape(-1)
+        # squares whose sum is finite have no NaN or infinity in them; else they may overflow
+        if not math.isfinite(flat @ flat) and not (fine := np.isfinite(queries).all(axis=1)).all():
+            raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
         return queries
 
     def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
@@ -183,22 +353,21 @@ class Index:
             return np.full((num_queries, 0), -2)
         if len(exclude) != num_queries:
             raise QueryError(f"{len(exclude)} lists of excluded ids for {num_queries} queries")
-        widest = max(map(len, exclude), default=0)
-        if widest > MAX_K:
-            raise QueryError(f"{widest} excluded ids for one query, expected at most {MAX_K}")
-        dropped = np.full((num_queries, widest), -2)
-        for place, item_ids in enumerate(exclude):
-            known = [row for row in map(self._row, item_ids) if row >= 0]
-            dropped[place, : len(known)] = known
+        most = max(map(len, exclude), default=0)
+        if most > MAX_EXCLUDED:
+            raise QueryError(f"{most} excluded ids for one query, expected at most {MAX_EXCLUDED}")
+        found = [
+            np.concatenate([np.zeros(0, np.int64), *self.locate(list(item_ids))])
+            for item_ids in exclude
+        ]
+        dropped = np.full((num_queries, max(map(len, found), default=0)), -2)
+        for place, rows in enumerate(found):
+            dropped[place, : len(rows)] = rows
         return dropped
 
 
-def _leave_out(
-    rows: np.ndarray, scores: np.ndarray, dropped: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first k hits of each query that are not among its dropped rows."""
-    out = np.zeros(rows.shape, bool)
-    for column in dropped.T:  # one at a time: all at once would take k x 1000 flags a query
-        out |= rows == column[:, None]
-    kept = np.argsort(out, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, kept, axis=1), np.take_along_axis(scores, kept, axis=1)
+def _whole(k: Any) -> int:
+    try:
+        return operator.index(k)
+    except TypeError as error:
+        raise QueryError(f"k is {k!r}, expected a whole number") from error

@@ -11,7 +11,8 @@ import pytest
 
 from jobs import index as job
 from rec import artifacts
-from rec.retrieval.index import Index, IndexConfig
+from rec.retrieval.index import Index
+from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
 
@@ -38,7 +39,7 @@ def test_builds_and_says_what_it_reached(
     assert job.main(["--embeddings", table, "--out", str(tmp_path / "i")]) == 0
     printed = capsys.readouterr().out
     assert "2,000 items of dimension 8" in printed
-    assert "Flat, nprobe 0; recall@10 1.0000" in printed
+    assert "Flat, shards 1, nprobe 1, k_factor 1; recall@10 1.0000" in printed
     assert len(Index.open(str(tmp_path / "i"))) == 2000
 
 
@@ -78,3 +79,31 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "python -m jobs.index --embeddings" in printed
     assert all(f"  {name} = " in printed for name in IndexConfig.model_fields)
+
+
+def test_rolls_back_and_clears_away(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "i")
+    assert job.main(["--embeddings", table, "--out", out]) == 0
+    first = Index.open(out).version
+    assert job.main(["--embeddings", table, "--out", out, "--set", "factory=SQ8"]) == 0
+    assert Index.open(out).version != first
+    assert job.main(["--out", out, "--rollback"]) == 0
+    assert f"uses version {first}" in capsys.readouterr().out
+    assert job.main(["--out", out, "--rollback", "--keep", "1"]) == 1
+    assert "no version before" in capsys.readouterr().err
+    assert job.main(["--out", out]) == 1
+    assert "give --embeddings" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_shards_filled_by_ray_equal_those_filled_here(table: str, tmp_path: Path) -> None:
+    places = ["--embeddings", table, "--set", "num_shards=5", "factory=IVF8,Flat"]
+    assert job.main(["--out", str(tmp_path / "here"), *places]) == 0
+    assert job.main(["--out", str(tmp_path / "ray"), "--workers", "2", *places]) == 0
+    here, ray = (artifacts.read_manifest(tmp_path / name, "index") for name in ("here", "ray"))
+    shards = {name for name in here.files if name.startswith("shard-")}
+    assert len(shards) == 10
+    assert all(here.files[name] == ray.files[name] for name in shards)

@@ -4,65 +4,22 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import DIM, brute_force, clustered, embeddings, index_of
 
 from rec import artifacts
 from rec.retrieval import ann
-from rec.retrieval.build import choose_factory, recall
-from rec.retrieval.index import (
-    Index,
-    IndexConfig,
-    QueryError,
-    UnknownIdError,
-    build_index,
-)
-from rec.schema import EMBEDDINGS
-
-DIM = 16
-
-
-def clustered(num_items: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((50, dim))
-    vectors = centres[rng.integers(0, 50, num_items)] + 0.5 * rng.standard_normal((num_items, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def embeddings(
-    uri: Path,
-    vectors: np.ndarray,
-    ids: list[str] | None = None,
-    weights: np.ndarray | None = None,
-    num_parts: int = 3,
-) -> str:
-    """Publish vectors as an embedding table of several partitions."""
-    ids = ids if ids is not None else [f"item-{i}" for i in range(len(vectors))]
-    weights = np.ones(len(vectors), "f4") if weights is None else weights
-    (uri / "parts").mkdir(parents=True)
-    for part, rows in enumerate(np.array_split(np.arange(len(vectors)), num_parts)):
-        table = pa.Table.from_arrays(
-            [
-                pa.array([ids[i] for i in rows], pa.string()),
-                pa.array(np.zeros(len(rows), np.int32)),
-                pa.array(weights[rows], pa.float32()),
-                pa.array([list(vectors[i]) for i in rows], pa.list_(pa.float32())),
-            ],
-            schema=EMBEDDINGS,
-        )
-        pq.write_table(table, uri / "parts" / f"part-{part:05d}.parquet")
-    artifacts.seal(
-        str(uri), "parts", "embedding-table", lineage={"encoder": "enc-1", "rows": "rows-1"}
-    )
-    return str(uri)
-
-
-def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+from rec.retrieval.build import build_index
+from rec.retrieval.errors import QueryError, UnknownIdError
+from rec.retrieval.index import Index
+from rec.retrieval.spec import IndexConfig, factories
+from rec.retrieval.tune import recall
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +42,8 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, np.ndarray]:
 def test_flat_equals_brute_force(flat: tuple[Index, np.ndarray]) -> None:
     index, vectors = flat
     queries = clustered(20, seed=1)
-    ids, scores = index.search(queries, 10)
+    hits = index.search(queries, 10)
+    ids, scores = hits.ids, hits.scores
     expected = brute_force(vectors, queries, 10)
     assert ids.tolist() == [[f"item-{i}" for i in row] for row in expected]
     by_hand = np.take_along_axis(queries @ vectors.T, expected, axis=1)
@@ -101,7 +59,11 @@ def test_flat_manifest(flat: tuple[Index, np.ndarray]) -> None:
     assert manifest.metrics["recall@10"] == manifest.metrics["recall@100"] == 1.0
     assert manifest.lineage["encoder"] == index.encoder_version == "enc-1"
     assert set(manifest.lineage) == {"encoder", "rows", "embedding-table"}
-    assert set(manifest.files) == {"index.faiss", "ids.parquet"}
+    assert set(manifest.files) == {
+        "shard-00000/index.faiss",
+        "shard-00000/ids.parquet",
+        "search.json",
+    }
     assert (len(index), index.dim, index.version) == (500, DIM, manifest.version)
 
 
@@ -110,7 +72,7 @@ def test_recorded_recall_is_true(lists: tuple[Index, np.ndarray]) -> None:
     index, vectors = lists
     metrics = index.manifest.metrics
     truth = brute_force(vectors, vectors, 101)
-    ids, _ = index.search(vectors, 101)
+    ids = index.search(vectors, 101).ids
     numbers = np.array([[int(i.split("-")[1]) if i else -1 for i in row] for row in ids])
     for k in (10, 100):
         hits = []
@@ -125,19 +87,19 @@ def test_recorded_recall_is_true(lists: tuple[Index, np.ndarray]) -> None:
 
 def test_nprobe_is_the_least_that_reaches_the_target(lists: tuple[Index, np.ndarray]) -> None:
     index, _ = lists
-    curve = index.manifest.metrics["recall_by_nprobe"]
-    assert [point["nprobe"] for point in curve] == [2**i for i in range(len(curve))]
-    assert all(point["recall@10"] < 0.9 for point in curve[:-1])
-    assert curve[-1]["recall@10"] >= 0.9
-    assert index.manifest.config["nprobe"] == curve[-1]["nprobe"]
-    assert index._ann.nprobe == curve[-1]["nprobe"]
+    curve = index.manifest.metrics["curve"]
+    reached = [point["nprobe"] for point in curve if point["reached"]]
+    missed = [point["nprobe"] for point in curve if not point["reached"]]
+    assert all(point["recall@10"] >= 0.9 for point in curve if point["reached"])
+    assert index.manifest.config["nprobe"] == min(reached) == max(missed) + 1
+    assert index.parts[0].ann.effort.nprobe == min(reached)
 
 
 def test_unreachable_target_takes_the_best_and_says_so(tmp_path: Path) -> None:
     uri = embeddings(tmp_path / "e", clustered(4000))
     config = IndexConfig(factory="IVF16,PQ2", recall_target=0.99, num_queries=100)
     manifest = build_index(uri, str(tmp_path / "i"), config)
-    curve = manifest.metrics["recall_by_nprobe"]
+    curve = manifest.metrics["curve"]
     assert curve[-1]["nprobe"] == 16
     best = max(point["recall@10"] for point in curve)
     assert best < 0.99
@@ -163,7 +125,8 @@ def test_recall_against_plain_loop() -> None:
 @pytest.mark.parametrize("which", ["flat", "lists"])
 def test_search_by_id_leaves_the_item_out(which: str, request: pytest.FixtureRequest) -> None:
     index, vectors = request.getfixturevalue(which)
-    ids, scores = index.search_ids(["item-7", "item-123"], 5)
+    hits = index.search_ids(["item-7", "item-123"], 5)
+    ids, scores = hits.ids, hits.scores
     assert ids.shape == scores.shape == (2, 5)
     assert "item-7" not in ids[0]
     assert "item-123" not in ids[1]
@@ -187,7 +150,7 @@ def test_exclude_against_brute_force(flat: tuple[Index, np.ndarray]) -> None:
     queries = clustered(3, seed=2)
     order = brute_force(vectors, queries, 500)
     exclude = [[f"item-{i}" for i in order[0][:4]], [], ["not-there", f"item-{order[2][1]}"]]
-    ids, _ = index.search(queries, 6, exclude=exclude)
+    ids = index.search(queries, 6, exclude=exclude).ids
     for row in range(3):
         expected = [f"item-{i}" for i in order[row] if f"item-{i}" not in exclude[row]][:6]
         assert ids[row].tolist() == expected
@@ -195,14 +158,16 @@ def test_exclude_against_brute_force(flat: tuple[Index, np.ndarray]) -> None:
 
 def test_fewer_items_than_k(flat: tuple[Index, np.ndarray]) -> None:
     index, _ = flat
-    ids, scores = index.search(clustered(2), 1000)
+    hits = index.search(clustered(2), 1000)
+    ids, scores = hits.ids, hits.scores
     assert all(i is not None for i in ids[:, :500].ravel())
     assert all(i is None for i in ids[:, 500:].ravel())
     assert np.isneginf(scores[:, 500:]).all()
 
 
 def test_no_queries(flat: tuple[Index, np.ndarray]) -> None:
-    ids, scores = flat[0].search(np.zeros((0, DIM), "f4"), 3)
+    hits = flat[0].search(np.zeros((0, DIM), "f4"), 3)
+    ids, scores = hits.ids, hits.scores
     assert ids.shape == scores.shape == (0, 3)
 
 
@@ -210,13 +175,13 @@ def test_searching_threads_agree_and_leave_openmp_as_it_was(
     flat: tuple[Index, np.ndarray],
 ) -> None:
     index, vectors = flat
-    expected = index.search(vectors[:50], 5)[0].tolist()
+    expected = index.search(vectors[:50], 5).ids.tolist()
     answers: list[object] = []
     settings: list[int] = []
 
     def work() -> None:
         for _ in range(20):
-            answers.append(index.search(vectors[:50], 5)[0].tolist())
+            answers.append(index.search(vectors[:50], 5).ids.tolist())
         settings.append(faiss.omp_get_max_threads())
 
     before = faiss.omp_get_max_threads()
@@ -240,13 +205,13 @@ def test_batches_and_row_groups_do_not_change_the_index(
     uri = embeddings(tmp_path / "e", clustered(1000), num_parts=7)
     config = IndexConfig(factory="IVF8,Flat", num_queries=50)
     whole = build_index(uri, str(tmp_path / "i"), config)
-    monkeypatch.setattr("rec.retrieval.build._BATCH_ROWS", 100)
+    monkeypatch.setattr("rec.retrieval.table._BATCH_ROWS", 100)
     pieces = build_index(uri, str(tmp_path / "j"), config)
-    assert whole.files["ids.parquet"] == pieces.files["ids.parquet"]
+    assert whole.files["shard-00000/ids.parquet"] == pieces.files["shard-00000/ids.parquet"]
     assert whole.metrics["recall@10"] == pieces.metrics["recall@10"]
     queries = clustered(10, seed=5)
-    a = Index.open(str(tmp_path / "i")).search(queries, 10)[0]
-    assert a.tolist() == Index.open(str(tmp_path / "j")).search(queries, 10)[0].tolist()
+    a = Index.open(str(tmp_path / "i")).search(queries, 10).ids
+    assert a.tolist() == Index.open(str(tmp_path / "j")).search(queries, 10).ids.tolist()
 
 
 def test_inactive_rows_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -264,21 +229,55 @@ def test_inactive_rows_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_one_item(tmp_path: Path) -> None:
     build_index(embeddings(tmp_path / "e", clustered(1), num_parts=1), str(tmp_path / "i"))
     index = Index.open(str(tmp_path / "i"))
-    assert index.search(clustered(1), 2)[0].tolist() == [["item-0", None]]
+    assert index.search(clustered(1), 2).ids.tolist() == [["item-0", None]]
 
 
 @pytest.mark.parametrize(
-    ("num_items", "target", "expected"),
+    ("num_rows", "settings", "expected"),
     [
-        (20_000, 0.95, "Flat"),
-        (20_001, 0.95, "IVF256,SQ8"),  # 512 lists would leave fewer than 39 points each
-        (200_000, 0.95, "IVF2048,SQ8"),
-        (1_000_000, 0.95, "IVF4096,SQ8"),
-        (1_000_000, 0.99, "IVF4096,Flat"),
+        (20_000, {}, "Flat"),
+        (20_001, {}, "IVF256,PQ64x4fs,Refine(SQ8)"),  # 512 lists: fewer than 39 points each
+        (200_000, {}, "IVF2048,PQ64x4fs,Refine(SQ8)"),
+        (1_000_000, {"recall_target": 0.99}, "IVF4096,PQ64x4fs,RFlat"),
+        (1_000_000, {"recall_target": 0.99, "memory_gb": 0.3}, "IVF4096,SQ8"),
+        (1_000_000, {"recall_target": 0.998}, "IVF4096,Flat"),
+        (1_000_000, {"recall_target": 1}, "Flat"),
+        (1_000_000, {"memory_gb": 0.14}, "IVF4096,SQ8"),
+        (1_000_000, {"memory_gb": 0.01}, "IVF4096,SQ8"),  # nothing fits: the smallest
+        (1_000_000, {"updates_per_day": 0.3}, "IVF4096,SQ8"),
+        (1_000_000, {"factory": "HNSW16"}, "HNSW16"),
     ],
 )
-def test_auto_factory(num_items: int, target: float, expected: str) -> None:
-    assert choose_factory(num_items, IndexConfig(recall_target=target)) == expected
+def test_auto_factory(num_rows: int, settings: dict[str, Any], expected: str) -> None:
+    assert factories(num_rows, 128, IndexConfig(**settings))[0] == expected
+
+
+def test_auto_goes_on_to_a_stronger_kind() -> None:
+    kinds = [name.split(",", 1)[1] for name in factories(200_000, 64, IndexConfig())]
+    assert kinds == ["PQ32x4fs,Refine(SQ8)", "PQ32x4fs,RFlat", "SQ8", "Flat"]
+    assert factories(200_000, 63, IndexConfig())[0].endswith("SQ8")
+
+
+def test_auto_tries_on_until_one_does_without_strain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight four-bit codes are too coarse for these sixteen dimensions: re-ranking all it may, or
+    failing, the first kind is followed by the next; of those tried only one is left."""
+    monkeypatch.setattr("rec.retrieval.spec.FLAT_UP_TO", 1000)
+    uri = embeddings(tmp_path / "e", clustered(4000))
+    config = IndexConfig(recall_target=0.97, num_queries=100)
+    manifest = build_index(uri, str(tmp_path / "i"), config)
+    first = factories(4000, DIM, config)[0]
+    assert first == "IVF64,PQ8x4fs,Refine(SQ8)"
+    chosen = [
+        point
+        for point in manifest.metrics["curve"]
+        if all(point[name] == manifest.config[name] for name in ("nprobe", "k_factor", "ef"))
+    ]
+    assert chosen[0]["reached"]
+    assert manifest.config["factory"] != first or manifest.config["k_factor"] < 32
+    assert manifest.metrics["recall@10"] > 0.95
+    assert [p.name for p in (tmp_path / "i").glob("v-*")] == [manifest.root]
 
 
 # what is refused --------------------------------------------------------------------------------
@@ -303,9 +302,9 @@ def test_query_not_numbers(flat: tuple[Index, np.ndarray]) -> None:
         flat[0].search(np.array([["a"] * DIM]), 5)
 
 
-@pytest.mark.parametrize("k", [0, -1, 1001, 100_000])
+@pytest.mark.parametrize("k", [0, -1, 10_001, 100_000])
 def test_k_out_of_range(flat: tuple[Index, np.ndarray], k: int) -> None:
-    with pytest.raises(QueryError, match=f"k is {k}, expected 1 to 1000"):
+    with pytest.raises(QueryError, match=f"k is {k}, expected 1 to 10000"):
         flat[0].search(clustered(1), k)
 
 
@@ -318,11 +317,13 @@ def test_unknown_id(flat: tuple[Index, np.ndarray]) -> None:
 def test_exclude_of_wrong_length(flat: tuple[Index, np.ndarray]) -> None:
     with pytest.raises(QueryError, match="1 lists of excluded ids for 2 queries"):
         flat[0].search(clustered(2), 3, exclude=[["a"]])
-    with pytest.raises(QueryError, match="1001 excluded ids"):
-        flat[0].search(clustered(1), 3, exclude=[["a"] * 1001])
+    with pytest.raises(QueryError, match="10001 excluded ids"):
+        flat[0].search(clustered(1), 3, exclude=[["a"] * 10_001])
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "ids.parquet"])
+@pytest.mark.parametrize(
+    "name", ["shard-00000/index.faiss", "shard-00000/ids.parquet", "search.json"]
+)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_altered_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
     uri = str(tmp_path / "i")
@@ -333,7 +334,7 @@ def test_altered_file_is_refused_by_name(tmp_path: Path, name: str, damage: str)
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     elif damage == "truncate":
-        path.write_bytes(data[:-100])
+        path.write_bytes(data[:-10])
     else:
         path.unlink()
     with pytest.raises(artifacts.ArtifactError, match=name):
@@ -346,10 +347,14 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     staged = tmp_path / "mix"
     staged.mkdir()
     ones = [artifacts.open_artifact(str(tmp_path / name), "index") for name in "ij"]
-    (staged / "index.faiss").write_bytes((ones[0][1] / "index.faiss").read_bytes())
-    (staged / "ids.parquet").write_bytes((ones[1][1] / "ids.parquet").read_bytes())
+    (staged / "shard-00000").mkdir()
+    for name, one in (("shard-00000/index.faiss", 0), ("shard-00000/ids.parquet", 1)):
+        (staged / name).write_bytes((ones[one][1] / name).read_bytes())
+    (staged / "search.json").write_text("{}")
     artifacts.publish(staged, str(tmp_path / "k"), "index", config=ones[0][0].config)
-    with pytest.raises(artifacts.ArtifactError, match="60 ids; build the index again"):
+    with pytest.raises(
+        artifacts.ArtifactError, match="60 ids and 60 rows of attributes; build the index again"
+    ):
         Index.open(str(tmp_path / "k"))
 
 
@@ -370,7 +375,7 @@ def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     message = r"'item-3' .* \(part-00000.parquet row 3, part-00002.parquet row 5\)"
     with pytest.raises(ValueError, match=message):
         build_index(uri, str(tmp_path / "i"))
-    assert not (tmp_path / "i").exists()
+    assert not (tmp_path / "i" / "manifest.json").exists()
 
 
 def test_nan_in_the_table_names_partition_and_row(tmp_path: Path) -> None:
@@ -413,3 +418,10 @@ def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
     uri = embeddings(tmp_path / "e", clustered(300))
     with pytest.raises(ValueError, match=factory):
         build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
+
+
+def test_k_of_other_kinds(tmp_path: Path) -> None:
+    index = index_of(tmp_path, clustered(30))
+    assert index.search(clustered(1), np.int64(3)).rows.shape == (1, 3)  # type: ignore[arg-type]
+    with pytest.raises(QueryError, match=r"k is 3\.5, expected a whole number"):
+        index.search(clustered(1), 3.5)  # type: ignore[arg-type]

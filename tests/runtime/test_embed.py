@@ -29,7 +29,8 @@ from rec.features.text import save_tokenizer, train_wordpiece
 from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfig, VisionConfig
 from rec.models.content.encoder import ContentEncoder, load_encoder, save_encoder
 from rec.models.content.pretrain import build_model
-from rec.retrieval.index import Index, build_index
+from rec.retrieval.build import build_index
+from rec.retrieval.index import Index
 from rec.runtime.embed import EmbedConfig, _Embedder, embed, list_partitions
 from rec.runtime.partition import EmbedError, Partition, PartReport, embed_partition, read_report
 from rec.schema import EMBEDDINGS

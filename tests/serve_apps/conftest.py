@@ -20,7 +20,7 @@ from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfi
 from rec.models.content.encoder import ContentEncoder, load_encoder, save_encoder
 from rec.models.content.encoders import new_backbones
 from rec.models.content.pretrain import ContentPretrainer
-from rec.retrieval.index import build_index
+from rec.retrieval.build import build_index
 from rec.schema import EMBEDDINGS
 
 TEXTS = [

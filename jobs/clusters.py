@@ -1,0 +1,168 @@
+"""Cluster an embedding table by spherical k-means; publish the centres and who belongs to which.
+
+    python -m jobs.clusters --embeddings runs/demo/embeddings --out runs/demo/clusters \\
+        --set num_clusters=1000
+
+The centres are an embedding table themselves (ids "0", "1", ...), which jobs.index can index; the
+assignments stand beside them as Parquet (id, interest, cluster, similarity). Ray tasks pass over
+one partition each, and only sums travel.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from jobs.cli import add_overrides, parser, place, start_ray
+from jobs.index import ray_runner
+from rec import artifacts
+from rec.artifacts import ArtifactError, Manifest
+from rec.config import Config, ConfigError
+from rec.retrieval.clusters import Round, Sums, add_up, first_centres, kmeans, nearest
+from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.versions import upload
+from rec.schema import EMBEDDINGS
+
+KIND = "embedding-table"
+ASSIGNMENTS = "clusters"  # kind of the artifact below --out/assignments
+
+
+class ClustersConfig(Config):
+    """How to cluster."""
+
+    num_clusters: int = Field(default=1000, ge=1)
+    rounds: int = Field(default=20, ge=1)  # at most
+    sample: int = Field(default=50_000, ge=1)  # vectors to choose the first centres from
+    rows_per_task: int = Field(default=1_000_000, ge=1)
+    workers: int = Field(default=2, ge=1)  # Ray tasks at once
+    seed: int = 0
+
+
+class _Slice(NamedTuple):
+    """Some active rows of an embedding table."""
+
+    embeddings: str
+    out: str
+    start: int
+    stop: int
+
+    def table(self) -> EmbeddingTable:
+        _, folder = artifacts.open_artifact(self.embeddings, "embedding-table")
+        return EmbeddingTable(folder, self.start, self.stop)
+
+
+def _share(work: Round) -> Sums:
+    return add_up(work.part.table().vectors(), work.centres)
+
+
+def _assign(work: Round) -> int:
+    """Write the assignments of one slice; returns how many."""
+    rows: _Slice = work.part
+    table = rows.table()
+    found = [nearest(vectors, work.centres) for vectors in table.vectors()]
+    clusters, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    keys = table.keys()
+    assigned = pa.table(
+        {
+            "id": keys["id"],
+            "interest": keys["interest"],
+            "cluster": pa.array(clusters, pa.int32()),
+            "similarity": pa.array(similarity, pa.float32()),
+        }
+    )
+    with tempfile.TemporaryDirectory(prefix="raycall-clusters-") as staged:
+        pq.write_table(assigned, Path(staged, f"part-{rows.start:012d}.parquet"))
+        upload(staged, rows.out)
+    return assigned.num_rows
+
+
+def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Manifest:
+    """Cluster and publish; returns the manifest of the centres.
+
+    Raises:
+        ArtifactError, IndexBuildError: the table is not intact, or has fewer vectors than there
+            are clusters to be.
+    """
+    config = config or ClustersConfig()
+    started = time.monotonic()
+    source, folder = artifacts.open_artifact(embeddings, "embedding-table")
+    table = EmbeddingTable(folder)
+    num_rows = table.keys().num_rows
+    if num_rows < config.num_clusters:
+        raise IndexBuildError(
+            f"{embeddings}: {num_rows} vectors for {config.num_clusters} clusters; set num_clusters"
+        )
+    rng = np.random.default_rng(config.seed)
+    size = min(num_rows, max(config.sample, config.num_clusters))
+    sample = table.sample(np.sort(rng.choice(num_rows, size, replace=False)))
+    root = f"k-{uuid.uuid4().hex[:12]}"
+    assignments = artifacts.join(out, "assignments")
+    target = artifacts.join(assignments, root)
+    slices = [
+        _Slice(embeddings, target, start, min(start + config.rows_per_task, num_rows))
+        for start in range(0, num_rows, config.rows_per_task)
+    ]
+    start_ray()
+    runner = ray_runner(config.workers)
+    centres = first_centres(sample, config.num_clusters, config.seed)
+    centres, history = kmeans(
+        slices, _share, centres, rounds=config.rounds, seed=config.seed, run=runner
+    )
+    assigned = sum(runner(_assign, [Round(part, centres) for part in slices]))
+    lineage = {**source.lineage, "embedding-table": source.version}
+    about = {
+        "config": config.model_dump(),
+        "metrics": {
+            "num_rows": assigned,
+            "mean_similarity": history,
+            "seconds": round(time.monotonic() - started, 3),
+        },
+    }
+    with tempfile.TemporaryDirectory(prefix="raycall-clusters-") as staged:
+        columns = [
+            pa.array([str(number) for number in range(len(centres))], pa.string()),
+            pa.array(np.zeros(len(centres), np.int32)),
+            pa.array(np.ones(len(centres), np.float32)),
+            pa.array(list(centres), pa.list_(pa.float32())),
+        ]
+        pq.write_table(
+            pa.Table.from_arrays(columns, schema=EMBEDDINGS), Path(staged, "centres.parquet")
+        )
+        manifest = artifacts.publish(staged, out, KIND, lineage=lineage, **about)
+    artifacts.seal(
+        assignments, root, ASSIGNMENTS, lineage={**lineage, "centres": manifest.version}, **about
+    )
+    print(
+        f"clusters: {assigned:,} vectors in {len(centres):,} clusters at {out}, mean similarity "
+        f"{history[0]:.4f} to {history[-1]:.4f} in {len(history)} rounds",
+        flush=True,
+    )
+    return manifest
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = parser("jobs.clusters", __doc__)
+    flags.add_argument("--embeddings", type=place, required=True, help="an embedding table")
+    flags.add_argument("--out", type=place, required=True, help="where to publish the centres")
+    add_overrides(flags, ClustersConfig())
+    given = flags.parse_args(argv)
+    try:
+        run(given.embeddings, given.out, ClustersConfig().override(given.set))
+    except (ArtifactError, ConfigError, IndexBuildError) as error:
+        print(f"clusters: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

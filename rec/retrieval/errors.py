@@ -1,0 +1,31 @@
+"""What retrieval refuses, by kind. Every message names the file or argument and the fix."""
+
+from __future__ import annotations
+
+
+class IndexBuildError(ValueError):
+    """The embedding table cannot be indexed. The message names partition, row and reason."""
+
+
+class QueryError(ValueError):
+    """A query that cannot be answered: wrong dimension, NaN, k out of range. Says which."""
+
+
+class UnknownIdError(QueryError):
+    """No item of this id is in the index."""
+
+
+class FilterError(QueryError):
+    """A filter that does not fit the index's attributes. Names the column and what it holds."""
+
+
+class ChangeError(ValueError):
+    """A live change that cannot be taken. Names the change, the field and the reason."""
+
+
+class LogError(RuntimeError):
+    """The log of changes cannot be read or written. Names file, offset and remedy."""
+
+
+class StaleError(RuntimeError):
+    """Another version was published meanwhile; what was about to replace it is out of date."""

@@ -1,0 +1,179 @@
+"""The parts of building an index that look at rows: fill shards, merge, find true neighbours."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs as pafs
+
+from rec import artifacts
+from rec.artifacts import join
+from rec.retrieval import originals, versions
+from rec.retrieval.ann import Ann, Effort, ExactTop
+from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.originals import VECTORS_FILE
+from rec.retrieval.shards import FILES, Shard, shard_name
+from rec.retrieval.table import EmbeddingTable, attributes_of
+
+NUM_TRUE = 101  # true neighbours kept of a held-out query, itself among them
+_COPIED_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker needs to fill one shard."""
+
+    embeddings: str
+    out: str  # the shard's folder, local or s3://
+    start: int  # first row of the shard among the active rows
+    stop: int
+    trained: bytes  # the index, trained and empty
+    attributes: str | None
+    columns: tuple[str, ...]
+    queries: np.ndarray  # (Q, D)
+
+
+class Filled(NamedTuple):
+    rows: np.ndarray  # (Q, 101) the true neighbours among this shard's rows
+    scores: np.ndarray
+
+
+class HeldOut(NamedTuple):
+    """Queries to tune and report with."""
+
+    queries: np.ndarray  # (Q, D)
+    own: np.ndarray  # (Q,) row that the query itself is, -1 where it is none
+
+
+def fill_shard(task: ShardTask) -> Filled:
+    """Fill and write one shard; returns the true neighbours of the queries among its rows."""
+    _, folder = artifacts.open_artifact(task.embeddings, "embedding-table")
+    table = EmbeddingTable(folder, task.start, task.stop)
+    keys = table.keys()
+    own = [name for name in task.columns if name in table.columns()]
+    other = [name for name in task.columns if name not in own]
+    attributes = table.extra(own) if own else pa.table({"_": pa.nulls(keys.num_rows)}).select([])
+    if other and task.attributes is not None:
+        for name, column in zip(
+            other, attributes_of(task.attributes, keys["id"], other).columns, strict=True
+        ):
+            attributes = attributes.append_column(name, column)
+    ann = Ann.from_bytes(task.trained)
+    exact = ExactTop(task.queries, NUM_TRUE)
+    with tempfile.TemporaryDirectory(prefix="raycall-shard-") as staged:
+        batches = table.vectors()
+        if not ann.keeps_vectors:
+            batches = originals.keep(Path(staged, VECTORS_FILE), batches)
+        for vectors in batches:
+            ann.add(vectors)
+            exact.add(vectors)
+        Shard.write(Path(staged), ann, keys, attributes)
+        versions.upload(staged, task.out)
+    return Filled(*exact.finish())
+
+
+def read_shards(place: str, num_shards: int, local: Path) -> list[Shard]:
+    """The shards, mapped; those on S3 are copied to `local` first."""
+    files, path = artifacts.filesystem(place)
+    folder = Path(path)
+    if not isinstance(files, pafs.LocalFileSystem):
+        names = [f"{shard_name(number)}/{name}" for number in range(num_shards) for name in FILES]
+        artifacts.fetch(place, [n for n in names if artifacts.exists(join(place, n))], local)
+        folder = local
+    return [Shard.read(folder / shard_name(n), Effort(), True) for n in range(num_shards)]
+
+
+def merge_shards(place: str, shards: list[Shard], trained: bytes) -> Shard:
+    """One shard of all, in place of them."""
+    whole = Ann.from_bytes(trained)
+    try:
+        for shard in shards:
+            whole.merge(Ann.from_bytes(shard.ann.to_bytes()))
+    except ValueError as error:
+        raise IndexBuildError(str(error)) from error
+    keys = pa.concat_tables([shard.keys for shard in shards])
+    attributes = pa.concat_tables([shard.attributes for shard in shards])
+    with tempfile.TemporaryDirectory(prefix="raycall-index-") as staged:
+        Shard.write(Path(staged), whole, keys, attributes)
+        if not whole.keeps_vectors:
+            names = [join(shard_name(n), VECTORS_FILE) for n in range(len(shards))]
+            parts = (originals.read(join(place, n), _COPIED_ROWS) for n in names)
+            written = originals.keep(Path(staged, VECTORS_FILE), chain.from_iterable(parts))
+            assert sum(map(len, written)) == keys.num_rows
+        for number in range(len(shards)):
+            versions.discard(place, shard_name(number))
+        versions.upload(staged, join(place, shard_name(0)))
+        return Shard.read(Path(staged), Effort(), False)
+
+
+def checked_keys(table: EmbeddingTable, place: str) -> pa.Table:
+    """`id` and `interest` of every row, none of them twice."""
+    keys = table.keys()
+    if not keys.num_rows:
+        raise IndexBuildError(f"{place}: the embedding table is empty; nothing to index")
+    ordered = keys.sort_by([("id", "ascending"), ("interest", "ascending")])
+    same = pc.and_(
+        *(pc.equal(ordered[name][1:], ordered[name][:-1]) for name in ("id", "interest"))
+    )
+    if (at := pc.index(same, True).as_py()) >= 0:
+        item_id = ordered["id"][at].as_py()
+        raise IndexBuildError(
+            f"{place}: id {item_id!r} is there more than once with interest "
+            f"{ordered['interest'][at]} ({', '.join(table.places(item_id))}); number the vectors "
+            f"of one item"
+        )
+    return keys
+
+
+def counts(table: EmbeddingTable, keys: pa.Table) -> dict[str, int]:
+    per_item = pc.max(pc.value_counts(keys["id"]).field("counts")).as_py()
+    return {
+        "num_rows": keys.num_rows,
+        "num_items": pc.count_distinct(keys["id"]).as_py(),
+        "num_inactive": table.num_rows() - keys.num_rows,
+        "max_vectors_per_item": per_item,
+    }
+
+
+def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> np.ndarray:
+    """(Q, 100) true neighbours over all shards, the query itself left out."""
+    rows = np.concatenate(
+        [
+            np.where(part.rows < 0, -1, part.rows + start)
+            for part, start in zip(filled, starts, strict=True)
+        ],
+        axis=1,
+    )
+    scores = np.concatenate([part.scores for part in filled], axis=1)
+    best = np.argsort(np.where(rows < 0, np.inf, -scores), axis=1, kind="stable")[:, :NUM_TRUE]
+    return without_self(np.take_along_axis(rows, best, axis=1), held_out.own)
+
+
+def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
+    """(Q, k) rows over all shards with this effort, as an opened index would find them."""
+    for shard in shards:
+        shard.ann.effort = effort
+    parts = [shard.search(queries, k) for shard in shards]
+    if len(parts) == 1:
+        return parts[0][0]
+    starts = np.cumsum([0, *(shard.size for shard in shards)])
+    rows = np.concatenate(
+        [np.where(r < 0, -1, r + start) for (r, _), start in zip(parts, starts, strict=False)], 1
+    )
+    scores = np.concatenate([np.where(r < 0, -np.inf, s) for r, s in parts], axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, best, axis=1)
+
+
+def without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
+    is_own = (rows == own[:, None]) & (own[:, None] >= 0)
+    is_own[~is_own.any(axis=1), -1] = True
+    return rows[~is_own].reshape(len(rows), rows.shape[1] - 1)

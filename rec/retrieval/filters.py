@@ -1,0 +1,201 @@
+"""Filters on an index's attributes: small typed expressions that also parse from JSON.
+
+    {"op": "all", "of": [{"op": "equal", "column": "language", "value": "en"},
+                         {"op": "range", "column": "published_at", "least": "2026-01-01T00:00:00Z"},
+                         {"op": "not", "of": {"op": "in", "column": "tag", "values": ["x", "y"]}}]}
+
+On a column of lists (tags) a comparison holds where it holds for any member. An empty value fits
+no comparison; `not` is every other row, rows with an empty value among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import (
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
+
+from rec.config import Config
+from rec.retrieval.errors import FilterError
+
+MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 64, 10_000
+Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
+
+
+class Equal(Config):
+    """Rows whose value is this one."""
+
+    op: Literal["equal"] = "equal"
+    column: str
+    value: Value
+
+
+class In(Config):
+    """Rows whose value is one of these."""
+
+    op: Literal["in"] = "in"
+    column: str
+    values: tuple[Value, ...] = Field(max_length=MAX_VALUES)
+
+
+class Range(Config):
+    """Rows whose value is at least `least` and below `below`; times as ISO 8601 or datetime."""
+
+    op: Literal["range"] = "range"
+    column: str
+    least: Value | None = None
+    below: Value | None = None
+
+
+class All(Config):
+    """Rows that fit every one of these; of none, every row."""
+
+    op: Literal["all"] = "all"
+    of: tuple[Filter, ...]
+
+
+class AnyOf(Config):
+    """Rows that fit at least one of these; of none, no row."""
+
+    op: Literal["any"] = "any"
+    of: tuple[Filter, ...]
+
+
+class Not(Config):
+    """Rows that do not fit this."""
+
+    op: Literal["not"] = "not"
+    of: Filter
+
+
+Filter = Annotated[Equal | In | Range | All | AnyOf | Not, Field(discriminator="op")]
+for _kind in (All, AnyOf, Not):
+    _kind.model_rebuild()
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Filter)
+
+
+def parse(data: Any) -> Filter:
+    """The filter of decoded JSON.
+
+    Raises:
+        FilterError: it is no filter, or deeper or larger than the limits.
+    """
+    _measure(data, 1, [0])
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FilterError(f"filter {place or '(top)'}: {first['msg']}") from error
+
+
+def _measure(data: Any, depth: int, nodes: list[int]) -> None:
+    nodes[0] += 1
+    if depth > MAX_DEPTH or nodes[0] > MAX_NODES:
+        raise FilterError(
+            f"filter: expected at most {MAX_NODES} expressions, {MAX_DEPTH} inside each other"
+        )
+    inner = data.get("of", ()) if isinstance(data, dict) else ()
+    for part in inner if isinstance(inner, list | tuple) else [inner]:
+        _measure(part, depth + 1, nodes)
+
+
+def mask(expression: Filter, table: pa.Table) -> np.ndarray:
+    """(rows,) bool: which rows of `table` fit.
+
+    Raises:
+        FilterError: a column is not there, or a value cannot be compared with its type.
+    """
+    if isinstance(expression, All):
+        return _fold(np.logical_and, expression.of, table, True)
+    if isinstance(expression, AnyOf):
+        return _fold(np.logical_or, expression.of, table, False)
+    if isinstance(expression, Not):
+        return ~mask(expression.of, table)
+    if expression.column not in table.column_names:
+        raise FilterError(
+            f"filter: no attribute {expression.column!r}; the index holds {table.column_names}"
+        )
+    column = table[expression.column]
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        return _compare(expression, column)
+    # the parents of the members that fit
+    fits = np.zeros(table.num_rows, bool)
+    parents = np.asarray(pc.list_parent_indices(column.combine_chunks()))
+    fits[parents[_compare(expression, pc.list_flatten(column))]] = True
+    return fits
+
+
+def _fold(
+    combine: Callable[..., np.ndarray], parts: tuple[Filter, ...], table: pa.Table, start: bool
+) -> np.ndarray:
+    result = np.full(table.num_rows, start)
+    for part in parts:
+        result = combine(result, mask(part, table))
+    return result
+
+
+def _compare(expression: Equal | In | Range, column: pa.ChunkedArray) -> np.ndarray:
+    name = expression.column
+    if isinstance(expression, Equal):
+        fits = pc.equal(column, _scalar(expression.value, column.type, name))
+    elif isinstance(expression, In):
+        values = [_scalar(value, column.type, name).as_py() for value in expression.values]
+        fits = pc.is_in(column, value_set=pa.array(values, column.type))
+    else:
+        fits = pc.is_valid(column)
+        if expression.least is not None:
+            least = _scalar(_bound(expression.least, column.type), column.type, name)
+            fits = pc.and_kleene(fits, pc.greater_equal(column, least))
+        if expression.below is not None:
+            below = _scalar(_bound(expression.below, column.type), column.type, name)
+            fits = pc.and_kleene(fits, pc.less(column, below))
+    return fits.fill_null(False).to_numpy(zero_copy_only=False).astype(bool, copy=False)
+
+
+def _bound(value: Any, kind: pa.DataType) -> Any:
+    """Among integers, at least 1.5 is at least 2, and below 1.5 is below 2."""
+    whole = pa.types.is_integer(kind) and isinstance(value, float) and math.isfinite(value)
+    return math.ceil(value) if whole else value
+
+
+def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
+    """`value` as the column's type; never across kinds (5 is no text, "5" no number)."""
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    comparable = (
+        (is_text and isinstance(value, str))
+        or (pa.types.is_boolean(kind) and isinstance(value, bool))
+        or (pa.types.is_temporal(kind) and isinstance(value, str | datetime))
+        or (
+            (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+        )
+    )
+    if isinstance(value, float) and (
+        math.isnan(value) or (pa.types.is_integer(kind) and not value.is_integer())
+    ):
+        comparable = False
+    if not comparable:
+        raise FilterError(f"filter: {value!r} cannot be compared with {column!r}, which is {kind}")
+    try:
+        if pa.types.is_temporal(kind) and isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        return pa.scalar(value, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
+        raise FilterError(
+            f"filter: {value!r} is no {kind}, the type of {column!r}: {error}"
+        ) from error

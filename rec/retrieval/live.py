@@ -1,0 +1,276 @@
+"""An index that takes changes while it answers: base, delta, tombstones, log, compaction.
+
+A change is in the log on disk and visible to every search that begins after `apply` returns.
+The base never changes; replaced and deleted rows are marked dead, new ones stand in a flat delta.
+Compaction publishes a new version of what is live, in the background; its manifest says up to
+which change of the log it goes (`log_seq`), so that opening it replays exactly the rest, wherever
+a crash happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rec import artifacts
+from rec.artifacts import Manifest, join
+from rec.retrieval import originals, versions
+from rec.retrieval.build import Continued, build_index
+from rec.retrieval.changes import Change, check, decode, encode
+from rec.retrieval.delta import Overlay
+from rec.retrieval.errors import IndexBuildError, StaleError
+from rec.retrieval.index import Index
+from rec.retrieval.log import ChangeLog
+from rec.retrieval.shards import TRAINED_FILE, shard_name
+from rec.retrieval.spec import IndexConfig
+from rec.schema import EMBEDDINGS
+
+_RETRAIN_AT = 0.2  # rows added and removed since the quantiser was trained, as a share of all
+_EXPORT_ROWS = 16_384
+_log = logging.getLogger(__name__)
+
+
+class LiveIndex:
+    """One writer's index. `index` is what to search: it never changes, a change makes a new one.
+
+    Args:
+        uri: of a published index; compactions are published there.
+        log_folder: on local disk, of this index alone.
+        compact_at: share of rows changed at which a compaction starts by itself; None = never.
+        keep: versions that a compaction leaves to roll back to, itself among them. Older ones are
+            removed an hour after they were last in use, and what only they need of the log.
+        mmap, pool, model: as for `Index.open`.
+
+    Raises:
+        ArtifactError: as `Index.open`.
+        LogError: the log is damaged, another's, or lacks changes that the index needs.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        log_folder: str | os.PathLike[str],
+        *,
+        compact_at: float | None = 0.03,
+        keep: int = 2,
+        mmap: bool = False,
+        pool: ThreadPoolExecutor | None = None,
+        model: str | None = None,
+    ) -> None:
+        self._uri, self._compact_at, self._keep = uri, compact_at, keep
+        self._mmap, self._pool, self._model = mmap, pool, model
+        self._lock = threading.Lock()  # of changes; searches take none
+        self._compacting = threading.Lock()
+        self._worker: threading.Thread | None = None
+        self._in_vain = 0.0  # share changed when a compaction last came to nothing
+        base = self._open()
+        about = {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
+        self._log = ChangeLog(log_folder, about, base.manifest.config["log_seq"] or 0)
+        try:
+            self._state = self._replayed(base)
+        except BaseException:
+            self._log.close()
+            raise
+
+    @property
+    def index(self) -> Index:
+        """As it is now; hold on to one to see one state throughout."""
+        return self._state.index
+
+    @property
+    def last_change(self) -> int:
+        """Number of the newest change."""
+        return self._log.last
+
+    def apply(self, changes: Sequence[Change]) -> int:
+        """Make changes, all or none; returns the number that they have in the log.
+
+        Each call waits for the disk and copies a byte a row: hand many changes over at once.
+
+        Raises:
+            ChangeError: one of them does not fit; nothing was changed.
+            LogError: the log cannot be written; nothing was changed.
+        """
+        with self._lock:
+            base = self._state.base
+            checked = check(changes, base.dim, base.parts[0].attributes.schema)
+            number = self._log.append(encode(checked))
+            self._state.apply(checked)
+        due = None if self._compact_at is None else self._compact_at + self._in_vain
+        if due is not None and self.changed_share >= due:
+            self._start_worker()
+        return number
+
+    @property
+    def changed_share(self) -> float:
+        """Rows added or removed since the base was built, as a share of its rows."""
+        state = self._state
+        return state.num_changed / max(1, state.base.num_rows)
+
+    def _open(self) -> Index:
+        return Index.open(self._uri, mmap=self._mmap, pool=self._pool, model=self._model)
+
+    def _replayed(self, base: Index) -> Overlay:
+        """`base` with the rest of the log on it."""
+        overlay = Overlay(base)
+        for record in self._log.replay(base.manifest.config["log_seq"]):
+            overlay.mark(decode(record.payload, base.dim))
+        overlay.show()
+        return overlay
+
+    def _start_worker(self) -> None:
+        if self._worker is None or not self._worker.is_alive():
+            self._worker = threading.Thread(target=self._work, name="compaction", daemon=True)
+            self._worker.start()
+
+    def _work(self) -> None:
+        try:
+            self.compact(num_threads=1)
+        except Exception:  # tried again once as much has changed; meanwhile everything answers
+            _log.exception("%s: compaction failed; the version in use stays", self._uri)
+
+    def compact(self, num_threads: int | None = None) -> Manifest | None:
+        """Publish what is live now as a new version and go on from it; None where nothing is
+        live or another compaction runs.
+
+        The quantiser is kept until rows added and removed since it was trained come to a fifth of
+        all, or the recall with it would be two points below what it was then; then it is trained
+        anew.
+
+        Raises:
+            ArtifactError: the new version cannot be written; the one in use stays.
+        """
+        if not self._compacting.acquire(blocking=False):
+            return None
+        try:
+            with self._lock:
+                snapshot, base = self._state.index, self._state.base
+                self._in_vain = self.changed_share
+                number = self._log.last
+                self._log.roll()
+            if not len(snapshot):
+                return None
+            try:
+                manifest = self._publish(snapshot, base, number, num_threads)
+            except OSError as error:
+                raise artifacts.ArtifactError(
+                    f"{self._uri}: compaction cannot write: {error}"
+                ) from error
+            except StaleError:  # a new version was published meanwhile: go on from that one
+                manifest = artifacts.read_manifest(self._uri, versions.KIND)
+            self.refresh()
+            self._in_vain = 0.0
+            versions.collect(self._uri, self._keep)
+            self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
+            return manifest
+        finally:
+            self._compacting.release()
+
+    def _publish(
+        self, snapshot: Index, base: Index, number: int, num_threads: int | None
+    ) -> Manifest:
+        built = base.manifest.config
+        added, dead = snapshot.num_rows - base.num_rows, snapshot.num_rows - len(snapshot)
+        changed = built["num_changed"] + added + dead
+        continued = Continued(base.version)
+        if changed < _RETRAIN_AT * len(snapshot):
+            continued = Continued(
+                base.version,
+                built["factory"],
+                artifacts.read_bytes(join(self._uri, base.manifest.root, TRAINED_FILE)),
+                changed,
+                built["recall_at_training"],
+            )
+        with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
+            export(snapshot, self._uri, folder)
+            return build_index(
+                folder,
+                self._uri,
+                IndexConfig.model_validate(built["build"]),
+                log_seq=number,
+                continued=continued,
+                num_threads=num_threads,
+            )
+
+    def refresh(self) -> None:
+        """Go on from the version in use, where another process published or rolled back.
+
+        Raises:
+            ArtifactError, LogError: as on opening; what was searched stays.
+        """
+        # not the versions: contents that come out the same may be of another point of the log
+        in_use = artifacts.read_manifest(self._uri, versions.KIND)
+        if in_use.root == self._state.base.manifest.root:
+            return
+        base = self._open()
+        with self._lock:
+            self._state = self._replayed(base)
+
+    def close(self) -> None:
+        """Wait for a compaction that runs, and let go of the log."""
+        if self._worker is not None:
+            self._worker.join()
+        self._log.close()
+
+
+def _log_seq(manifest: Manifest) -> int:
+    """The change up to which a version goes; one that does not know needs all of the log."""
+    return int(manifest.config.get("log_seq") or 0)
+
+
+def export(index: Index, uri: str, folder: str) -> Manifest:
+    """Write what is live as an embedding table, attributes as further columns.
+
+    Args:
+        index: of the version published at `uri`, with changes on it.
+        uri: where the vectors as they were given are read, where the index holds codes alone.
+        folder: local, to write to.
+
+    Raises:
+        ArtifactError: the vectors are missing or altered.
+        IndexBuildError: nothing is live.
+    """
+    schema = pa.schema([*EMBEDDINGS, *index.parts[0].attributes.schema])
+    path = Path(folder, "rows", "part-00000.parquet")
+    path.parent.mkdir(parents=True)
+    first, written = 0, 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for number, part in enumerate(index.parts):
+            start = 0
+            for vectors in _vectors(index, uri, number):
+                rows = np.arange(start, start + len(vectors))
+                start += len(vectors)
+                if index.dead is not None:
+                    rows = rows[~index.dead[first + rows]]
+                columns = [
+                    pa.array(part.ids(rows), pa.string()),
+                    pa.array(part.interests(rows), pa.int32()),
+                    pa.array(np.ones(len(rows), np.float32)),
+                    originals.as_lists(vectors[rows - (start - len(vectors))]),
+                    *part.attributes.take(pa.array(rows)).columns,
+                ]
+                writer.write_table(pa.table(columns, schema=schema))
+                written += len(rows)
+            first += part.size
+    if not written:
+        raise IndexBuildError(f"index {index.version}: nothing is live")
+    return artifacts.seal(folder, "rows", "embedding-table", lineage=index.manifest.lineage)
+
+
+def _vectors(index: Index, uri: str, number: int) -> Iterator[np.ndarray]:
+    """All vectors of a part in batches, as they were given."""
+    part, name = index.parts[number], f"{shard_name(number)}/{originals.VECTORS_FILE}"
+    if name in index.manifest.files:
+        yield from originals.read_published(uri, index.manifest, name, _EXPORT_ROWS)
+        return
+    for start in range(0, part.size, _EXPORT_ROWS):
+        yield part.vectors(np.arange(start, min(start + _EXPORT_ROWS, part.size)))

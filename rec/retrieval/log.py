@@ -1,0 +1,236 @@
+"""An append-only log on local disk: checksummed records that survive a restart and a torn write.
+
+    changes-0000000000000001.log   a first record that says what the log is of, then one record
+                                   for each append, numbered 1, 2, 3, ... over all segments
+
+A record is a header (payload length, number, CRC-32 of the payload, CRC-32 of the header) and the
+payload. A record is on disk (fsync) before `append` returns. A last record that is shorter than
+its header says, or a header of zeros, is what a crash left half written: never acknowledged, and
+cut off. Anything else that does not check is damage, and refused, never skipped; so is a last
+record whose length was written but not its contents, which cannot be told from damage.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from rec.retrieval.errors import LogError
+
+_HEADER = struct.Struct("<IQI")  # payload length, number, CRC of the payload
+_CRC = struct.Struct("<I")
+_HEADER_SIZE = _HEADER.size + _CRC.size
+_SUFFIX = ".log"
+MAX_PAYLOAD = 1 << 30
+
+
+class Record(NamedTuple):
+    number: int
+    payload: bytes
+
+
+class ChangeLog:
+    """The log in `folder`, open for one writer.
+
+    Args:
+        folder: made where it is not there.
+        about: what the log is of (dimension, encoder); a log of something else is refused.
+        start: number that a log that is not there yet goes on from.
+
+    Raises:
+        LogError: it is another's log, is damaged, has another writer, or cannot be read.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], about: dict[str, object], start: int = 0
+    ) -> None:
+        self._folder, self._about = Path(folder), about
+        self.last = 0  # number of the newest record
+        self.torn_bytes = 0  # cut off when the log was opened
+        self._broken: str | None = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[bytes] = open(self._folder / ".writer", "wb")  # noqa: SIM115
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise LogError(f"{self._folder}: another process writes this log") from error
+        except OSError as error:
+            raise LogError(f"{self._folder}: {error}") from error
+        try:
+            self._recover(start)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _segments(self) -> list[Path]:
+        return sorted(self._folder.glob(f"changes-*{_SUFFIX}"))
+
+    def _recover(self, start: int) -> None:
+        segments = self._segments()
+        expected: int | None = None
+        for segment in segments:
+            first = int(segment.stem.split("-")[1])
+            if expected is not None and first != expected:
+                raise LogError(
+                    f"{segment}: begins with record {first}, expected {expected}: a segment is "
+                    f"missing; restore it"
+                )
+            expected = first
+            end = 0
+            for record, stop in self._scan(segment):
+                expected, end = record.number + 1, stop
+            size = segment.stat().st_size
+            if end < size:
+                if segment != segments[-1]:
+                    raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
+                self._cut(segment, end)
+                self.torn_bytes = size - end
+        self.last = start if expected is None else expected - 1
+        if segments and segments[-1].stat().st_size > 0:
+            self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
+        else:
+            self._start_segment()
+
+    def _cut(self, segment: Path, size: int) -> None:
+        with open(segment, "r+b") as stream:
+            stream.truncate(size)
+            os.fsync(stream.fileno())
+
+    def _scan(self, segment: Path) -> Iterator[tuple[Record, int]]:
+        """The records of a segment and where each ends, up to a torn end."""
+        size = segment.stat().st_size
+        number = int(segment.stem.split("-")[1]) - 1  # of the record that says what the log is of
+        with open(segment, "rb") as stream:
+            while (start := stream.tell()) + _HEADER_SIZE <= size:
+                header = stream.read(_HEADER_SIZE)
+                length, found, crc = _HEADER.unpack(header[: _HEADER.size])
+                if zlib.crc32(header[: _HEADER.size]) != _CRC.unpack(header[_HEADER.size :])[0]:
+                    if not any(header) and not any(stream.read()):
+                        return  # space that a crash left unwritten
+                    raise _damaged(segment, start, "its header does not check")
+                if start + _HEADER_SIZE + length > size:
+                    return
+                payload = stream.read(length)
+                if zlib.crc32(payload) != crc:
+                    raise _damaged(segment, start, "its contents do not check")
+                if found != number:
+                    raise _damaged(segment, start, f"it is number {found}, expected {number}")
+                if start == 0:
+                    self._check_about(segment, payload)
+                yield Record(number, payload), stream.tell()
+                number += 1
+
+    def _check_about(self, segment: Path, payload: bytes) -> None:
+        found = json.loads(payload)
+        if found != self._about:
+            raise LogError(
+                f"{segment}: a log of {found}, the index is {self._about}; give the new index a "
+                f"log folder of its own and make the changes again with its encoder"
+            )
+
+    def _start_segment(self) -> None:
+        path = self._folder / f"changes-{self.last + 1:016d}{_SUFFIX}"
+        try:
+            file = open(path, "ab", buffering=0)  # noqa: SIM115
+            _write_all(file, _record(self.last, json.dumps(self._about).encode()))
+            os.fsync(file.fileno())
+            folder = os.open(self._folder, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise LogError(f"{path}: cannot be written: {error}") from error
+        self._file = file
+
+    def append(self, payload: bytes) -> int:
+        """Write a record; its number, once it is on disk.
+
+        Raises:
+            LogError: it cannot be written (disk full); the log is as it was before.
+        """
+        if self._broken is not None:
+            raise LogError(self._broken)
+        if len(payload) > MAX_PAYLOAD:
+            raise LogError(f"{len(payload)} bytes of changes at once; apply them in parts")
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            _write_all(self._file, _record(self.last + 1, payload))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            place = self._file.name
+            try:
+                self._file.truncate(size)
+                os.fsync(self._file.fileno())
+            except OSError as second:
+                self._broken = f"{place}: cannot be written nor mended ({second}); restart"
+            raise LogError(f"{place}: cannot be written: {error}") from error
+        self.last += 1
+        return self.last
+
+    def replay(self, after: int | None) -> Iterator[Record]:
+        """The records numbered above `after`, in order; None = all that are held.
+
+        Raises:
+            LogError: the log begins later than that, or is damaged.
+        """
+        segments = self._segments()
+        first = int(segments[0].stem.split("-")[1])
+        after = first - 1 if after is None else after
+        if after > self.last or after + 1 < first:
+            raise LogError(
+                f"{self._folder}: holds changes {first} to {self.last}, wanted those after "
+                f"{after}; restore the segments, or build the index again from a full table"
+            )
+        for segment, following in zip(segments, [*segments[1:], None], strict=True):
+            if following is not None and int(following.stem.split("-")[1]) <= after + 1:
+                continue
+            for place, (record, _) in enumerate(self._scan(segment)):
+                if place and record.number > after:  # the first says what the log is of
+                    yield record
+
+    def roll(self) -> None:
+        """Begin a new segment, so that those before can be forgotten."""
+        if os.fstat(self._file.fileno()).st_size > 0 and self.last + 1 != self._first_of_last():
+            before = self._file
+            self._start_segment()
+            before.close()
+
+    def _first_of_last(self) -> int:
+        return int(self._segments()[-1].stem.split("-")[1])
+
+    def forget(self, through: int) -> None:
+        """Remove segments that hold nothing above `through`."""
+        segments = self._segments()
+        for segment, following in itertools.pairwise(segments):
+            if int(following.stem.split("-")[1]) <= through + 1:
+                segment.unlink()
+
+    def close(self) -> None:
+        self._file.close()
+        self._lock.close()
+
+
+def _record(number: int, payload: bytes) -> bytes:
+    header = _HEADER.pack(len(payload), number, zlib.crc32(payload))
+    return header + _CRC.pack(zlib.crc32(header)) + payload
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _damaged(segment: Path, start: int, why: str) -> LogError:
+    return LogError(
+        f"{segment}, byte {start}: a record is damaged ({why}); restore the file, or cut it to "
+        f"{start} bytes to go on without this change and those after it"
+    )

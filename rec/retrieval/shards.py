@@ -1,0 +1,279 @@
+"""One shard of an index: a FAISS index over its rows, their ids and their attributes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rec.artifacts import ArtifactError
+from rec.retrieval import filters
+from rec.retrieval.ann import Ann, Effort, ExactTop
+
+EFFORT_FILE = "search.json"  # of all shards, beside their folders
+TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
+INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
+FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
+_CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
+_BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
+_FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+class _Fit(NamedTuple):
+    """The rows that fit a filter."""
+
+    bits: np.ndarray  # a bit a row, lowest first
+    num_rows: int
+    per_list: np.ndarray  # (lists,) int32, how many of them each inverted list holds
+
+
+class Shard:
+    """A part that was built and published; it never changes.
+
+    Args:
+        ann: rows as built.
+        keys: columns `id`, `interest`, and `by_id`: row numbers in the order of their ids.
+        attributes: a row each; no columns where there are none.
+    """
+
+    def __init__(self, ann: Ann, keys: pa.Table, attributes: pa.Table) -> None:
+        self.ann, self.size = ann, ann.size
+        self._ids: pa.LargeStringArray = keys["id"].combine_chunks()
+        self._interests = keys["interest"].to_numpy()
+        self._by_id = keys["by_id"].to_numpy()
+        self.attributes = attributes
+        self._fits: OrderedDict[str, _Fit] = OrderedDict()
+        self._held = 0  # bytes of them
+        self._list_of_rows: np.ndarray | None = None
+        self._lock = Lock()
+
+    @classmethod
+    def read(cls, folder: Path, effort: Effort, mmap: bool) -> Shard:
+        """Raises ArtifactError where the files do not belong together."""
+        ann = Ann.read(str(folder / INDEX_FILE), mmap)
+        ann.effort = effort
+        keys = pq.read_table(folder / IDS_FILE, memory_map=mmap)
+        attributes = pa.table({"_": pa.nulls(keys.num_rows)}).select([])
+        if (folder / ATTRIBUTES_FILE).exists():
+            attributes = pq.read_table(folder / ATTRIBUTES_FILE, memory_map=mmap)
+        if not ann.size == keys.num_rows == attributes.num_rows:
+            raise ArtifactError(
+                f"{folder}: {ann.size} vectors, {keys.num_rows} ids and {attributes.num_rows} rows "
+                f"of attributes; build the index again"
+            )
+        return cls(ann, keys, attributes)
+
+    @staticmethod
+    def write(folder: Path, ann: Ann, keys: pa.Table, attributes: pa.Table | None) -> None:
+        """Write the files of a shard; `keys` has `id` and `interest`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        ann.write(str(folder / INDEX_FILE))
+        by_id = pc.sort_indices(keys, [("id", "ascending"), ("interest", "ascending")])
+        pq.write_table(keys.append_column("by_id", by_id.cast(pa.int64())), folder / IDS_FILE)
+        if attributes is not None and attributes.num_columns:
+            pq.write_table(attributes, folder / ATTRIBUTES_FILE)
+
+    @property
+    def keys(self) -> pa.Table:
+        """`id` and `interest` of every row."""
+        return pa.table({"id": self._ids, "interest": self._interests})
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: filters.Filter | None = None,
+        exact: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if where is None and (not exact or self.ann.is_flat):
+            enough = 4 * k * self.ann.num_lists <= self.ann.effort.nprobe * self.size
+            effort = None if enough and not self.ann.is_graph else self._effort(k, self.size)
+            found = self.ann.search(queries, k, effort)
+            return self._completed(queries, k, found, None)
+        if where is None:
+            return self._exact(queries, k, np.arange(self.size))
+        fit = self._fit(where)
+        if exact or self.ann.is_flat or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
+            return self._exact(queries, k, self._rows(fit))
+        effort = self._effort(k, fit.num_rows)
+        if self.ann.num_lists:
+            return self._walk(queries, k, effort or self.ann.effort, fit.per_list, fit.bits)
+        found = self.ann.search(queries, k, effort, fit.bits)
+        return self._completed(queries, k, found, fit)
+
+    def _walk(
+        self,
+        queries: np.ndarray,
+        k: int,
+        effort: Effort,
+        per_list: np.ndarray,
+        bits: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Look into lists at least as far as `effort` goes, and for each query on until those
+        passed hold enough rows, in enough lists: what fits may lie far from the query.
+
+        Args:
+            per_list: (lists,) rows that may be found in each.
+            bits: of these rows; None = all.
+        """
+        least_rows = min(4 * k, int(per_list.sum()))
+        least_lists = min(effort.nprobe, int(np.count_nonzero(per_list)))
+        rows = np.empty((len(queries), k), np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        waiting, nprobe = np.arange(len(queries)), effort.nprobe
+        while len(waiting):
+            nprobe = min(nprobe, self.ann.num_lists)
+            near = self.ann.nearest_lists(queries[waiting], nprobe)
+            held = np.where(near < 0, 0, per_list[near])
+            enough = (held.sum(axis=1) >= least_rows) & ((held > 0).sum(axis=1) >= least_lists)
+            enough |= nprobe == self.ann.num_lists
+            if len(now := waiting[enough]):
+                effort = effort._replace(nprobe=nprobe)
+                rows[now], scores[now] = self.ann.search(queries[now], k, effort, bits)
+            waiting, nprobe = waiting[~enough], 2 * nprobe
+        return rows, scores
+
+    def _completed(
+        self,
+        queries: np.ndarray,
+        k: int,
+        found: tuple[np.ndarray, np.ndarray],
+        fit: _Fit | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`found`, and again with more effort where a query has fewer hits than there are."""
+        there = self.size if fit is None else fit.num_rows
+        if not (short := found[0][:, min(k, there) - 1] < 0).any():
+            return found
+        if self.ann.num_lists:
+            per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
+            again = self._walk(queries[short], k, self.ann.effort, per_list, None)
+        else:
+            rows = np.arange(self.size) if fit is None else self._rows(fit)
+            again = self._exact(queries[short], k, rows)
+        for old, new in zip(found, again, strict=True):
+            old[short] = new
+        return found
+
+    def _effort(self, k: int, matches: int) -> Effort | None:
+        """More than was tuned for where k is large or few rows match; None = as tuned."""
+        tuned, lists = self.ann.effort, self.ann.num_lists
+        if self.ann.is_graph:
+            ef = max(k, math.ceil(tuned.ef * min(8.0, self.size / max(matches, 1))))
+            return None if ef == tuned.ef else tuned._replace(ef=ef)
+        if not lists:
+            return None
+        # the lists looked into must hold some times k rows that match
+        least = math.ceil(4 * k * lists / max(matches, 1))
+        wider = math.ceil(tuned.nprobe * min(8.0, math.sqrt(self.size / max(matches, 1))))
+        nprobe = min(lists, max(least, wider))
+        return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)
+
+    def _exact(
+        self, queries: np.ndarray, k: int, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Brute force over these rows, as the index stores them."""
+        top = ExactTop(queries, k)
+        step = max(1, _CHUNK_VALUES // self.ann.dim)
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
+            top.add(self.ann.reconstruct(chunk), chunk)
+        return top.finish()
+
+    def _rows(self, fit: _Fit) -> np.ndarray:
+        return np.flatnonzero(np.unpackbits(fit.bits, count=self.size, bitorder="little"))
+
+    def _fit(self, where: filters.Filter) -> _Fit:
+        """Rows that fit; kept for the filters asked last."""
+        key = repr(where)  # as JSON, infinity, NaN and no bound are one
+        with self._lock:
+            if (found := self._fits.get(key)) is not None:
+                self._fits.move_to_end(key)
+                return found
+        mask = filters.mask(where, self.attributes)
+        lists = self._lists()[mask] if self.ann.num_lists else np.zeros(0, np.int32)
+        per_list = np.bincount(lists, minlength=self.ann.num_lists).astype(np.int32)
+        bits = np.packbits(mask, bitorder="little")
+        fit = _Fit(bits, int(np.count_nonzero(mask)), per_list)
+        with self._lock:
+            if self._fits.pop(key, None) is None:
+                self._held += _bytes_of(key, fit)
+            self._fits[key] = fit
+            while self._held > _BYTES_OF_FITS and len(self._fits) > 1:
+                self._held -= _bytes_of(*self._fits.popitem(last=False))
+        return fit
+
+    def _lists(self) -> np.ndarray:
+        """(size,) the inverted list of each row; made at the first filter, 4 bytes a row."""
+        if self._list_of_rows is None:
+            self._list_of_rows = self.ann.list_of_rows()  # made twice at worst
+        return self._list_of_rows
+
+    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
+        first = self._bisect(item_ids)
+        found = []
+        for item_id, place in zip(item_ids, first, strict=True):
+            end = place
+            while end < self.size and self._id_at(end) == item_id:
+                end += 1
+            found.append(self._by_id[place:end])
+        return found
+
+    def _bisect(self, item_ids: Sequence[str]) -> np.ndarray:
+        """First place in the order of ids that is not below each id. No dictionary: the ids stay
+        in Arrow memory."""
+        if len(item_ids) < 8:
+            order = range(self.size)
+            return np.array([bisect_left(order, i, key=self._id_at) for i in item_ids], int)
+        wanted = pa.array(item_ids, pa.large_string())
+        low = np.zeros(len(item_ids), np.int64)
+        high = np.full(len(item_ids), self.size, np.int64)
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            rows = self._by_id[np.minimum(middle, self.size - 1)]
+            below = np.asarray(pc.less(self._ids.take(pa.array(rows)), wanted))
+            low = np.where(open_ & below, middle + 1, low)
+            high = np.where(open_ & ~below, middle, high)
+        return low
+
+    def _id_at(self, place: int) -> str:
+        return self._ids[int(self._by_id[place])].as_py()
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) > _FEW_IDS:
+            return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        found = np.empty(len(rows), object)
+        found[:] = [self._ids[row].as_py() for row in rows.tolist()]
+        return found
+
+    def interests(self, rows: np.ndarray) -> np.ndarray:
+        return self._interests[rows]
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        return self.ann.reconstruct(rows)
+
+
+def _bytes_of(key: str, fit: _Fit) -> int:
+    return len(key) + fit.bits.nbytes + fit.per_list.nbytes
+
+
+def compares_all(matches: int, num_rows: int, k: int, is_graph: bool) -> bool:
+    """Whether a filtered search compares every row that matches, instead of looking into lists.
+
+    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner) or ten times k
+    it is both faster and exact. Above, a graph may lose hits that lie far from the query: it
+    cannot be led to them.
+    """
+    return matches < max(10 * k, num_rows * (0.1 if is_graph else 0.05))

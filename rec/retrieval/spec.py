@@ -1,0 +1,84 @@
+"""What index to build: the settings, and what `auto` makes of size, memory, recall and updates."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from rec.config import Config
+
+FLAT_UP_TO = 20_000  # below this brute force answers within a millisecond and needs no tuning
+ROWS_PER_SHARD = 10_000_000
+TRAIN_PER_LIST = 64  # FAISS asks for at least 39 points a centroid
+_LEAST_PER_LIST = 39
+
+
+class IndexConfig(Config):
+    """How to build. Defaults: exact up to 20,000 items, inverted lists tuned to a recall beyond."""
+
+    factory: str = "auto"  # or a FAISS factory string: "Flat" (exact), "IVF1024,SQ8", "HNSW32"
+    recall_target: float = Field(default=0.95, gt=0, le=1)  # recall@10 to tune to; 1 = exact
+    memory_gb: float | None = Field(default=None, gt=0)  # that the whole index may take
+    updates_per_day: float = Field(default=0.0, ge=0)  # share of the items that changes a day
+    num_shards: int = Field(default=0, ge=0)  # 0 = one for every ten million rows
+    merge: bool = False  # the shards, built apart, become one
+    attributes: tuple[str, ...] = ()  # columns to keep for filters
+    # held-out rows to tune with, and as many to report; together at most a fifth of the rows
+    num_queries: int = Field(default=500, ge=1)
+    seed: int = 0
+
+    def held_out(self, num_rows: int) -> int:
+        """Rows to measure with that nothing is trained on."""
+        return min(2 * self.num_queries, max(1, num_rows // 5))
+
+    def shards_of(self, num_rows: int) -> int:
+        """Shards to build, none of them empty."""
+        return max(1, min(self.num_shards or -(-num_rows // ROWS_PER_SHARD), num_rows))
+
+
+def factories(num_rows: int, dim: int, config: IndexConfig) -> list[str]:
+    """FAISS factory strings to try in turn until one reaches the recall asked without strain (see
+    `rec.retrieval.tune.Verdict`); of those tried the best is taken.
+
+    Up to 20,000 rows, or where recall 1 is asked: Flat. Beyond, about 4 sqrt(N) inverted lists (a
+    power of two that leaves 39 training points a list) with, fastest first among those that can
+    reach the recall and fit the memory:
+
+        PQ + refinement by 8-bit codes   1.3 d bytes a row   recall up to about .97
+        PQ + refinement by full vectors  4.3 d               .995
+        full vectors                     4 d                 1
+        8-bit codes                      1 d                 .98; and where a fifth or more of
+                                                             the items changes a day: it has no
+                                                             codebook that would grow old
+
+    Graphs (HNSW) are left to a factory string: they took several times the memory and build time
+    of these at no more throughput, and lose recall under filters.
+    """
+    if config.factory != "auto":
+        return [config.factory]
+    if num_rows <= FLAT_UP_TO or config.recall_target >= 1:
+        return ["Flat"]
+    lists = num_lists(num_rows - config.held_out(num_rows), num_rows)
+    by_speed = [
+        (f"PQ{dim // 2}x4fs,Refine(SQ8)", 1.3, 0.97),
+        (f"PQ{dim // 2}x4fs,RFlat", 4.3, 0.995),
+        ("SQ8", 1.0, 0.98),
+        ("Flat", 4.0, 1.0),
+    ]
+    if dim % 2 or config.updates_per_day >= 0.2:
+        by_speed = by_speed[2:]
+    room = math.inf if config.memory_gb is None else config.memory_gb * 2**30
+    fitting = [kind for kind in by_speed if num_rows * (kind[1] * dim + 16) <= room]
+    able = [kind for kind in fitting if kind[2] >= config.recall_target]
+    # where none that fits is able: the ablest that fits, else the smallest
+    chosen = able or sorted(fitting, key=lambda kind: -kind[2])[:1] or [("SQ8", 1.0, 0.98)]
+    return [f"IVF{lists},{name}" for name, _, _ in chosen]
+
+
+def num_lists(num_training: int, num_rows: int) -> int:
+    """About 4 sqrt(N) as a power of two that leaves 39 training points a list."""
+    lists = 2 ** round(math.log2(4 * math.sqrt(num_rows)))
+    while _LEAST_PER_LIST * lists > num_training and lists > 1:
+        lists //= 2
+    return lists

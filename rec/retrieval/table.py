@@ -1,0 +1,182 @@
+"""Reads an embedding table's partitions in batches: ids, vectors, columns; all checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from rec import artifacts
+from rec.retrieval.errors import IndexBuildError
+from rec.schema import EMBEDDINGS
+
+_BATCH_ROWS = 16_384
+
+
+class _Part(NamedTuple):
+    name: str
+    rows: np.ndarray  # row numbers within the partition
+    table: pa.Table
+
+
+class EmbeddingTable:
+    """The active rows (weight above 0) of an embedding table's partitions, in name order.
+
+    Args:
+        folder: of the Parquet files.
+        start, stop: the active rows to read; None = to the end.
+    """
+
+    def __init__(self, folder: Path, start: int = 0, stop: int | None = None) -> None:
+        self._files = sorted(folder.rglob("*.parquet"))
+        self._folder = folder
+        self._start, self._stop = start, stop
+
+    def columns(self) -> list[str]:
+        """Names of the columns of the first partition beside an embedding table's own."""
+        names = pq.read_schema(self._files[0]).names if self._files else []
+        return [name for name in names if name not in EMBEDDINGS.names]
+
+    def num_rows(self) -> int:
+        """Rows of all partitions, inactive ones included."""
+        return sum(pq.read_metadata(path).num_rows for path in self._files)
+
+    def _parts(self, columns: Sequence[str]) -> Iterator[_Part]:
+        passed = 0  # active rows so far
+        for path in self._files:
+            name, first = path.relative_to(self._folder).as_posix(), 0
+            with pq.ParquetFile(path) as file:
+                missing = {*EMBEDDINGS.names, *columns} - set(file.schema_arrow.names)
+                if missing:
+                    raise IndexBuildError(
+                        f"{name}: columns {sorted(missing)} are missing; an embedding table has "
+                        f"{EMBEDDINGS.names}, found {file.schema_arrow.names}"
+                    )
+                for batch in file.iter_batches(_BATCH_ROWS, columns=["weight", *columns]):
+                    if self._stop is not None and passed >= self._stop:
+                        return
+                    active = np.asarray(pc.greater(batch["weight"], 0).fill_null(False))
+                    rows = np.flatnonzero(active)
+                    low = max(0, self._start - passed)
+                    high = None if self._stop is None else max(0, self._stop - passed)
+                    passed += len(rows)
+                    rows = rows[low:high]
+                    if len(rows):
+                        yield _Part(name, first + rows, pa.Table.from_batches([batch]).take(rows))
+                    first += batch.num_rows
+
+    def keys(self) -> pa.Table:
+        """`id` (large_string) and `interest` (int32) of every row, in row order."""
+        chunks = [pa.table({"id": pa.array([], pa.large_string()), "interest": _interests([])})]
+        for name, rows, table in self._parts(["id", "interest"]):
+            for column, say in (("id", "id"), ("interest", "interest number")):
+                if table[column].null_count:
+                    row = rows[np.asarray(pc.is_null(table[column])).argmax()]
+                    raise IndexBuildError(f"{name}, row {row}: the {say} is empty")
+            chunks.append(
+                pa.table(
+                    {
+                        "id": table["id"].cast(pa.large_string()),
+                        "interest": table["interest"].cast(pa.int32()),
+                    }
+                )
+            )
+        return pa.concat_tables(chunks).combine_chunks()
+
+    def places(self, item_id: str) -> list[str]:
+        """Partition and row of every occurrence of an id."""
+        return [
+            f"{name} row {row}"
+            for name, rows, table in self._parts(["id"])
+            for row in rows[np.asarray(pc.equal(table["id"], item_id))]
+        ]
+
+    def extra(self, columns: Sequence[str]) -> pa.Table:
+        """Columns of the table's own, in row order."""
+        return pa.concat_tables(
+            [part.table.select(list(columns)) for part in self._parts(columns)],
+            promote_options="permissive",
+        ).combine_chunks()
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        """(n, D) float32 batches in row order; all finite and of the first row's dimension."""
+        dim = 0
+        for name, rows, table in self._parts(["vector"]):
+            lists = table["vector"].combine_chunks()
+            lengths = np.asarray(lists.value_lengths().fill_null(0))
+            dim = dim or int(lengths[0])
+            if (wrong := lengths != max(dim, 1)).any():
+                at = wrong.argmax()
+                raise IndexBuildError(
+                    f"{name}, row {rows[at]}: a vector of {lengths[at]} values, expected "
+                    f"{dim or 'at least 1'}"
+                )
+            values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+            vectors = np.ascontiguousarray(values.reshape(-1, dim))
+            if not (finite := np.isfinite(vectors).all(axis=1)).all():
+                raise IndexBuildError(
+                    f"{name}, row {rows[(~finite).argmax()]}: the vector has NaN or infinity; "
+                    f"embed again, or drop the row"
+                )
+            yield vectors
+
+    def sample(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of these sorted row positions."""
+        picked, first = [], 0
+        for vectors in self.vectors():
+            low, high = np.searchsorted(rows, [first, first + len(vectors)])
+            picked.append(vectors[rows[low:high] - first])
+            first += len(vectors)
+        return np.concatenate(picked)
+
+
+def _interests(values: list[int]) -> pa.Array:
+    return pa.array(values, pa.int32())
+
+
+def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
+    """Columns of the Parquet files at `uri`, one row for each of `ids`; null where one is absent.
+
+    Args:
+        uri: file or folder, local or s3://, with a string column `item_id` (or `id`).
+        ids: large_string, repeats allowed.
+        columns: what to take.
+
+    Raises:
+        IndexBuildError: a column is missing, or an id repeats among the files.
+    """
+    files, path = artifacts.filesystem(uri)
+    try:
+        data = pads.dataset(path, filesystem=files, format="parquet", exclude_invalid_files=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IndexBuildError(f"{uri}: attributes cannot be read: {error}") from error
+    key = "item_id" if "item_id" in data.schema.names else "id"
+    if missing := {key, *columns} - set(data.schema.names):
+        raise IndexBuildError(
+            f"{uri}: columns {sorted(missing)} are missing; found {data.schema.names}"
+        )
+    wanted = pc.unique(ids)
+    where = np.full(len(wanted), -1, np.int64)  # row of each wanted id among the rows picked
+    picked, num_picked = [], 0
+    for batch in data.to_batches(columns=[key, *columns]):
+        place = pc.index_in(batch[key].cast(pa.large_string()), value_set=wanted)
+        keep = np.flatnonzero(np.asarray(place.is_valid()))
+        slots = np.asarray(place.drop_null())
+        taken = where[slots] >= 0
+        repeated = np.ones(len(slots), bool)
+        repeated[np.unique(slots, return_index=True)[1]] = False
+        if (taken | repeated).any():
+            item_id = wanted[int(slots[(taken | repeated).argmax()])].as_py()
+            raise IndexBuildError(f"{uri}: {key} {item_id!r} is there more than once")
+        where[slots] = num_picked + np.arange(len(slots))
+        num_picked += len(slots)
+        picked.append(pa.Table.from_batches([batch]).select(list(columns)).take(keep))
+    table = pa.concat_tables(picked) if picked else data.schema.empty_table().select(list(columns))
+    rows = where[np.asarray(pc.index_in(ids, value_set=wanted))]
+    return table.take(pa.array(rows, mask=rows < 0)).combine_chunks()

@@ -1,0 +1,81 @@
+"""Near-duplicate groups against a plain loop over all pairs, and against planted ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tables import clustered, index_of
+
+from rec.retrieval.dedup import DuplicateRule, duplicate_groups, first_of_group
+from rec.retrieval.index import Index
+
+RULE = DuplicateRule(similarity=0.8, max_bits=6, similarity_alone=0.9)
+
+
+def plain_groups(
+    vectors: np.ndarray, hashes: np.ndarray, has: np.ndarray, dead: np.ndarray
+) -> list[int]:
+    group = list(range(len(vectors)))
+    for i in range(len(vectors)):
+        for j in range(i):
+            if dead[i] or dead[j]:
+                continue
+            similarity = float(vectors[i] @ vectors[j])
+            if has[i] and has[j]:
+                bits = bin(int(hashes[i]) ^ int(hashes[j])).count("1")
+                alike = similarity >= RULE.similarity and bits <= RULE.max_bits
+            else:
+                alike = similarity >= RULE.similarity_alone
+            if alike:
+                old, new = group[i], group[j]
+                low = min(old, new)
+                group = [low if g in (old, new) else g for g in group]
+    return group
+
+
+@pytest.mark.parametrize("with_dead", [False, True])
+def test_against_all_pairs(tmp_path: Path, with_dead: bool) -> None:
+    rng = np.random.default_rng(0)
+    vectors = clustered(250)
+    base = rng.integers(0, 1 << 63, 5, dtype=np.uint64)
+    hashes = base[rng.integers(0, 5, 250)]
+    for row in range(250):  # a few bits of each differ
+        for bit in rng.integers(0, 64, rng.integers(0, 8)):
+            hashes[row] ^= np.uint64(1) << np.uint64(bit)
+    has = rng.random(250) < 0.8
+    dead = (rng.random(250) < 0.2) & with_dead
+    index = index_of(tmp_path, vectors)
+    index = Index(index.parts, index.manifest, dead)
+    found = duplicate_groups(index, hashes, has, RULE)
+    expected = plain_groups(vectors, hashes, has, dead)
+    assert found.tolist() == expected
+    assert 1 < len(set(expected)) < 250
+    alone = duplicate_groups(index, rule=RULE)
+    none = np.zeros(250, bool)
+    assert alone.tolist() == plain_groups(vectors, hashes, none, dead)
+
+
+def test_a_group_larger_than_the_first_look(tmp_path: Path) -> None:
+    """One video uploaded a hundred times, slightly changed, among others."""
+    rng = np.random.default_rng(1)
+    vectors = clustered(300)
+    copies = rng.choice(300, 100, replace=False)
+    vectors[copies] = vectors[copies[0]] + 0.002 * rng.standard_normal((100, 16))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups = duplicate_groups(
+        index_of(tmp_path, vectors), rule=DuplicateRule(similarity_alone=0.999)
+    )
+    assert set(groups[copies]) == {copies.min()}
+    assert (groups == copies.min()).sum() == 100
+
+
+def test_first_of_each_group_stays() -> None:
+    groups = {"a": 1, "b": 1, "c": 2, "e": 1}
+    assert first_of_group(["b", "x", "a", "c", "x", "e"], groups) == [0, 1, 3, 4]
+
+
+def test_hashes_of_another_length(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"hashes of shape \(3,\), the index has 10 rows"):
+        duplicate_groups(index_of(tmp_path, clustered(10)), np.zeros(3, np.uint64))

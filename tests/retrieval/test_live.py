@@ -1,0 +1,539 @@
+"""A live index agrees with brute force over what it should hold, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tables import DIM, clustered, embeddings
+
+from rec import artifacts
+from rec.retrieval import versions
+from rec.retrieval.build import build_index
+from rec.retrieval.changes import Change, Delete, Put, decode, encode
+from rec.retrieval.errors import ChangeError, LogError
+from rec.retrieval.filters import All, Equal, Range
+from rec.retrieval.live import LiveIndex, export
+from rec.retrieval.spec import IndexConfig
+
+LANGUAGES = ("en", "fr", None)
+CONFIG = IndexConfig(attributes=("language", "age"), num_shards=2)
+# one list of full vectors: exact, but on the way of inverted lists
+LISTS = CONFIG.model_copy(update={"factory": "IVF1,Flat"})
+
+
+class Model:
+    """What the index should hold, as a dictionary, and the plain search of it."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
+
+    def apply(self, changes: list[Change]) -> None:
+        for change in changes:
+            self.items.pop(change.item_id, None)
+            if isinstance(change, Put):
+                self.items[change.item_id] = (
+                    np.atleast_2d(change.vectors),
+                    dict(change.attributes),
+                )
+
+    def search(self, query: np.ndarray, k: int, language: str | None, out: set[str]) -> list[float]:
+        """The scores of the k best items, by their best vectors."""
+        scores = [
+            float((vectors @ query).max())
+            for item_id, (vectors, attributes) in self.items.items()
+            if item_id not in out and (language is None or attributes.get("language") == language)
+        ]
+        return sorted(scores, reverse=True)[:k]
+
+
+def start(folder: Path, num_items: int = 60, config: IndexConfig = CONFIG) -> Model:
+    """Publish a first version and return what it holds."""
+    vectors = clustered(num_items)
+    languages = [LANGUAGES[i % 3] for i in range(num_items)]
+    columns = {"language": languages, "age": list(range(num_items))}
+    uri = embeddings(folder / "e", vectors, columns=columns)
+    build_index(uri, str(folder / "i"), config)
+    model = Model()
+    for i in range(num_items):
+        model.items[f"item-{i}"] = (vectors[i : i + 1], {"language": languages[i], "age": i})
+    return model
+
+
+def live(folder: Path, **how: Any) -> LiveIndex:
+    return LiveIndex(str(folder / "i"), folder / "log", **{"compact_at": None, **how})
+
+
+def some_changes(rng: np.random.Generator, model: Model) -> list[Change]:
+    changes: list[Change] = []
+    for _ in range(rng.integers(1, 4)):
+        known = sorted(model.items) or ["item-0"]
+        fresh = f"new-{rng.integers(40)}"
+        item_id = fresh if rng.random() < 0.4 else known[rng.integers(len(known))]
+        if rng.random() < 0.4:
+            changes.append(Delete(item_id))
+        else:
+            vectors = rng.standard_normal((rng.integers(1, 4), DIM)).astype("f4")
+            language = LANGUAGES[rng.integers(3)]
+            changes.append(Put(item_id, vectors, {"language": language, "age": 1}))
+    return changes
+
+
+def agrees(index: LiveIndex, model: Model, rng: np.random.Generator) -> None:
+    queries = rng.standard_normal((2, DIM)).astype("f4")
+    k = int(rng.choice([1, 3, 10, 100]))
+    language = [None, "en", "fr"][rng.integers(3)]
+    where = None if language is None else Equal(column="language", value=language)
+    known = sorted(model.items)
+    out = {known[rng.integers(len(known))] for _ in range(3)} if known else set()
+    hits = index.index.search(queries, k, where=where, exclude=[sorted(out)] * 2)
+    for row in range(2):
+        expected = model.search(queries[row], k, language, out)
+        found = [item_id for item_id in hits.ids[row] if item_id is not None]
+        assert len(found) == len(set(found)) == len(expected)
+        np.testing.assert_allclose(hits.scores[row, : len(expected)], expected, atol=1e-5)
+        for item_id, score in zip(found, expected, strict=True):
+            best = float((model.items[item_id][0] @ queries[row]).max())
+            assert best == pytest.approx(score, abs=1e-5)
+            assert item_id not in out
+
+
+@pytest.mark.parametrize(
+    ("seed", "config"), [(0, CONFIG), (1, CONFIG), (2, LISTS)], ids=["flat-0", "flat-1", "lists"]
+)
+def test_a_thousand_random_steps_agree_with_brute_force(
+    tmp_path: Path, seed: int, config: IndexConfig
+) -> None:
+    rng = np.random.default_rng(seed)
+    model = start(tmp_path, 200 if config is LISTS else 60, config)
+    index = live(tmp_path)
+    counts = dict.fromkeys(["change", "search", "restart", "compact", "torn"], 0)
+    for _ in range(1000):
+        step = rng.choice(list(counts), p=[0.48, 0.48, 0.02, 0.01, 0.01])
+        counts[step] += 1
+        if step == "change":
+            changes = some_changes(rng, model)
+            index.apply(changes)
+            model.apply(changes)
+        elif step == "compact":
+            index.compact()
+        elif step == "restart":
+            index.close()
+            index = live(tmp_path)
+        elif step == "torn":
+            index.close()
+            newest = sorted((tmp_path / "log").glob("*.log"))[-1]
+            with newest.open("ab") as stream:  # the first bytes of a change, never acknowledged
+                stream.write(newest.read_bytes()[:17])
+            index = live(tmp_path)
+        agrees(index, model, rng)
+    assert min(counts.values()) > 3, counts
+    assert {i for i in model.items if i not in index.index} == set()
+    index.close()
+
+
+def test_changes_while_a_compaction_runs_are_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = start(tmp_path, 2000)
+    index = live(tmp_path)
+    first = index.index.version
+    stop = threading.Event()
+    failed: list[BaseException] = []
+
+    def search() -> None:
+        queries = rng.standard_normal((1, DIM)).astype("f4")
+        while not stop.is_set():
+            try:
+                hits = index.index.search(queries, 5)
+                assert (hits.rows >= 0).all()
+            except BaseException as error:
+                failed.append(error)
+                return
+
+    searcher = threading.Thread(target=search)
+    compaction = threading.Thread(target=index.compact)
+    searcher.start()
+    own = np.random.default_rng(1)
+    changes = some_changes(own, model)
+    index.apply(changes)
+    model.apply(changes)
+    compaction.start()
+    during = 0
+    while compaction.is_alive():
+        changes = some_changes(own, model)
+        index.apply(changes)
+        model.apply(changes)
+        during += 1
+    stop.set()
+    searcher.join()
+    assert not failed
+    assert during > 0
+    assert index.index.version != first
+    for _ in range(20):
+        agrees(index, model, own)
+    index.close()
+    index = live(tmp_path)
+    for _ in range(20):
+        agrees(index, model, own)
+    index.close()
+
+
+def test_compacts_by_itself_past_a_share_of_changes(tmp_path: Path) -> None:
+    start(tmp_path, 100)
+    index = live(tmp_path, compact_at=0.05)
+    first = index.index.version
+    index.apply([Put("a", clustered(1)[0])])
+    assert index.changed_share == pytest.approx(0.01)
+    index.apply([Delete(f"item-{i}") for i in range(5)])
+    deadline = time.monotonic() + 30
+    while index.index.version == first and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert index.index.version == versions.current(str(tmp_path / "i")) != first
+    assert len(index.index) == 96
+    assert index.changed_share == 0
+    index.close()
+
+
+def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> None:
+    config = IndexConfig(factory="IVF8,SQ8", num_queries=50, recall_target=0.9)
+    start(tmp_path, 1000, config)
+    index = live(tmp_path)
+    before = index.index.centroids()
+    index.apply([Put(f"new-{i}", v) for i, v in enumerate(clustered(50, seed=1))])
+    manifest = index.compact()
+    assert manifest is not None
+    assert manifest.config["num_changed"] == 50
+    assert manifest.lineage["encoder"] == "enc-1"
+    np.testing.assert_array_equal(index.index.centroids(), before)
+    index.apply([Put(f"more-{i}", v) for i, v in enumerate(clustered(200, seed=2))])
+    manifest = index.compact()
+    assert manifest is not None
+    assert manifest.config["num_changed"] == 0
+    assert manifest.config["num_rows"] == 1250
+    assert not np.array_equal(index.index.centroids(), before)
+    index.close()
+
+
+def test_rows_removed_count_as_changed(tmp_path: Path) -> None:
+    start(tmp_path, 1000, IndexConfig(factory="IVF8,SQ8", num_queries=50))
+    index = live(tmp_path)
+    for first, expected in [(0, 150), (150, 0)]:  # of 850 less than a fifth, of 700 more
+        index.apply([Delete(f"item-{i}") for i in range(first, first + 150)])
+        manifest = index.compact()
+        assert manifest is not None
+        assert manifest.config["num_changed"] == expected
+    index.close()
+
+
+def test_recall_is_held_to_that_after_training_before_a_version_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost in steps each too small to be noticed beside the one before."""
+    vectors = clustered(1000)
+    config = IndexConfig(factory="IVF8,PQ8x4", num_queries=200)
+    build_index(embeddings(tmp_path / "e", vectors), str(tmp_path / "i"), config)
+    index = live(tmp_path)
+    built = index.index.manifest
+    assert built.config["recall_at_training"] == built.metrics["recall@10"]
+    # a training that is out of date: its recall was that of other data
+    stale = built.model_copy(update={"config": {**built.config, "recall_at_training": 0.99}})
+    artifacts.write_atomic(tmp_path / "i" / "manifest.json", stale.to_json().encode())
+    index.close()
+    index = live(tmp_path)
+    used: list[Any] = []
+    real = versions.publish
+    monkeypatch.setattr(
+        versions, "publish", lambda *places, **about: used.append(places) or real(*places, **about)
+    )
+    index.apply([Delete("item-0")])
+    manifest = index.compact()
+    assert manifest is not None
+    assert len(used) == 1  # the version that did worse never was
+    assert manifest.config["num_changed"] == 0
+    assert manifest.config["recall_at_training"] == manifest.metrics["recall@10"]
+    assert len(list((tmp_path / "i").glob("v-*"))) == 2
+    index.close()
+
+
+def test_a_mapped_index_is_compacted(tmp_path: Path) -> None:
+    start(tmp_path, 1000, IndexConfig(factory="IVF8,SQ8", num_queries=50))
+    index = live(tmp_path, mmap=True)
+    index.apply([Put("a", clustered(1, seed=3)[0])])
+    before = index.index.centroids()
+    manifest = index.compact()
+    assert manifest is not None
+    assert (manifest.config["num_rows"], manifest.config["num_changed"]) == (1001, 1)
+    np.testing.assert_array_equal(index.index.centroids(), before)
+    index.close()
+
+
+def test_compactions_start_from_the_vectors_as_they_were_given(tmp_path: Path) -> None:
+    """Else each would encode what the one before decoded, and find its own codes perfect."""
+    vectors = clustered(3000)
+    uri = str(tmp_path / "i")
+    config = IndexConfig(factory="IVF16,PQ4x4", num_queries=200, num_shards=2, merge=True)
+    first = build_index(embeddings(tmp_path / "e", vectors), uri, config)
+    index = live(tmp_path)
+    added = clustered(2, seed=9)
+    for number in range(2):
+        index.apply([Put(f"new-{number}", added[number]), Delete(f"item-{number}")])
+        manifest = index.compact()
+        assert manifest is not None
+        assert abs(manifest.metrics["recall@10"] - first.metrics["recall@10"]) < 0.1
+    (tmp_path / "x").mkdir()
+    export(index.index, uri, str(tmp_path / "x"))
+    kept = pq.read_table(tmp_path / "x" / "rows")
+    np.testing.assert_array_equal(
+        np.stack(kept["vector"].to_numpy()), np.concatenate([vectors[2:], added])
+    )
+    root = artifacts.read_manifest(uri, "index").root
+    path = tmp_path / "i" / root / "shard-00000" / "vectors.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    index.apply([Delete("new-0")])
+    with pytest.raises(artifacts.ArtifactError, match=r"vectors\.parquet"):
+        index.compact()
+    assert "new-0" not in index.index
+    index.close()
+    index = live(tmp_path)  # searching needs no originals
+    assert len(index.index) == 2999
+    index.close()
+
+
+def test_rollback_makes_the_changes_since_again(tmp_path: Path) -> None:
+    model = start(tmp_path)
+    uri = str(tmp_path / "i")
+    index = live(tmp_path)
+    changes: list[Change] = [Put("a", clustered(1, seed=3)[0]), Delete("item-3")]
+    index.apply(changes)
+    model.apply(changes)
+    first = index.index.version
+    index.compact()
+    versions.rollback(uri)
+    index.refresh()
+    assert index.index.version == first
+    agrees(index, model, np.random.default_rng(0))
+    assert ("a" in index.index, "item-3" in index.index) == (True, False)
+    index.close()
+
+
+def test_a_version_published_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    index.apply([Put("a", clustered(1, seed=3)[0])])
+    vectors = clustered(80, seed=9)
+    columns = {"language": ["en"] * 80, "age": [0] * 80}
+    uri = embeddings(tmp_path / "f", vectors, columns=columns)
+    other = build_index(uri, str(tmp_path / "i"), CONFIG)
+    manifest = index.compact()
+    assert manifest is not None
+    assert manifest.version == other.version == index.index.version
+    assert len(index.index) == 81  # and the change is on it
+    index.close()
+
+
+def test_what_a_change_is_refused_for(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    good = clustered(1)[0]
+    for change, message in [
+        (Put("", good), "not empty"),
+        (Delete("\ud800"), "the id is no Unicode text"),
+        (Put("a", good[:-1]), r"shape \(15,\), expected \(16,\)"),
+        (Put("a", np.zeros((0, DIM))), "shape"),
+        (Put("a", np.full(DIM, np.nan)), "NaN or infinity"),
+        (Put("a", np.full(DIM, np.inf)), "NaN or infinity"),
+        (Put("a", good, {"langage": "en"}), r"no attributes \['langage'\]; there are \['language'"),
+        (Put("a", good, {"age": "old"}), "attribute 'age' is 'old', expected int64"),
+    ]:
+        with pytest.raises(ChangeError, match=message):
+            index.apply([Put("fine", good), change])
+    assert "fine" not in index.index
+    assert index.last_change == 0
+    index.close()
+
+
+def test_failed_publishing_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = start(tmp_path)
+    index = live(tmp_path)
+    changes: list[Change] = [Delete("item-1")]
+    index.apply(changes)
+    model.apply(changes)
+    first = index.index.version
+
+    def full(*arguments: Any, **about: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rec.artifacts.describe", full)
+        with pytest.raises(artifacts.ArtifactError, match="No space left"):
+            index.compact()
+    assert index.index.version == first == versions.current(str(tmp_path / "i"))
+    agrees(index, model, np.random.default_rng(0))
+    index.compact()
+    assert index.index.version != first
+    index.close()
+
+
+def test_compactions_clear_old_versions_and_the_log_away(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=1)
+    first = index.index.version
+    for number in range(2):
+        index.apply([Delete(f"item-{number}")])
+        for path in (tmp_path / "i").rglob("*"):
+            os.utime(path, (0, 0))  # as if all of it were old
+        index.compact()
+    uri = str(tmp_path / "i")
+    assert first not in [manifest.version for manifest in versions.history(uri)]
+    assert not (tmp_path / "log" / "changes-0000000000000001.log").exists()
+    index.close()
+    index = live(tmp_path)
+    assert len(index.index) == 58
+    index.close()
+
+
+def test_a_compaction_to_equal_contents_takes_the_changes_in(tmp_path: Path) -> None:
+    start(tmp_path, 100)
+    index = live(tmp_path)
+    index.apply([Put("a", clustered(1)[0])])
+    index.apply([Delete("a")])
+    version = index.index.version
+    index.compact()
+    index.apply([Put("a", clustered(1)[0])])
+    index.apply([Delete("a")])
+    manifest = index.compact()
+    assert manifest is not None
+    assert (index.changed_share, index.index.manifest.config["log_seq"]) == (0, 4)
+    assert version != manifest.version or len(index.index) == 100
+    index.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_compaction_in_vain_waits_until_more_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    start(tmp_path, 10)
+    index = live(tmp_path, compact_at=0.5)
+    started: list[int] = []
+    real = LiveIndex.compact
+
+    def counted(self: LiveIndex, num_threads: int | None = None) -> Any:
+        started.append(1)
+        return real(self, num_threads)
+
+    def full(*arguments: Any, **about: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LiveIndex, "compact", counted)
+    if fails:
+        monkeypatch.setattr("rec.artifacts.describe", full)
+    # of nothing there is no version
+    index.apply([Delete(f"item-{i}") for i in range(5 if fails else 10)])
+    for number in range(4):
+        assert index._worker is not None
+        index._worker.join()
+        index.apply([Delete(f"item-{5 + number}")])
+    index._worker.join()
+    assert len(started) == 1
+    index.close()
+
+
+def test_a_delta_without_attributes_fits_a_filter_of_none(tmp_path: Path) -> None:
+    start(tmp_path, config=IndexConfig())
+    index = live(tmp_path)
+    index.apply([Put(f"new-{i}", vector) for i, vector in enumerate(clustered(100, seed=3))])
+    hits = index.index.search(clustered(1), 200, where=All(of=()))
+    assert (hits.rows >= 0).sum() == 160
+    index.close()
+
+
+def test_another_models_vectors_are_refused(tmp_path: Path) -> None:
+    start(tmp_path)
+    live(tmp_path).close()
+    with pytest.raises(artifacts.ArtifactError, match="holds vectors of encoder enc-1"):
+        live(tmp_path, model="enc-2")
+    manifest = artifacts.read_manifest(tmp_path / "i", "index")
+    other = manifest.model_copy(update={"lineage": {"encoder": "enc-2"}})
+    artifacts.write_atomic(tmp_path / "i" / "manifest.json", other.to_json().encode())
+    with pytest.raises(LogError, match="make the changes again with its encoder"):
+        live(tmp_path)
+
+
+def test_times_survive_the_log(tmp_path: Path) -> None:
+    vectors = clustered(3)
+    days = pa.array(
+        [datetime(2026, 1, d, tzinfo=UTC) for d in (1, 2, 3)], pa.timestamp("us", "UTC")
+    )
+    uri = embeddings(tmp_path / "e", vectors, columns={"at": days}, num_parts=1)
+    build_index(uri, str(tmp_path / "i"), IndexConfig(attributes=("at",)))
+    index = live(tmp_path)
+    index.apply([Put("late", vectors[0], {"at": datetime(2026, 2, 1, tzinfo=UTC)})])
+    index.close()
+    index = live(tmp_path)
+    where = Range(column="at", least="2026-01-03T00:00:00Z")
+    assert set(index.index.search(vectors[:1], 2, where=where).ids[0]) == {"late", "item-2"}
+    index.close()
+
+
+TIMES = {
+    "at": pa.timestamp("ns"),
+    "day": pa.date32(),
+    "seen": pa.list_(pa.timestamp("us", "UTC")),
+}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"day": datetime(2026, 1, 2, 3, tzinfo=UTC)},
+        {"day": date(2026, 1, 2)},
+        {"at": np.datetime64("2026-01-02T03:04:05.000000006", "ns")},
+        {"seen": [datetime(2026, 1, 2, tzinfo=UTC), "2026-01-03T00:00:00+00:00"]},
+        {"seen": (), "day": "2026-01-02"},
+    ],
+)
+def test_whatever_is_taken_is_replayed(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    vectors = clustered(3)
+    columns = {name: pa.nulls(3, kind) for name, kind in TIMES.items()}
+    uri = embeddings(tmp_path / "e", vectors, columns=columns, num_parts=1)
+    build_index(uri, str(tmp_path / "i"), IndexConfig(attributes=tuple(TIMES)))
+    index = live(tmp_path)
+    index.apply([Put("new", vectors[0], attributes)])
+    taken = index.index.attributes(index.index.locate(["new"])[0])
+    for name, value in taken[0].items():
+        assert (value is not None) == (name in attributes)
+    index.close()
+    index = live(tmp_path)
+    assert index.index.attributes(index.index.locate(["new"])[0]) == taken
+    index.compact()
+    assert index.index.attributes(index.index.locate(["new"])[0]) == taken
+    index.close()
+
+
+def test_a_batch_with_an_id_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    with pytest.raises(ChangeError, match="change 8"):
+        index.apply([*(Delete(f"item-{i}") for i in range(8)), Put("\ud800", clustered(1)[0])])
+    assert (index.last_change, len(index.index)) == (0, 60)
+    index.close()
+
+
+def test_changes_as_bytes() -> None:
+    changes = [Put("a", clustered(2), {"n": np.int64(3)}), Delete("b"), Put("c", clustered(1))]
+    a, b, c = decode(encode(changes), DIM)
+    assert isinstance(a, Put)
+    assert isinstance(c, Put)
+    assert (a.item_id, a.attributes, b, c.item_id) == ("a", {"n": 3}, Delete("b"), "c")
+    np.testing.assert_array_equal(a.vectors, clustered(2))
+    np.testing.assert_array_equal(c.vectors, clustered(1))
