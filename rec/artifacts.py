@@ -295,10 +295,10 @@ def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
             shutil.rmtree(cache, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix="raycall-"))
     try:
-        fetch(join(uri, manifest.root), manifest.files, aside)
         try:
+            fetch(join(uri, manifest.root), manifest.files, aside)
             verify(aside.parent, manifest.model_copy(update={"root": aside.name}))
-        except ArtifactError:
+        except (ArtifactError, FileNotFoundError):
             verify(uri, manifest)  # names the file at its source, where it is altered there
             raise
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -120,6 +120,7 @@ def test_tables_hold_what_the_source_gave(built: Path) -> None:
     assert {name: size.num_rows for name, size in tables.tables.items()} == {
         "items": 60,
         "media": 54,
+        "media_index": 54,
         "searches": 120,
     }
     assert tables.num_problems == 6

@@ -63,6 +63,7 @@ def test_flat_manifest(flat: tuple[Index, np.ndarray]) -> None:
         "shard-00000/index.faiss",
         "shard-00000/ids.parquet",
         "search.json",
+        "trained.faiss",
     }
     assert (len(index), index.dim, index.version) == (500, DIM, manifest.version)
 

@@ -302,6 +302,7 @@ def test_full_disk_is_typed_and_names_the_place(
 
 def test_a_history_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     publish(tmp_path, 0)
+    (tmp_path / "i" / "history").mkdir(exist_ok=True)
     (tmp_path / "i" / "history" / "0.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"history/0\.json: not a manifest"):
         versions.history(str(tmp_path / "i"))

@@ -468,7 +468,8 @@ def test_actor_killed_midway_is_made_good(
     assert len(killed) == 1
     assert manifest.version == whole.version
     now = {p.name: p.stat().st_ino for p in out.glob("*/part-*.parquet")}
-    assert {name: now[name] for name in standing} == standing
+    # the killed actor's last one may have been written and not yet told: it is made again, the same
+    assert sum(now[name] != inode for name, inode in standing.items()) <= 1
 
 
 @pytest.fixture
