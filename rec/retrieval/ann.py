@@ -190,8 +190,9 @@ class Ann:
         """(B, num) inverted lists in the order they are looked into; -1 where none is found."""
         outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
         if isinstance(outer, faiss.IndexPreTransform):
-            for place in range(outer.chain.size()):
-                vectors = faiss.downcast_VectorTransform(outer.chain.at(place)).apply(vectors)
+            chain: Any = outer.chain
+            for place in range(chain.size()):
+                vectors = faiss.downcast_VectorTransform(chain.at(place)).apply(vectors)
         return self._ivf.quantizer.search(vectors, num)[1]
 
     def list_of_rows(self) -> np.ndarray:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -142,5 +142,6 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, np.generic | np.ndarray):
         is_time = value.dtype.kind == "M"
-        return np.datetime_as_string(value).tolist() if is_time else value.tolist()
+        times = cast("np.datetime64", value)
+        return np.datetime_as_string(times).tolist() if is_time else value.tolist()
     raise TypeError(f"{value!r} is {type(value).__name__}")

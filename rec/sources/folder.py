@@ -77,7 +77,8 @@ class FolderSource(Config):
         return join(self.path, _FILE)
 
     def _rows(self) -> pa.Table:
-        return _read_items(self, stamp(self.path, _FILE))
+        # frozen, so hashable: the type checker cannot see that pydantic adds it
+        return _read_items(self, stamp(self.path, _FILE))  # pyright: ignore[reportArgumentType]
 
     def parse(self) -> pa.Table:
         """items.csv with the columns of the items table, and `files` as lists."""
