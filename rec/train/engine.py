@@ -74,8 +74,8 @@ class Dispatch(nn.Module):
         super().__init__()
         self.model = model
         self._device_type, self._bf16 = device.type, precision == "bf16"
-        # PyTorch's fused attention on a CPU is slow backward in bf16: 1.7 times as long as the
-        # plain one over 64 tokens, 5 times over 25 patches (torch 2.13)
+        # PyTorch's fused attention on a CPU is slow backward in bf16: with forward 1.7 times as
+        # long as the plain one over 64 tokens, 5 times over 25 patches (torch 2.13)
         plain = self._bf16 and self._device_type == "cpu"
         self._attention = _PLAIN_ATTENTION if plain else nullcontext
 
