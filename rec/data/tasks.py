@@ -72,10 +72,19 @@ def _told(work: Callable[[int], Summary], index: int) -> Summary:
 
 def stream(rows: ray.data.Dataset) -> Iterator[pa.Table]:
     """The dataset's blocks that hold rows, one after the other, never all at once."""
-    for batch in rows.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=1):
-        table = cast(pa.Table, batch)  # what batch_format asks for
-        if table.num_rows:
-            yield table
+    # the name keeps the iterator from ending itself before what follows has
+    batches = iter(rows.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=1))
+    try:
+        for batch in batches:
+            table = cast(pa.Table, batch)  # what batch_format asks for
+            if table.num_rows:
+                yield table
+    finally:
+        # Where a reader stops early, Ray 2.60 kills the workers of the tasks that still run, and a
+        # reply that comes just then aborts this process ("unexpected system state",
+        # task_manager.cc): end them first, without force
+        if rows._current_executor is not None:
+            rows._current_executor.shutdown(force=False)
 
 
 def with_markers(
