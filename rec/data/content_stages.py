@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +11,14 @@ import pyarrow.compute as pc
 
 from rec.data.stage import Staged
 from rec.data.texts import item_texts
-from rec.features.attention import AttentionScorer
 from rec.features.audio import decode, decode_patches, encode_patches, patches
 from rec.features.media import MediaError, spread
 from rec.features.terms import TermTable, WordFinder, flatten, score
 from rec.features.text import TextTokenizer
 from rec.schema import TIMESTAMP
+
+if TYPE_CHECKING:
+    from rec.features.attention import AttentionScorer
 
 CONTENT_ROWS = pa.schema(
     [

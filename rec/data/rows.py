@@ -21,7 +21,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -59,10 +59,12 @@ from rec.data.split import Split, fit_split, stable_uniform
 from rec.data.stage import Stage, run_stages
 from rec.data.tasks import Summary, with_markers
 from rec.data.texts import TextConfig, fit_terms, fit_tokenizer, local_folder
-from rec.features.attention import AttentionScorer
 from rec.features.terms import TermTable, WordFinder, read_terms
 from rec.features.text import TextTokenizer
 from rec.schema import MEDIA
+
+if TYPE_CHECKING:
+    from rec.features.attention import AttentionScorer
 
 KIND = "content-rows"
 _ITEM_COLUMNS = ["item_id", "published_at", "title", "description"]
@@ -203,6 +205,8 @@ def _tools(place: str, text_json: str, num_texts: int) -> _Tools:
     tokenizer = TextTokenizer(local_folder(join(place, "tokenizer")), config.max_tokens)
     attention = None
     if config.attention_encoder is not None:
+        from rec.features.attention import AttentionScorer  # torch: seconds, and few need it
+
         attention = AttentionScorer(
             config.attention_encoder,
             layers=config.attention_layers,

@@ -15,19 +15,25 @@ Noisy Large-Scale Datasets With Minimal Supervision, CVPR 2017), without any cle
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from rec.features.tags import normalise
 
 SMOOTHING = 5.0  # s: items that the prior is worth
 SAID = 0.3  # share of a label's items that are taken to say it before any was seen
 MIN_Z = 2.0
-_STOP = pa.array(sorted(ENGLISH_STOP_WORDS), pa.string())
+
+
+@functools.cache
+def _stop_words() -> pa.Array:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # seconds
+
+    return pa.array(sorted(ENGLISH_STOP_WORDS), pa.string())
 
 
 def words_of(texts: pa.Array | pa.ChunkedArray, max_words: int) -> pa.ListArray:
@@ -39,7 +45,7 @@ def words_of(texts: pa.Array | pa.ChunkedArray, max_words: int) -> pa.ListArray:
     spelled = normalise(texts)
     words = pc.split_pattern(spelled.fill_null(""), " ")
     owner, flat = pc.list_parent_indices(words), pc.list_flatten(words)
-    kept = pc.and_(pc.greater(pc.utf8_length(flat), 1), pc.invert(pc.is_in(flat, _STOP)))
+    kept = pc.and_(pc.greater(pc.utf8_length(flat), 1), pc.invert(pc.is_in(flat, _stop_words())))
     table = pa.table({"row": owner.filter(kept), "word": flat.filter(kept)})
     table = table.append_column("place", pa.array(np.arange(table.num_rows)))
     first = table.group_by(["row", "word"]).aggregate([("place", "min")]).sort_by("place_min")

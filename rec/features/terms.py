@@ -13,7 +13,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from rec.features.text import TextTokenizer
 
@@ -38,6 +37,8 @@ class WordFinder:
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # seconds
+
         backend = tokenizer.backend
         size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         self._signs = np.zeros(size, np.int64)  # letters and digits of the token
