@@ -21,16 +21,13 @@ on where it was. Places may be local or s3://.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from datetime import datetime
 
-import ray.data
 from pyarrow import fs as pafs
-from tqdm import tqdm
 
-from jobs.cli import add_overrides, parser, place, start_ray
+from jobs.cli import add_overrides, parser, phase_bars, place, start_ray
 from rec.artifacts import ArtifactError, Manifest, exists, filesystem, join
 from rec.config import ConfigError
 from rec.data.behaviour import BehaviourError, build_behaviour, read_ledger
@@ -96,21 +93,9 @@ def run(
 ) -> Manifest:
     """Write the artifact `out` on the Ray that is running, else on one of this process."""
     start_ray()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     started = time.perf_counter()
-    bars: dict[str, tqdm] = {}
-
-    def progress(phase: str, done: int, total: int) -> None:
-        if phase not in bars:
-            bars[phase] = tqdm(total=total, desc=phase, unit="task")
-        bars[phase].update(done - bars[phase].n)
-
-    try:
+    with phase_bars() as progress:
         manifest = build_behaviour(out, config, cutoff, overwrite=overwrite, progress=progress)
-    finally:
-        for bar in bars.values():
-            bar.close()
     seconds = time.perf_counter() - started
     print(f"behaviour: {out}, version {manifest.version}, {seconds:.1f} s with start-up")
     print("\n".join(f"  {line}" for line in read_ledger(out).table().splitlines()), flush=True)
