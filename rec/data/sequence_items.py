@@ -64,6 +64,8 @@ def join_items(
     """
     counted = counted.group_by("item_id").aggregate([("num_events", "sum")])
     info, ledger = last_of_each(info)
+    if not has_table:
+        ledger = Ledger()
     ids = [t.column("item_id").cast(pa.string()) for t in (counted, info, embedded)]
     every = pc.unique(pa.chunked_array([c for column in ids for c in column.chunks], pa.string()))
     every = every.take(pc.sort_indices(every))
