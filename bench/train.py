@@ -53,7 +53,7 @@ def _bare(rank: int, recipe: ContentRecipe, rows: str, out: str, workers: int) -
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
     config = recipe.train
     stream = RowStream(
-        open_rows(rows, "train"),
+        open_rows(rows, recipe.kind, "train"),
         recipe.collate,
         batch_size=config.batch_size // workers,
         seed=config.seed,

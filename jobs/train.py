@@ -53,7 +53,10 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         "--recipe", required=True, metavar="MODULE:FUNCTION", help="a function returning a recipe"
     )
     options.add_argument(
-        "--rows", type=place, required=True, help='published "content-rows", local or s3://'
+        "--rows",
+        type=place,
+        required=True,
+        help="published rows of the recipe's kind, local or s3://",
     )
     options.add_argument(
         "--out",

@@ -2,6 +2,8 @@
 
 Shape letters: B batch, T tokens, F frames, A audio patches, P labels, H and W picture size.
 Masks are True where something is there.
+
+`SequenceBatch` is the exception to the first dimension: its histories are laid end to end.
 """
 
 from __future__ import annotations
@@ -63,3 +65,75 @@ class ContentBatch(Batch):
     views: Tensor | None = None  # (B, 2, 3, H, W) float32, normalised; two augmented views
     view_mask: Tensor | None = None  # (B,) bool; False is an item without frames
     token_targets: Tensor | None = None  # (B, T) int64 original ids, -100 where not masked
+
+
+@dataclass(frozen=True)
+class SequenceBatch(Batch):
+    """B users' histories, oldest event first, laid end to end: nothing is padded.
+
+    L is the sum of the lengths. A model predicts each event that `target_mask` marks from the
+    events of the same user before it, and from nothing else.
+    """
+
+    lengths: Tensor  # (B,) int64; 0 only without targets: of a user who was new
+    item_index: Tensor  # (L,) int64, positions in the rows' items
+    weights: Tensor  # (L,) float32, of the event
+    times: Tensor  # (L,) int64, microseconds since 1970
+    target_mask: Tensor  # (L,) bool; training: all but each user's first; held out: the targets
+
+    input_index: Tensor | None = None  # (L,) int64, item_index as a masked model sees it
+    negatives: Tensor | None = None  # (S,) int64, sampled items that all rows share
+
+    def __len__(self) -> int:
+        return self.lengths.shape[0]
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Histories start to stop; tensors are views."""
+        first, count = self.lengths[:start].sum(), self.lengths[start:stop].sum()
+        return self._cut(slice(start, stop), slice(int(first), int(first + count)))
+
+    def take(self, index: Sequence[int] | Tensor) -> Self:
+        """The histories at these positions, in this order."""
+        index = torch.as_tensor(index, dtype=torch.long, device=self.lengths.device)
+        first, lengths = self._starts()[index], self.lengths[index]
+        within = torch.arange(int(lengths.sum()), device=index.device)
+        within = within - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        return self._cut(index, first.repeat_interleave(lengths) + within)
+
+    def latest(self, count: int | Tensor) -> Self:
+        """The last `count` events of each history; one number for all or (B,) int64."""
+        keep = torch.as_tensor(count, device=self.lengths.device).expand_as(self.lengths)
+        keep = torch.minimum(keep, self.lengths)
+        return self._only(self.positions() >= (self.lengths - keep)[self.users()], keep)
+
+    def known(self) -> Self:
+        """The events that are not to be predicted."""
+        known = ~self.target_mask
+        num = torch.zeros_like(self.lengths).index_add_(0, self.users(), known.long())
+        return self._only(known, num)
+
+    def mark(self, first: Tensor) -> Self:
+        """The same histories with events from position `first` (B,) on as those to predict."""
+        return replace(self, target_mask=self.positions() >= first[self.users()])
+
+    def users(self) -> Tensor:
+        """(L,) int64, the history that each event is of."""
+        count = torch.arange(len(self), device=self.lengths.device)
+        return count.repeat_interleave(self.lengths)
+
+    def positions(self) -> Tensor:
+        """(L,) int64, each event's place in its history, from 0."""
+        count = torch.arange(self.item_index.shape[0], device=self.lengths.device)
+        return count - self._starts()[self.users()]
+
+    def _starts(self) -> Tensor:
+        return self.lengths.cumsum(0) - self.lengths
+
+    def _only(self, keep: Tensor, lengths: Tensor) -> Self:
+        return replace(self._cut(slice(None), keep), lengths=lengths)
+
+    def _cut(self, users: slice | Tensor, events: slice | Tensor) -> Self:
+        cut = {
+            k: v[events] for k, v in self._tensors().items() if k not in ("lengths", "negatives")
+        }
+        return replace(self, lengths=self.lengths[users], **cut)

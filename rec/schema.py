@@ -86,6 +86,7 @@ RELATIONS = pa.schema(
 SEQUENCES = pa.schema(
     [
         _required("user_id", pa.string()),
+        _required("domain", pa.string()),  # of the items; "" where the log tells none apart
         _required("item_ids", pa.list_(pa.string())),
         _required("event_times", pa.list_(TIMESTAMP)),
         _required("weights", pa.list_(pa.float32())),
@@ -118,6 +119,30 @@ SCORES = pa.schema(
         _required("query_id", pa.string()),
         _required("item_id", pa.string()),
         _required("score", pa.float32()),
+    ]
+)
+
+# Training rows of behaviour: what rec.data.sequence_rows publishes and models of users read.
+SEQUENCE_ROWS = pa.schema(
+    [
+        _required("user_id", pa.string()),
+        _required("item_index", pa.list_(pa.int32())),  # oldest first; rows of SEQUENCE_ITEMS
+        _required("weights", pa.list_(pa.float32())),
+        _required("event_times", pa.list_(pa.int64())),  # microseconds since 1970
+        # how many at the end are held out, to be predicted from those before; 0: a training row
+        _required("num_targets", pa.int32()),
+    ]
+)
+
+# Their items, in order of item_index from 0; an item that only features know has num_events 0.
+SEQUENCE_ITEMS = pa.schema(
+    [
+        _required("item_id", pa.string()),
+        _required("num_events", pa.int64()),  # on the training side
+        pa.field("published_at", TIMESTAMP),
+        _required("tag_index", pa.list_(pa.int32())),
+        _required("category_index", pa.list_(pa.int32())),
+        _required("uploader_index", pa.int32()),  # -1: not known
     ]
 )
 

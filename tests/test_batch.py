@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec.batch import ContentBatch
+from rec.batch import ContentBatch, SequenceBatch
 
 SIZE = 7
 
@@ -91,3 +91,75 @@ def test_length_and_frozen() -> None:
     assert len(source) == SIZE
     with pytest.raises(FrozenInstanceError):
         source.frames = source.frames  # type: ignore[misc]
+
+
+def histories(lists: list[list[int]]) -> SequenceBatch:
+    flat = [item for items in lists for item in items]
+    return SequenceBatch(
+        lengths=torch.tensor([len(items) for items in lists]),
+        item_index=torch.tensor(flat, dtype=torch.long),
+        weights=torch.tensor(flat) / 2,
+        times=torch.tensor(flat, dtype=torch.long) * 10,
+        target_mask=torch.tensor(flat, dtype=torch.long) % 2 == 0,
+        negatives=torch.tensor([5, 6]),
+    )
+
+
+def assert_same(found: SequenceBatch, expected: SequenceBatch) -> None:
+    for field in fields(expected):
+        value, wanted = getattr(found, field.name), getattr(expected, field.name)
+        assert (value is None) == (wanted is None), field.name
+        assert value is None or value.tolist() == wanted.tolist(), field.name
+
+
+LISTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+@given(lists=LISTS, start=st.integers(0, 5), stop=st.integers(0, 7))
+def test_histories_are_cut_at_users_and_share_negatives(
+    lists: list[list[int]], start: int, stop: int
+) -> None:
+    found = histories(lists).rows(start, stop)
+    if not lists[start:stop]:
+        assert len(found) == 0
+        assert len(found.item_index) == 0
+        return
+    assert_same(found, histories(lists[start:stop]))
+
+
+@given(lists=LISTS, data=st.data())
+def test_histories_are_taken_whole_and_in_the_order_asked(
+    lists: list[list[int]], data: st.DataObject
+) -> None:
+    index = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=6))
+    assert_same(histories(lists).take(index), histories([lists[i] for i in index]))
+
+
+EMPTY_TOO = st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=5)
+
+
+@given(lists=EMPTY_TOO, count=st.integers(0, 5), data=st.data())
+def test_the_latest_events_stay(lists: list[list[int]], count: int, data: st.DataObject) -> None:
+    def last(items: list[int], number: int) -> list[int]:
+        return items[max(0, len(items) - number) :]
+
+    expected = histories([last(items, count) for items in lists])
+    assert_same(histories(lists).latest(count), expected)
+    counts = data.draw(st.lists(st.integers(0, 5), min_size=len(lists), max_size=len(lists)))
+    each = histories([last(items, n) for items, n in zip(lists, counts, strict=True)])
+    assert_same(histories(lists).latest(torch.tensor(counts)), each)
+
+
+@given(lists=EMPTY_TOO)
+def test_events_to_predict_are_not_known(lists: list[list[int]]) -> None:
+    known = histories([[item for item in items if item % 2] for items in lists])
+    assert_same(histories(lists).known(), known)
+
+
+@given(lists=EMPTY_TOO, data=st.data())
+def test_marked_events_are_those_to_predict(lists: list[list[int]], data: st.DataObject) -> None:
+    first = data.draw(st.lists(st.integers(0, 5), min_size=len(lists), max_size=len(lists)))
+    marked = histories(lists).mark(torch.tensor(first))
+    expected = [i >= f for items, f in zip(lists, first, strict=True) for i in range(len(items))]
+    assert marked.target_mask.tolist() == expected
+    assert marked.users().tolist() == [u for u, items in enumerate(lists) for _ in items]

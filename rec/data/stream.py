@@ -91,9 +91,9 @@ def open_split(uri: str, threads: int = 16) -> Split:
     return Split(uri, files, units)
 
 
-def open_rows(rows: str, split: str) -> Split:
-    """The `split` ("train" or "heldout") of the published content rows at `rows`."""
-    manifest = artifacts.read_manifest(rows, "content-rows")
+def open_rows(rows: str, kind: str, split: str) -> Split:
+    """The `split` ("train" or "heldout") of the published rows of this kind at `rows`."""
+    manifest = artifacts.read_manifest(rows, kind)
     return open_split(artifacts.join(rows, manifest.root, split))
 
 

@@ -52,6 +52,10 @@ class ContentRecipe(Config):
     # learning rate of what a checkpoint brought, as a share of the rest's
     checkpoint_rate: float = Field(default=0.1, gt=0)
 
+    @property
+    def kind(self) -> str:
+        return ROWS
+
     def build(self, rows: str) -> ContentPretrainer:
         """The model, its vocabularies taken from the published rows at `rows`.
 
@@ -123,7 +127,8 @@ class ContentRecipe(Config):
                 _labels(rows, manifest),
                 uri,
                 lineage={ROWS: manifest.version},
-                metrics=metrics,
+                # what uses the encoder holds it to its own cut-off
+                metrics={**metrics, "cutoff": manifest.metrics.get("cutoff")},
             )
 
 

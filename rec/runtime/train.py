@@ -74,7 +74,7 @@ def train(
     resume: bool = True,
     max_failures: int = 3,
 ) -> TrainOutcome:
-    """Train `recipe` on the published "content-rows" at `rows`; continue an earlier run of `name`.
+    """Train `recipe` on the published rows at `rows`; continue an earlier run of `name`.
 
     A worker that dies (SIGKILL, lost node) restarts the group from the last checkpoint, up to
     `max_failures` times; the losses are those of an unbroken run. SIGTERM finishes the step, saves
@@ -93,7 +93,7 @@ def train(
         ArtifactError: there are no published rows at `rows`.
     """
     loop.check(recipe, max(num_workers, 1))
-    artifacts.read_manifest(rows, "content-rows")  # before workers are started
+    artifacts.read_manifest(rows, recipe.kind)  # before workers are started
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")
@@ -156,7 +156,7 @@ def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads:
     recipe, config = job.recipe, job.recipe.train
     log: MetricLog | None = None
     try:
-        split = open_rows(job.rows, "train")
+        split = open_rows(job.rows, recipe.kind, "train")
         loaders = max(num_threads - 1, 1)
         stream = RowStream(
             split,
@@ -167,7 +167,7 @@ def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads:
             world=world,
             threads=loaders,
         )
-        version = artifacts.read_manifest(job.rows, "content-rows").version
+        version = artifacts.read_manifest(job.rows, recipe.kind).version
         data = {"rows": split.num_rows, "fingerprint": f"{version} {split.fingerprint}"}
         heldout = _held_out(job, rank, world, loaders)
         engine = build_engine(recipe, job.rows)
@@ -190,10 +190,10 @@ def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads:
 
 def _held_out(job: _Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
     """The held-out rows, in batches of one micro-batch; None where nothing is held out."""
-    root = artifacts.read_manifest(job.rows, "content-rows").root
+    root = artifacts.read_manifest(job.rows, job.recipe.kind).root
     if not artifacts.exists(artifacts.join(job.rows, root, "heldout")):
         return None
-    split = open_rows(job.rows, "heldout")
+    split = open_rows(job.rows, job.recipe.kind, "heldout")
     if not split.num_rows:
         return None
     config = job.recipe.train

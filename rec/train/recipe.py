@@ -43,6 +43,11 @@ class Recipe(Protocol[B]):
     def name(self) -> str: ...
 
     @property
+    def kind(self) -> str:
+        """The kind of artifact that its rows are."""
+        ...
+
+    @property
     def train(self) -> TrainConfig: ...
 
     @property

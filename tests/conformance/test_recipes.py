@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from content_cases import NUM_LABELS, exact, read_rows
+from content_cases import CUTOFF, NUM_LABELS, exact, read_rows
 from torch import nn
 
 from rec.artifacts import read_manifest
@@ -133,7 +133,7 @@ def test_artifact_gives_the_same_vectors_and_labels(
     manifest = read_manifest(tmp_path / "encoder", KIND)
     assert manifest.version == encoder.version
     assert manifest.lineage == {"content-rows": read_manifest(content_rows, "content-rows").version}
-    assert manifest.metrics == {"loss": 1.0}
+    assert manifest.metrics == {"loss": 1.0, "cutoff": CUTOFF}
 
 
 def test_vectors_are_unit_and_do_not_depend_on_neighbours_or_padding(

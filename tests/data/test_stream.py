@@ -153,10 +153,10 @@ def test_published_rows_are_opened_and_wrong_places_are_named(tmp_path: Path) ->
         folder.mkdir(parents=True)
         pq.write_table(pa.table({"row": list(range(size))}), folder / "shard-00000.parquet")
     artifacts.seal(tmp_path / "rows", "v-1", "content-rows")
-    assert open_rows(str(tmp_path / "rows"), "train").num_rows == 6
-    assert open_rows(str(tmp_path / "rows"), "heldout").num_rows == 2
+    assert open_rows(str(tmp_path / "rows"), "content-rows", "train").num_rows == 6
+    assert open_rows(str(tmp_path / "rows"), "content-rows", "heldout").num_rows == 2
     with pytest.raises(StreamError, match="test: no such folder"):
-        open_rows(str(tmp_path / "rows"), "test")
+        open_rows(str(tmp_path / "rows"), "content-rows", "test")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StreamError, match=r"no \*.parquet"):
         open_split(str(tmp_path / "empty"))

@@ -23,6 +23,7 @@ from rec.recipes.content import ContentRecipe, debug
 WORDS = [f"{a}{b}" for a in ("red", "blue", "dark", "wild") for b in ("fox", "sea", "town", "moon")]
 NUM_LABELS = 7
 NUM_ROWS = 12
+CUTOFF = "2026-01-01T00:00:00+00:00"  # of the rows
 
 
 def text_of(row: int) -> str:
@@ -46,7 +47,7 @@ def publish_rows(folder: Path) -> str:
     labels = {"label": [f"tag{i}" for i in range(NUM_LABELS)], "label_id": list(range(NUM_LABELS))}
     pq.write_table(pa.table(labels), staged / "labels.parquet")
     pq.write_table(_table(staged / "tokenizer"), staged / "train" / "shard-00000.parquet")
-    publish(staged, folder / "rows", "content-rows")
+    publish(staged, folder / "rows", "content-rows", metrics={"cutoff": CUTOFF})
     return str(folder / "rows")
 
 

@@ -110,6 +110,10 @@ class TinyRecipe(Config):
     def name(self) -> str:
         return "tiny"
 
+    @property
+    def kind(self) -> str:
+        return "content-rows"
+
     def build(self, rows: str) -> TinyModel:
         return (TinyModel if self.coupled else LocalModel)(self.dropout, self.hidden)
 
