@@ -62,6 +62,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     flags.add_argument(
         "--workers", type=int, default=1, help="training processes (default: %(default)s)"
     )
+    flags.add_argument(
+        "--gpu",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="one GPU a training process, started for it where the cluster scales; not given: "
+        "where Ray has enough now",
+    )
     flags.add_argument("--ask", help="text to search for over HTTP at the end; default: a title")
     flags.add_argument(
         "--overwrite", action="store_true", help="replace tables and rows of another config there"
@@ -97,13 +104,20 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
     return config.override(options.set)
 
 
-def run(config: PipelineConfig, out: str, *, workers: int = 1, overwrite: bool = False) -> bool:
+def run(
+    config: PipelineConfig,
+    out: str,
+    *,
+    workers: int = 1,
+    use_gpu: bool | None = None,
+    overwrite: bool = False,
+) -> bool:
     """Raw items to the report; False when training was asked to stop before its end."""
     ingest.run(
         ingest.IngestConfig(source=config.source, rows=config.recipe.rows), out, overwrite=overwrite
     )
     rows, encoder, embeddings = (join(out, name) for name in ("rows", "encoder", "embeddings"))
-    trained = train.run(config.recipe, rows, out, workers=workers)
+    trained = train.run(config.recipe, rows, out, workers=workers, use_gpu=use_gpu)
     if trained.stopped:
         print(f"pipeline: stopped after step {trained.step}; the same command continues")
         return False
@@ -148,7 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.show:
             print(config.to_json())
             return 0
-        if not run(config, options.out, workers=options.workers, overwrite=options.overwrite):
+        if not run(
+            config,
+            options.out,
+            workers=options.workers,
+            use_gpu=options.gpu,
+            overwrite=options.overwrite,
+        ):
             return 0
         if not options.no_serve:
             status = serve_once(options.out, options.ask or newest_title(options.out))
