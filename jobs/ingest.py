@@ -223,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
             source=source_of(given.source, given.path),
             rows=rows_of(given.recipe) if given.recipe else RowsConfig(),
         ).override(given.set)
+        start_ray(given)
         run(config, given.out, overwrite=given.overwrite)
     except ERRORS as error:
         print(f"ingest: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ import pyarrow.dataset as pads
 import ray
 
 from jobs import embed, evaluate, index, ingest, train
-from jobs.cli import add_overrides, load_recipe, parser, peek, place, recipe_settings
+from jobs.cli import add_overrides, load_recipe, parser, peek, place, recipe_settings, start_ray
 from rec.artifacts import filesystem, join
 from rec.config import Config, ConfigError
 from rec.recipes.content import ContentRecipe, demo
@@ -162,6 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.show:
             print(config.to_json())
             return 0
+        start_ray(options)
         if not run(
             config,
             options.out,
