@@ -82,7 +82,9 @@ def place(text: str) -> str:
 class _Parser(argparse.ArgumentParser):
     """Notes in the options' `places` what was given for arguments of type `place`."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  (overloads)
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
         options, rest = super().parse_known_args(args, namespace)
         given = [getattr(options, one.dest) for one in self._actions if one.type is place]
         lists = [[one] if isinstance(one, str) else one or [] for one in given]
