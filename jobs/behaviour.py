@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     try:
         config = config_of(given.logs, given.set)
+        start_ray(given)
         run(config, given.out, given.cutoff, overwrite=given.overwrite)
     except ERRORS as error:
         print(f"behaviour: {error}", file=sys.stderr)

@@ -38,13 +38,44 @@ def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
     return cast("Recipe[Any]", recipe.override(overrides))
 
 
-def start_ray() -> None:
+def start_ray(options: argparse.Namespace | None = None) -> None:
     """Use the Ray that is running (RAY_ADDRESS, a submitted job's), else one of this process.
 
     Before anything that handles SIGTERM: ray.init installs a handler of its own.
+
+    Args:
+        options: a job's command line, parsed by a `parser` of here; every node must then reach
+            its places. A cluster that scales is known by its nodes: one whose head takes tasks
+            passes for a single machine until its first worker is there.
+
+    Raises:
+        ConfigError: a place is a path of this machine, and work runs on others.
     """
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
+    if options is None:
+        return
+    for path in options.places:
+        if "://" not in path and not _below(path, options.shared_mount):
+            _refuse_where_others_work(path)
+
+
+def _below(path: str, folders: Sequence[str]) -> bool:
+    return any(os.path.commonpath([path, folder]) == folder for folder in folders)
+
+
+def _refuse_where_others_work(path: str) -> None:
+    own = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    others = len(nodes) - (own in nodes)
+    if not others and nodes[own]["Resources"].get("CPU"):
+        return
+    where = f"{others} of {len(nodes)} nodes are others" if others else "this node takes no tasks"
+    raise ConfigError(
+        f"{path}: a path of this machine, which tasks on other nodes of the Ray cluster do not "
+        f"see ({where}); give an s3:// URI, or --shared-mount DIR where all nodes mount one "
+        "folder at DIR"
+    )
 
 
 @contextmanager
@@ -74,13 +105,37 @@ def place(text: str) -> str:
     return text if "://" in text else os.path.abspath(text)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Notes in the options' `places` what was given for arguments of type `place`."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]  (overloads)
+        self, args: Any = None, namespace: Any = None
+    ) -> Any:
+        options, rest = super().parse_known_args(args, namespace)
+        given = [getattr(options, one.dest) for one in self._actions if one.type is place]
+        lists = [[one] if isinstance(one, str) else one or [] for one in given]
+        options.places = [path for paths in lists for path in paths]
+        return options, rest
+
+
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m module`, explained by the module's docstring."""
-    return argparse.ArgumentParser(
+    flags = _Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    flags.add_argument(
+        "--shared-mount",
+        action="extend",
+        nargs="+",
+        type=os.path.abspath,
+        default=[],
+        metavar="DIR",
+        help="folders that all nodes of the Ray cluster mount at this path; other local places "
+        "are refused where there are several nodes",
+    )
+    return flags
 
 
 def peek(argv: Sequence[str] | None, flag: str) -> str | None:

@@ -157,7 +157,9 @@ def main(argv: list[str] | None = None) -> int:
     add_overrides(flags, ClustersConfig())
     given = flags.parse_args(argv)
     try:
-        run(given.embeddings, given.out, ClustersConfig().override(given.set))
+        config = ClustersConfig().override(given.set)
+        start_ray(given)
+        run(given.embeddings, given.out, config)
     except (ArtifactError, ConfigError, IndexBuildError) as error:
         print(f"clusters: {error}", file=sys.stderr)
         return 1

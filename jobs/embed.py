@@ -52,7 +52,9 @@ def run(encoder: str, rows: str, out: str, config: EmbedConfig | None = None) ->
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     try:
-        run(given.encoder, given.rows, given.out, EmbedConfig().override(given.set))
+        config = EmbedConfig().override(given.set)
+        start_ray(given)
+        run(given.encoder, given.rows, given.out, config)
     except (ArtifactError, ConfigError, EmbedError) as error:
         print(f"embed: {error}", file=sys.stderr)
         return 1

@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         elif given.embeddings is None:
             raise ConfigError("give --embeddings to build from, or --rollback")
         else:
+            if given.workers:
+                start_ray(given)
             run(
                 given.embeddings,
                 given.out,

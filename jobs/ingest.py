@@ -133,11 +133,21 @@ def rows_of(recipe: str) -> RowsConfig:
 
 def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tables, Manifest]:
     """Write `out`/tables and `out`/rows on the Ray that is running, else on one of this process."""
+    tables = run_tables(config, out, overwrite=overwrite)
+    return tables, run_rows(config, out, overwrite=overwrite)
+
+
+def _start() -> float:
     start_ray()
     # one bar of our own a phase says more than one a Ray operator
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    started = time.perf_counter()
+    return time.perf_counter()
+
+
+def run_tables(config: IngestConfig, out: str, *, overwrite: bool = False) -> Tables:
+    """Write `out`/tables alone."""
+    started = _start()
     with _Bar("tables") as bar:
         tables = write_tables(
             config.source,
@@ -147,7 +157,12 @@ def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tab
             progress=bar.update,
         )
     _tell_tables(tables, out, time.perf_counter() - started)
-    started = time.perf_counter()
+    return tables
+
+
+def run_rows(config: IngestConfig, out: str, *, overwrite: bool = False) -> Manifest:
+    """Write `out`/rows of `out`/tables, which are there."""
+    started = _start()
     print("rows: fitting the split, the tokenizer, key terms and labels", flush=True)
     with _Bar("rows") as bar:
         manifest = build_rows(
@@ -158,7 +173,7 @@ def run(config: IngestConfig, out: str, *, overwrite: bool = False) -> tuple[Tab
             progress=bar.update,
         )
     _tell_rows(manifest, out, time.perf_counter() - started)
-    return tables, manifest
+    return manifest
 
 
 class _Bar:
@@ -223,6 +238,7 @@ def main(argv: list[str] | None = None) -> int:
             source=source_of(given.source, given.path),
             rows=rows_of(given.recipe) if given.recipe else RowsConfig(),
         ).override(given.set)
+        start_ray(given)
         run(config, given.out, overwrite=given.overwrite)
     except ERRORS as error:
         print(f"ingest: {error}", file=sys.stderr)

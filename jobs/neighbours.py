@@ -107,7 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     add_overrides(flags, NeighboursConfig())
     given = flags.parse_args(argv)
     try:
-        run(given.index, given.out, NeighboursConfig().override(given.set))
+        config = NeighboursConfig().override(given.set)
+        start_ray(given)
+        run(given.index, given.out, config)
     except (ArtifactError, ConfigError, QueryError) as error:
         print(f"neighbours: {error}", file=sys.stderr)
         return 1

@@ -7,30 +7,46 @@ and an answered HTTP query.
 
 Every step is also a job of its own (`python -m jobs.STEP --help`) and goes on where it was: the
 same command, given again, continues a run that was stopped or broke, and leaves alone what is
-done. On a cluster: `ray job submit -- python -m jobs.pipeline ...`, with an --out that all nodes
-reach.
+done: OUT/steps holds a stamp of each step's settings and of the hashes of what it read and made.
+--dry-run says what is done and what would run. On a cluster:
+`ray job submit -- python -m jobs.pipeline ...`, with an --out that all nodes reach.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
+from pyarrow import fs as pafs
 
 from jobs import embed, evaluate, index, ingest, train
-from jobs.cli import add_overrides, load_recipe, parser, peek, place, recipe_settings
-from rec.artifacts import filesystem, join
+from jobs.cli import (
+    add_overrides,
+    load_recipe,
+    parser,
+    peek,
+    place,
+    recipe_settings,
+    start_ray,
+)
+from jobs.steps import Step, plan, run
+from rec.artifacts import MANIFEST, exists, filesystem, join, read_bytes, read_manifest
 from rec.config import Config, ConfigError
+from rec.data.ingest import LEDGER, read_tables
+from rec.data.tasks import finished_shards
 from rec.recipes.content import ContentRecipe, demo
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.spec import IndexConfig
 from rec.runtime.embed import EmbedConfig
+from rec.runtime.evaluate import METRICS
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.partition import EmbedError
 from rec.sources import AnySource
@@ -62,12 +78,24 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     flags.add_argument(
         "--workers", type=int, default=1, help="training processes (default: %(default)s)"
     )
+    flags.add_argument(
+        "--gpu",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="one GPU a training process, started for it where the cluster scales; not given: "
+        "where Ray has enough now",
+    )
     flags.add_argument("--ask", help="text to search for over HTTP at the end; default: a title")
     flags.add_argument(
         "--overwrite", action="store_true", help="replace tables and rows of another config there"
     )
     flags.add_argument("--no-serve", action="store_true", help="end with the report")
     flags.add_argument("--show", action="store_true", help="print the settings and do nothing")
+    flags.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print which steps are done, which would run and why, and do nothing",
+    )
     recipe = recipe_settings(peek(argv, "--recipe"))
     defaults = PipelineConfig(
         source=ingest.shown_source(argv),
@@ -97,20 +125,105 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
     return config.override(options.set)
 
 
-def run(config: PipelineConfig, out: str, *, workers: int = 1, overwrite: bool = False) -> bool:
-    """Raw items to the report; False when training was asked to stop before its end."""
-    ingest.run(
-        ingest.IngestConfig(source=config.source, rows=config.recipe.rows), out, overwrite=overwrite
+def steps_of(
+    config: PipelineConfig,
+    out: str,
+    *,
+    workers: int = 1,
+    use_gpu: bool | None = None,
+    overwrite: bool = False,
+) -> list[Step]:
+    """The steps from raw items to the report, each with how to know what it made."""
+    tables, rows, encoder, embeddings, built = (
+        join(out, name) for name in ("tables", "rows", "encoder", "embeddings", "index")
     )
-    rows, encoder, embeddings = (join(out, name) for name in ("rows", "encoder", "embeddings"))
-    trained = train.run(config.recipe, rows, out, workers=workers)
-    if trained.stopped:
-        print(f"pipeline: stopped after step {trained.step}; the same command continues")
-        return False
-    embed.run(encoder, rows, embeddings, config.embed)
-    index.run(embeddings, join(out, "index"), config.index)
-    evaluate.run(config.evaluate)
-    return True
+    ingested = ingest.IngestConfig(source=config.source, rows=config.recipe.rows)
+
+    def run_training() -> bool:
+        trained = train.run(config.recipe, rows, out, workers=workers, use_gpu=use_gpu)
+        if trained.stopped:
+            print(f"pipeline: stopped after step {trained.step}; the same command continues")
+        return not trained.stopped
+
+    def done(work: Callable[[], object]) -> Callable[[], bool]:
+        return lambda: work() is not None
+
+    return [
+        Step(
+            "tables",
+            ingested.model_dump(mode="json", include={"source", "media"}),
+            (),
+            lambda: read_tables(tables).version if exists(join(tables, LEDGER)) else None,
+            done(lambda: ingest.run_tables(ingested, out, overwrite=overwrite)),
+            lambda: _count(finished_shards(join(tables, "state")), "shards stand already"),
+            keeps=not overwrite,
+            always=True,
+        ),
+        Step(
+            "rows",
+            config.recipe.rows.model_dump(mode="json"),
+            ("tables",),
+            lambda: _published(rows, "content-rows"),
+            done(lambda: ingest.run_rows(ingested, out, overwrite=overwrite)),
+            keeps=not overwrite,
+        ),
+        Step(
+            "encoder",
+            config.recipe.model_dump(mode="json"),
+            ("rows",),
+            lambda: _published(encoder, "content-encoder"),
+            run_training,
+            lambda: _count(last_step(join(out, "train")), "steps are trained and saved"),
+        ),
+        Step(
+            "embeddings",
+            config.embed.model_dump(mode="json"),
+            ("encoder", "rows"),
+            lambda: _published(embeddings, "embedding-table"),
+            done(lambda: embed.run(encoder, rows, embeddings, config.embed)),
+        ),
+        Step(
+            "index",
+            config.index.model_dump(mode="json"),
+            ("embeddings",),
+            lambda: _published(built, "index"),
+            done(lambda: index.run(embeddings, built, config.index)),
+        ),
+        Step(
+            "report",
+            config.evaluate.model_dump(mode="json"),
+            ("tables", "rows", "encoder", "index"),
+            lambda: _digest(join(out, "report", METRICS)),
+            done(lambda: evaluate.run(config.evaluate)),
+        ),
+    ]
+
+
+def _published(uri: str, kind: str) -> str | None:
+    return read_manifest(uri, kind).version if exists(join(uri, MANIFEST)) else None
+
+
+def _digest(uri: str) -> str | None:
+    return hashlib.sha256(read_bytes(uri)).hexdigest()[:16] if exists(uri) else None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number else ""
+
+
+def last_step(run: str) -> int:
+    """Optimiser steps of the newest checkpoint of a training run; 0 where there is none."""
+    files, path = filesystem(run)
+    infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = (info.base_name for info in infos)
+    return max((int(n.partition("-")[2]) for n in names if re.fullmatch(r"step-\d+", n)), default=0)
+
+
+def show_plan(steps: Sequence[Step], out: str) -> None:
+    """Print what a run would do; nothing is written and Ray is not started."""
+    for step, now in plan(steps, out):
+        refused = "; refused without --overwrite" if step.keeps and now.replaces else ""
+        print(f"  {step.name:<12}{'done' if now.done else 'to do':<7}{now.why}{refused}")
 
 
 def newest_title(out: str) -> str:
@@ -148,7 +261,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.show:
             print(config.to_json())
             return 0
-        if not run(config, options.out, workers=options.workers, overwrite=options.overwrite):
+        steps = steps_of(
+            config,
+            options.out,
+            workers=options.workers,
+            use_gpu=options.gpu,
+            overwrite=options.overwrite,
+        )
+        if options.dry_run:
+            show_plan(steps, options.out)
+            return 0
+        start_ray(options)
+        if not run(steps, options.out):
             return 0
         if not options.no_serve:
             status = serve_once(options.out, options.ask or newest_title(options.out))

@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.show:
             print(cast(Config, recipe).to_json())
             return 0
+        if options.workers:
+            start_ray(options)
         outcome = run(
             recipe,
             options.rows,

@@ -97,6 +97,39 @@ def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")  # needs nothing from outside
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_local")
+def test_given_again_it_runs_what_changed_and_says_so_before(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = finished[0]
+    command = ["--out", str(out), "--no-serve", *_SMALL]
+    stood = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+    def said(*more: str) -> list[tuple[str, str]]:
+        assert pipeline.main([*command, *more, "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [(line.split()[0], line.split(maxsplit=1)[1][:7].strip()) for line in lines]
+
+    names = ["tables", "rows", "encoder", "embeddings", "index", "report"]
+    assert said() == [(name, "done") for name in names]
+    todo = dict(said("index.recall_target=0.5"))
+    assert [name for name in names if todo[name] == "to do"] == ["index", "report"]
+    assert pipeline.main([*command, "source.seed=5", "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "other settings (source.seed: 0 there, 5 now); refused without --overwrite" in told[0]
+    assert "unless tables come out as before" in told[1]
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == stood
+
+    assert pipeline.main([*command, "index.recall_target=0.5"]) == 0
+    printed = capsys.readouterr().out
+    for name in names[1:4]:
+        assert f"{name}: done already" in printed
+    assert "index: 160 items" in printed
+
+
 def test_a_wrong_source_recipe_or_override_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["--source", "movielens"], "--source movielens needs a --path"),

@@ -1,0 +1,169 @@
+"""The Kubernetes files: strict schemas, Ray's own reading of them, and their agreement."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes_schema import check
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "kubernetes"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+# Ray Serve 2.60's own models, when they are imported
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    # through text and back: documents of their own where the file has anchors
+    return [yaml.safe_load(_plain(one)) for one in yaml.safe_load_all(path.read_text())]
+
+
+def _plain(document: Any) -> str:
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(document, Dumper=Dumper)
+
+
+def cluster_of(name: str) -> dict[str, Any]:
+    (document,) = documents(FOLDER / f"{name}.yaml")
+    spec = document["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+def places(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Paths of all mappings whose keys a schema states (maps of free keys left out)."""
+    free = {
+        "annotations", "emptyDir", "labels", "limits", "matchLabels", "nodeSelector",
+        "rayStartParams", "requests",
+    }  # fmt: skip
+    if isinstance(node, dict):
+        if not path or path[-1] not in free or path[-1] == "emptyDir":
+            yield path
+        for key, value in node.items():
+            yield from places(value, (*path, key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from places(value, (*path, number))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_api_server_would_take_it_and_no_wrong_key_anywhere(path: Path) -> None:
+    assert {one.stem for one in FILES} == {
+        "access", "podmonitor", "raycluster", "rayjob", "rayservice",
+    }  # fmt: skip
+    for document in documents(path):
+        check(document)
+        for place in places(document):
+            spoiled = copy.deepcopy(document)
+            node: Any = spoiled
+            for step in place:
+                node = node[step]
+            node["notAKey"] = "x"
+            with pytest.raises(ValueError, match="notAKey"):
+                check(spoiled)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        (("spec", "workerGroupSpecs", 0, "maxReplicas"), "8"),
+        (("spec", "autoscalerOptions", "version"), "v3"),
+        (("spec", "authOptions", "mode"), "tokens"),
+        (("spec", "headGroupSpec", "template", "spec", "containers"), {}),
+        (("apiVersion",), "ray.io/v1alpha1"),
+    ],
+)
+def test_a_wrong_value_is_found(path: tuple[str | int, ...], value: Any) -> None:
+    (document,) = documents(FOLDER / "raycluster.yaml")
+    node: Any = document
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = value
+    with pytest.raises(ValueError, match=str(path[-1])):
+        check(document)
+
+
+def test_the_autoscaler_reads_what_is_meant() -> None:
+    """Ray's own derivation of node types from the custom resource, as its sidecar runs it."""
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    (cluster,) = documents(FOLDER / "raycluster.yaml")
+    found = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
+    types = found["available_node_types"]
+    assert set(types) == {"headgroup", "cpu", "gpu-spot", "gpu"}
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    spot, demand = types["gpu-spot"], types["gpu"]
+    assert spot["resources"] == demand["resources"]
+    assert spot["resources"]["GPU"] == 1
+    assert spot["priority"] > demand["priority"]
+    assert {types[name]["idle_timeout_s"] for name in ("cpu", "gpu-spot", "gpu")} == {300, 600, 180}
+    assert spot["labels"] == {"market-type": "spot"}
+    assert "GPU" not in types["cpu"]["resources"]
+
+
+def test_serve_takes_the_config_and_it_is_that_of_the_application() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve_apps.app import ServeArgs
+
+    (service,) = documents(FOLDER / "rayservice.yaml")
+    found = yaml.safe_load(service["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(found)
+    own = yaml.safe_load((ROOT / "serve_apps" / "config.yaml").read_text())
+    assert own["http_options"].pop("host") == "127.0.0.1"
+    assert found["http_options"].pop("host") == "0.0.0.0"
+    args, own_args = (one["applications"][0]["args"] for one in (found, own))
+    ServeArgs.model_validate(args)
+    for name in ("encoder", "index"):
+        assert args.pop(name) == "s3://BUCKET/" + own_args.pop(name)
+    for one, least in ((found, 2), (own, 1)):
+        for deployment in one["applications"][0]["deployments"]:
+            assert deployment["autoscaling_config"].pop("min_replicas") == least
+    assert found == own
+
+
+def test_the_job_is_one_that_the_pipeline_takes() -> None:
+    from jobs import pipeline
+
+    (job,) = documents(FOLDER / "rayjob.yaml")
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "jobs.pipeline"]
+    options = pipeline.arguments(words[3:]).parse_args(words[3:])
+    config = pipeline.configure(options)
+    assert options.out.startswith("s3://")
+    assert options.gpu
+    assert config.embed.gpus_per_actor == 1
+
+
+def test_all_clusters_are_of_one_making() -> None:
+    job, plain, service = (cluster_of(name) for name in ("rayjob", "raycluster", "rayservice"))
+    assert job == plain
+    assert service["headGroupSpec"] == plain["headGroupSpec"]
+    for one in (job, plain, service):
+        assert one["authOptions"] == {"mode": "token"}
+        for group in [one["headGroupSpec"], *one["workerGroupSpecs"]]:
+            pod = group["template"]["spec"]
+            assert pod["restartPolicy"] == "Never"
+            assert pod["securityContext"]["runAsUser"] == 1000
+            (container,) = pod["containers"]
+            spill = group["rayStartParams"]["object-spilling-directory"]
+            assert spill in [mount["mountPath"] for mount in container["volumeMounts"]]
+            gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+            kind = "cuda" if gpus else "cpu"
+            assert container["image"] == f"registry.example.com/raycall:0.1.0-{kind}"
+
+
+def test_versions_are_those_of_the_constraints() -> None:
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    (ray,) = [pin.split("==")[1] for pin in pins if pin.startswith("ray==")]
+    assert {cluster_of(n)["rayVersion"] for n in ("rayjob", "raycluster", "rayservice")} == {ray}
