@@ -129,7 +129,9 @@ def rank_in_chunks(
     never = None if candidate_mask is None else np.flatnonzero(~candidate_mask)
     num_queries, num_columns = relevant.shape
     step = max(1, chunk_scores // max(1, num_columns))
-    columns, ranks, sizes = [np.empty(0, np.int64)], [np.empty(0)], np.zeros(num_queries, np.int64)
+    columns: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    ranks: list[Floats] = [np.empty(0)]
+    sizes = np.zeros(num_queries, np.int64)
     for start in range(0, num_queries, step):
         stop = min(start + step, num_queries)
         scores = np.asarray(score_rows(start, stop))
@@ -217,7 +219,8 @@ def rank_lists(
     found = [np.flatnonzero(np.isin(row, wanted[q])) for q, row in enumerate(lists)]
     places = np.concatenate([np.empty(0, np.int64), *found])
     query_index = np.repeat(np.arange(len(lists)), [len(place) for place in found])
-    return TargetRanks(query_index, lists[query_index, places].astype(np.int64), places + 1.0, total)
+    columns = lists[query_index, places].astype(np.int64)
+    return TargetRanks(query_index, columns, places + 1.0, total)
 
 
 def only_columns(
