@@ -26,7 +26,7 @@ array([0.833, 0.5  ])
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,11 @@ class _Columns:
         self._columns, self._starts = clean.indices, clean.indptr
         self.sizes = np.diff(clean.indptr).astype(np.int64)
 
+    def count(self, column_mask: Mask) -> NDArray[np.int64]:
+        """(Q,) how many columns of each row are in the mask."""
+        upto = np.concatenate([[0], np.cumsum(column_mask[self._columns])])
+        return np.diff(upto[self._starts])
+
     def __getitem__(self, row: int) -> NDArray[np.int64]:
         return self._columns[self._starts[row] : self._starts[row + 1]]
 
@@ -223,6 +228,21 @@ def rank_lists(
     return TargetRanks(query_index, columns, places + 1.0, total)
 
 
+def joined(parts: Sequence[TargetRanks]) -> TargetRanks:
+    """The ranks of queries that were answered in parts, one part after the other."""
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    none = np.empty(0, np.int64)
+    nothing = TargetRanks(none, none, np.empty(0), none)
+    shifted = [part.query_index + at for part, at in zip(parts, starts, strict=False)]
+    parts = [nothing, *parts]
+    return TargetRanks(
+        np.concatenate([nothing.query_index, *shifted]),
+        np.concatenate([part.column_index for part in parts]),
+        np.concatenate([part.rank for part in parts]),
+        np.concatenate([part.num_relevant for part in parts]),
+    )
+
+
 def only_columns(
     ranks: TargetRanks, relevant: sparse.csr_array, column_mask: Mask
 ) -> tuple[NDArray[np.int64], TargetRanks]:
@@ -238,8 +258,7 @@ def only_columns(
     Returns:
         The (R,) queries that are left, ascending, and their ranks, numbered 0 to R - 1.
     """
-    wanted = _Columns(relevant)
-    kept = np.array([np.count_nonzero(column_mask[wanted[q]]) for q in range(len(ranks))], np.int64)
+    kept = _Columns(relevant).count(column_mask)
     queries = np.flatnonzero(kept)
     keep = column_mask[ranks.column_index]
     return queries, TargetRanks(

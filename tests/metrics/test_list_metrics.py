@@ -9,13 +9,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 import rec.metrics.coverage
 import rec.metrics.diversity
 from rec.metrics.coverage import coverage, exposures, share_of, tail_mask, unique_items
 from rec.metrics.diversity import category_entropy, category_shares, intra_list_diversity
+from rec.metrics.lists import top_lists
 from rec.metrics.vectors import unit_rows
 
 NUM_ITEMS = 7
@@ -82,6 +85,39 @@ def test_category_entropy_equals_a_loop(lists: np.ndarray, categories: list[list
         total = sum(mass.values())
         expected = -sum(m / total * math.log2(m / total) for m in mass.values())
         assert value == pytest.approx(expected if mass else math.nan, nan_ok=True, abs=1e-12)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from([math.nan, -math.inf, math.inf, 0.0, 1.0, 2.0, 3.0]),
+            min_size=NUM_ITEMS,
+            max_size=NUM_ITEMS,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(0, 2**NUM_ITEMS - 1),
+    st.integers(1, 9),
+)
+def test_lists_hold_the_best_that_has_an_order(
+    scores: list[list[float]], bits: int, k: int
+) -> None:
+    out = [bool(bits >> i & 1) for i in range(NUM_ITEMS)]
+    given_scores = torch.tensor(scores)
+    before = given_scores.clone()
+    found = top_lists(given_scores, sparse.csr_array(np.array([out] * len(scores))), k)
+    torch.testing.assert_close(given_scores, before, equal_nan=True)
+    assert found.shape == (len(scores), k)
+    for row, own in zip(found, scores, strict=True):
+        left = [s for s, o in zip(own, out, strict=True) if not o and s > -math.inf]
+        best = sorted(left, reverse=True)[:k] if len(set(left)) > 1 else []
+        there = row[row >= 0]
+        assert (row[: len(there)] >= 0).all()
+        assert len(set(there.tolist())) == len(there)
+        assert [own[i] for i in there] == best
+        assert not any(out[i] for i in there)
 
 
 def test_the_tail_is_what_the_head_leaves() -> None:

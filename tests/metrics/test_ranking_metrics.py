@@ -17,6 +17,7 @@ from rec.metrics.ranking import (
     average_precision,
     first_rank,
     hit_rate,
+    joined,
     mrr,
     ndcg,
     only_columns,
@@ -117,6 +118,12 @@ def test_chunks_change_nothing(problem, chunk_scores: int) -> None:
         chunk_scores=chunk_scores,
     )
     for name, values in all_metrics(ranks).items():
+        np.testing.assert_array_equal(values, whole[name])
+    halves = [
+        rank_targets(scores[part], relevant[part], keep[part], total[part])
+        for part in (slice(0, 1), slice(1, None))
+    ]
+    for name, values in all_metrics(joined(halves)).items():
         np.testing.assert_array_equal(values, whole[name])
 
 
