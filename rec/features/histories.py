@@ -17,7 +17,7 @@ from rec.batch import SequenceBatch
 
 Floats = NDArray[np.floating]
 Index = NDArray[np.int64]
-BACK_OFF = 1e-6  # weight of popularity where it only orders what a baseline leaves equal
+BACK_OFF = 1e-6  # weight of popularity, which only orders what a baseline leaves equal
 BLOCK_VALUES = 1 << 24  # of a dense block that is held at a time: 64 MiB of float32
 
 
@@ -91,10 +91,16 @@ def blocks(num_rows: int, num_columns: int) -> Iterable[tuple[int, int]]:
     return ((start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
-def as_scores(values: sparse.csr_array | Floats, popularity: Floats) -> torch.Tensor:
-    """(U, N) float32 `values` + BACK_OFF * popularity, so that equal items stand by popularity
-    and a user without history gets popularity alone."""
+def as_scores(values: sparse.csr_array | Floats, back_off: Floats) -> torch.Tensor:
+    """(U, N) float32 `values` + `back_off` (N,), which orders what the values leave equal: all
+    items of a user without history."""
     dense = values.toarray() if isinstance(values, sparse.csr_array) else values
     scores = np.asarray(dense, dtype=np.float32)
-    scores += (BACK_OFF * popularity).astype(np.float32)
+    scores += back_off.astype(np.float32)
     return torch.from_numpy(scores)
+
+
+def small_popularity(counts: Floats) -> Floats:
+    """(N,) BACK_OFF for the most frequent item, others in proportion: too little to turn two
+    similarities round that differ by more than it."""
+    return BACK_OFF * counts / max(1.0, counts.max(initial=0))

@@ -11,14 +11,14 @@ from scipy.linalg import get_lapack_funcs
 from torch import Tensor
 
 from rec.batch import SequenceBatch
-from rec.features.histories import all_seen, as_scores, blocks, seen_matrix
+from rec.features.histories import all_seen, as_scores, blocks, seen_matrix, small_popularity
 
 MAX_ITEMS = 50_000
 
 
 class EASE:
     """scores = X B, with B the minimum of |X - X B|^2 + strength |B|^2 of zero diagonal: off it,
-    B_ij = -P_ij / P_jj with P = (X'X + strength I)^-1 (Steck, WWW 2019), + 1e-6 popularity.
+    B_ij = -P_ij / P_jj with P = (X'X + strength I)^-1 (Steck, WWW 2019), + a trace of popularity.
 
     X is 1 where a user has an event with an item, for scoring as for fitting.
 
@@ -59,7 +59,9 @@ class EASE:
 
     def score(self, batch: SequenceBatch) -> Tensor:
         """(B, N) float32."""
-        return as_scores(seen_matrix(batch, self.num_items) @ self._weights, self._counts)
+        return as_scores(
+            seen_matrix(batch, self.num_items) @ self._weights, small_popularity(self._counts)
+        )
 
 
 def _inverted(matrix: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rec.batch import SequenceBatch
-from rec.features.histories import as_scores, item_counts, recency_matrix
+from rec.features.histories import as_scores, item_counts, recency_matrix, small_popularity
 
 _BLOCK_EVENTS = 1 << 16  # of which the pairs are made and shuffled at a time
 _BATCH_PAIRS = 8192
@@ -34,7 +34,7 @@ def skip_gram_loss(centres: Tensor, contexts: Tensor, negatives: Tensor) -> Tens
 
 class Item2Vec:
     """score(u, j) = cosine of j's vector and the mean of the history's unit vectors, each weighted
-    by 2^(-position / half_life), + 1e-6 popularity (Barkan and Koenigstein 2016).
+    by 2^(-position / half_life), + a trace of popularity (Barkan and Koenigstein 2016).
 
     Vectors are the input vectors of a skip-gram over histories: pairs up to `window` apart, nearer
     ones more often (a pair d apart with probability (window - d + 1) / window), negatives drawn in
@@ -130,4 +130,6 @@ class Item2Vec:
         """(B, N) float32."""
         users = recency_matrix(batch, self.num_items, self.half_life) @ self.vectors
         norms = np.linalg.norm(users, axis=1, keepdims=True)
-        return as_scores((users / np.maximum(norms, 1e-12)) @ self.vectors.T, self._counts)
+        return as_scores(
+            (users / np.maximum(norms, 1e-12)) @ self.vectors.T, small_popularity(self._counts)
+        )

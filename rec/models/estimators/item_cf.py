@@ -16,12 +16,13 @@ from rec.features.histories import (
     blocks,
     largest,
     recency_matrix,
+    small_popularity,
 )
 
 
 class ItemCF:
     """score(u, j) = sum over events i of u's history of 2^(-position / half_life) cos(i, j),
-    + 1e-6 popularity.
+    + a trace of popularity.
 
     cos(i, j) = users with both / sqrt(users with i * users with j), of which each item keeps its
     `num_neighbours` largest (Sarwar et al. 2001; Deshpande and Karypis 2004).
@@ -60,4 +61,4 @@ class ItemCF:
     def score(self, batch: SequenceBatch) -> Tensor:
         """(B, N) float32."""
         history = recency_matrix(batch, self.num_items, self.half_life)
-        return as_scores(sparse.csr_array(history @ self._similar), self._counts)
+        return as_scores(sparse.csr_array(history @ self._similar), small_popularity(self._counts))

@@ -10,7 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 from rec.batch import SequenceBatch
-from rec.features.histories import as_scores, item_counts, last_items, transitions
+from rec.features.histories import BACK_OFF, as_scores, item_counts, last_items, transitions
 
 
 class Markov:
@@ -35,4 +35,4 @@ class Markov:
         has_any = np.flatnonzero(last >= 0)
         cells = (np.ones(len(has_any), np.float32), (has_any, last[has_any]))
         picked = sparse.csr_array(cells, shape=(len(batch), len(self._counts)))
-        return as_scores(sparse.csr_array(picked @ self._follows), self._counts)
+        return as_scores(sparse.csr_array(picked @ self._follows), BACK_OFF * self._counts)

@@ -10,12 +10,20 @@ from scipy import sparse
 from torch import Tensor
 
 from rec.batch import SequenceBatch
-from rec.features.histories import Floats, all_seen, as_scores, blocks, largest, recency_matrix
+from rec.features.histories import (
+    Floats,
+    all_seen,
+    as_scores,
+    blocks,
+    largest,
+    recency_matrix,
+    small_popularity,
+)
 
 
 class Swing:
     """score(u, j) = sum over events i of u's history of 2^(-position / half_life) s(i, j),
-    + 1e-6 popularity, with s of Yang et al. 2020 ("Large Scale Product Graph Construction for
+    + a trace of popularity, with s of Yang et al. 2020 ("Large Scale Product Graph Construction for
     Recommendation in E-commerce", section 3.2):
 
         s(i, j) = sum over pairs of users {v, w} who have both i and j of
@@ -91,4 +99,4 @@ class Swing:
     def score(self, batch: SequenceBatch) -> Tensor:
         """(B, N) float32."""
         history = recency_matrix(batch, self.num_items, self.half_life)
-        return as_scores(sparse.csr_array(history @ self._similar), self._counts)
+        return as_scores(sparse.csr_array(history @ self._similar), small_popularity(self._counts))
