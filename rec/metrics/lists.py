@@ -28,7 +28,8 @@ def top_lists(scores: Tensor, excluded: sparse.csr_array | None, k: int) -> NDAr
         values[tuple(cell.to(values.device) for cell in cells)] = -torch.inf
     found = values.topk(min(k, values.shape[1]), dim=1)
     lists = torch.where(found.values > -torch.inf, found.indices, -1)
-    level = (found.values[:, 0] == found.values[:, -1]).nonzero().squeeze(1)
+    lowest = found.values.masked_fill(lists < 0, torch.inf).amin(dim=1)
+    level = (found.values[:, 0] == lowest).nonzero().squeeze(1)
     for row in level.tolist():  # few: the whole list has one score
         candidates = values[row][values[row] > -torch.inf]
         if len(candidates) and (candidates == candidates[0]).all():
