@@ -37,7 +37,7 @@ from scipy import sparse
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 CHUNK_SCORES = 1 << 24  # scores held at a time; 64 MiB as float32
-_MAX_COUNTED = 32  # relevant items of a query up to which counting beats sorting
+_MAX_COUNTED = 32  # relevant items of a query up to which counting is no slower than sorting
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class RankingConfig(Config):
     new_user_events: int = Field(default=5, ge=1)  # with fewer events of history a user is new
     head_share: float = Field(default=0.8, gt=0, le=1)  # of events; items outside are the tail
     index: IndexConfig = IndexConfig()  # of the served path
+    device: str = "cpu"  # where encoders run and score
 
 
 def evaluate_ranking(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jobs.evaluate import main
 from rec.artifacts import ArtifactError, join, seal
 from rec.batch import SequenceBatch
 from rec.config import ConfigError
@@ -348,3 +349,35 @@ def test_ranks_say_where_each_target_came(left_out: str) -> None:
     assert isinstance(ranks, TargetRanks)
     assert len(ranks) == NUM_USERS
     assert np.isinf(ranks.rank).all()
+
+
+def test_the_job_writes_figures_table_and_page(
+    left_out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    settings = ['baselines=["popularity", "Markov"]', "cutoffs=[5]", "tune_users=0"]
+    assert main(["--rows", left_out, "--out", str(out), "--set", *settings]) == 0
+    found = RankingEvaluation.from_json((out / METRICS).read_text())
+    assert [s.method for s in found.shown] == ["popularity", "Markov"]
+    assert found.rows == left_out
+    assert "<!doctype html>" in (out / "report.html").read_text()
+    printed = capsys.readouterr().out
+    assert "report at" in printed
+    assert "| Markov |" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rows", "R"], "--rows needs --out"),
+        (["--run", "R", "--out", "O"], "--out goes with --rows"),
+        (["--rows", "R", "--out", "O", "--compare", "S"], "--compare goes with --run"),
+        (["--rows", "R", "--out", "O", "--set", 'baselines=["knn"]'], "Input should be 'pop"),
+        (["--rows", "/absent", "--out", "O"], "/absent/manifest.json: not found"),
+    ],
+)
+def test_the_job_says_what_is_wrong(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags) == 1
+    assert message in capsys.readouterr().err
