@@ -1,14 +1,23 @@
-"""Evaluate a run on its held-out items, beside baselines, and write the report.
+"""Evaluate on what was held out, beside tuned baselines, and write the report.
+
+A run of content:
 
     python -m jobs.evaluate --run runs/demo
     python -m jobs.evaluate --run runs/seed0 --compare runs/seed1 runs/seed2 \\
         --text-encoder DIR --set max_items=50000
 
+Recommenders, on the rows of jobs.sequences:
+
+    python -m jobs.evaluate --rows runs/ml-1m/sequences --out runs/ml-1m/report
+    python -m jobs.evaluate --rows runs/ml-1m/sequences --out runs/ml-1m/report \\
+        --set 'baselines=["popularity", "Markov", "EASE"]'
+
 Writes metrics.json (figures with intervals), metrics.md (the same for people) and report.html
-(one file with everything) below RUN/report. Runs to compare are of the same recipe on the same
-rows with other seeds: their mean comes with an interval over seeds. Held-out items, at most
-max_items on each side of the cut-off, are held in memory; beyond, a sample by a hash of their ids
-is taken and the output says so.
+(one file with everything), below RUN/report or in OUT. Runs to compare are of the same recipe on
+the same rows with other seeds: their mean comes with an interval over seeds. Held-out items of
+content, at most max_items on each side of the cut-off, are held in memory; beyond, a sample by a
+hash of their ids is taken and the output says so. Recommenders rank all items for every user of the
+test rows, in chunks.
 """
 
 from __future__ import annotations
@@ -17,70 +26,118 @@ import argparse
 import sys
 import time
 
-from jobs.cli import add_overrides, parser, place
+from jobs.cli import add_overrides, parser, peek, place
 from rec.artifacts import ArtifactError, join, write_atomic
-from rec.config import ConfigError
+from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError
+from rec.data.stream import StreamError
+from rec.report.contents import Report
 from rec.report.render import render
 from rec.runtime.content_report import gather
 from rec.runtime.evaluate import evaluate, write_evaluation
 from rec.runtime.evaluation_data import read_items
 from rec.runtime.evaluation_results import Evaluation, markdown
 from rec.runtime.evaluation_tasks import EvaluationConfig
+from rec.runtime.ranking import RankingConfig, evaluate_ranking, write_ranking
+from rec.runtime.ranking_results import RankingEvaluation, ranking_markdown, ranking_report
 
-ERRORS = (ArtifactError, ConfigError, IngestError)
+ERRORS = (ArtifactError, ConfigError, IngestError, StreamError)
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments(of_rows: bool = False) -> argparse.ArgumentParser:
+    """`of_rows`: the settings to list are those of recommenders."""
     flags = parser("jobs.evaluate", __doc__)
-    flags.add_argument("--run", type=place, required=True, help="run folder, local or s3://")
+    what = flags.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=place, help="run folder of content, local or s3://")
+    what.add_argument("--rows", type=place, help='"sequence-rows" that recommenders are asked')
     flags.add_argument(
         "--compare",
         type=place,
         nargs="+",
         default=[],
         metavar="RUN",
-        help="the same with other seeds",
+        help="with --run: the same with other seeds",
     )
     flags.add_argument(
         "--text-encoder",
         metavar="DIR",
-        help="local Hugging Face folder of a frozen text encoder, for a baseline",
+        help="with --run: local Hugging Face folder of a frozen text encoder, for a baseline",
     )
-    add_overrides(flags, EvaluationConfig(run="RUN"))
+    flags.add_argument("--out", type=place, metavar="DIR", help="with --rows: the report's folder")
+    add_overrides(flags, RankingConfig(rows="ROWS") if of_rows else EvaluationConfig(run="RUN"))
     return flags
+
+
+class _Progress:
+    """Says what is done, and how long it took so far."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, method: str) -> None:
+        seconds = time.monotonic() - self._started
+        print(f"evaluate: {seconds:5.1f} s  {method}", flush=True)
+
+    def finish(self, out: str, report: Report) -> None:
+        page = join(out, "report.html")
+        write_atomic(page, render(report).encode())
+        seconds = time.monotonic() - self._started
+        print(f"evaluate: {seconds:.1f} s; report at {page}", flush=True)
 
 
 def run(config: EvaluationConfig) -> Evaluation:
     """Evaluate, write figures and report below the run's folder, print the table."""
-    started = time.monotonic()
+    tell = _Progress()
     items = read_items(config.run, max_items=config.max_items)
     print(
         f"evaluate: {len(items) - items.num_train:,} held-out and {items.num_train:,} training "
         f"items of {config.run}",
         flush=True,
     )
-
-    def tell(method: str) -> None:
-        print(f"evaluate: {time.monotonic() - started:5.1f} s  {method}", flush=True)
-
     evaluation = evaluate(config, items, tell)
     out = join(config.run, "report")
     write_evaluation(evaluation, out)
     print(markdown(evaluation), flush=True)
-    page = join(out, "report.html")
-    write_atomic(page, render(gather(config.run, evaluation, items)).encode())
-    print(f"evaluate: {time.monotonic() - started:.1f} s; report at {page}", flush=True)
+    tell.finish(out, gather(config.run, evaluation, items))
     return evaluation
 
 
+def run_rows(config: RankingConfig, out: str) -> RankingEvaluation:
+    """Evaluate recommenders, write figures and report in `out`, print the table."""
+    tell = _Progress()
+    evaluation = evaluate_ranking(config, tell=tell)
+    write_ranking(evaluation, out)
+    print(ranking_markdown(evaluation), flush=True)
+    tell.finish(out, ranking_report(evaluation))
+    return evaluation
+
+
+def _config(given: argparse.Namespace) -> Config:
+    """Raises ConfigError where flags of both kinds meet."""
+    of_run = {"--compare": given.compare, "--text-encoder": given.text_encoder}
+    of_rows = {"--out": given.out}
+    for other, flags in (("--rows", of_rows), ("--run", of_run)):
+        wrong = [name for name, value in flags.items() if value]
+        if wrong and getattr(given, other.removeprefix("--")) is None:
+            raise ConfigError(f"{', '.join(wrong)} goes with {other}")
+    if given.rows is not None:
+        if given.out is None:
+            raise ConfigError("--rows needs --out, the folder to write the report in")
+        return RankingConfig(rows=given.rows).override(given.set)
+    config = EvaluationConfig(
+        run=given.run, compare=tuple(given.compare), text_encoder=given.text_encoder
+    )
+    return config.override(given.set)
+
+
 def main(argv: list[str] | None = None) -> int:
-    given = arguments().parse_args(argv)
+    given = arguments(peek(argv, "--rows") is not None).parse_args(argv)
     try:
-        config = EvaluationConfig(
-            run=given.run, compare=tuple(given.compare), text_encoder=given.text_encoder
-        )
-        run(config.override(given.set))
+        config = _config(given)
+        if isinstance(config, RankingConfig):
+            run_rows(config, given.out)
+        elif isinstance(config, EvaluationConfig):
+            run(config)
     except ERRORS as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1

@@ -62,6 +62,37 @@ def bootstrap_interval(
     return Interval(float(take(values)), float(low), float(high))
 
 
+def bootstrap_means(
+    values: Floats, *, num_resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> list[Interval]:
+    """`bootstrap_interval` of the mean of each column, from one set of resamples for all: what a
+    resample gives is a product of counts and values.
+
+    Args:
+        values: (Q, M), one row a query.
+
+    Raises:
+        ValueError: no queries.
+    """
+    if len(values) == 0:
+        raise ValueError("no queries: nothing to take an interval of")
+    num_queries = len(values)
+    generator = np.random.default_rng(seed)
+    step = max(1, _CHUNK // num_queries)
+    means: list[Floats] = []
+    for start in range(0, num_resamples, step):
+        size = (min(step, num_resamples - start), num_queries)
+        drawn = generator.integers(num_queries, size=size)
+        counts = np.stack([np.bincount(row, minlength=num_queries) for row in drawn])
+        means.append(counts.astype(values.dtype) @ values / num_queries)
+    tail = (1 - level) / 2
+    ends = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0, method="inverted_cdf")
+    return [
+        Interval(float(mean), float(low), float(high))
+        for mean, low, high in zip(values.mean(axis=0), *ends, strict=True)
+    ]
+
+
 def paired_difference(
     ours: Floats, theirs: Floats, *, num_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:

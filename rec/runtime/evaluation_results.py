@@ -145,16 +145,7 @@ def markdown(evaluation: Evaluation) -> str:
         counts = ", ".join(
             f"{m} over {next(f.num_queries for f in own if f.metric == m)}" for m in metrics
         )
-        lines += ["", f"**{task}** ({counts})", "", f"| method | {' | '.join(metrics)} |"]
-        lines.append("| --- |" + " --- |" * len(metrics))
-        best = {m: best_value([f for f in own if f.metric == m]) for m in metrics}
-        for run, method in dict.fromkeys((f.run, f.method) for f in own):
-            cells = []
-            for metric in metrics:
-                found = [f for f in own if (f.run, f.method, f.metric) == (run, method, metric)]
-                cells.append(_cell(found[0], best[metric]) if found else "")
-            name = f"{method}, {run}" if method == MODEL else method
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += ["", f"**{task}** ({counts})", "", *task_table(own)]
     gains = [
         f"- {d.task}, {d.metric}: {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] against {d.baseline}"
         for d in evaluation.differences
@@ -163,6 +154,21 @@ def markdown(evaluation: Evaluation) -> str:
         lines += ["", "Model less the best baseline, paired by query:", "", *gains]
     lines += ["", *(f"- {note}" for note in evaluation.notes)]
     return "\n".join(lines) + "\n"
+
+
+def task_table(figures: Sequence[Figure]) -> list[str]:
+    """Lines of Markdown: a row a method, a column a metric, of the figures of one task."""
+    metrics = list(dict.fromkeys(f.metric for f in figures))
+    lines = [f"| method | {' | '.join(metrics)} |", "| --- |" + " --- |" * len(metrics)]
+    best = {m: best_value([f for f in figures if f.metric == m]) for m in metrics}
+    for run, method in dict.fromkeys((f.run, f.method) for f in figures):
+        cells = []
+        for metric in metrics:
+            found = [f for f in figures if (f.run, f.method, f.metric) == (run, method, metric)]
+            cells.append(_cell(found[0], best[metric]) if found else "")
+        name = f"{method}, {run}" if method == MODEL else method
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def best_value(figures: Sequence[Figure]) -> float | None:

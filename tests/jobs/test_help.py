@@ -28,6 +28,7 @@ Main = Callable[[list[str]], int]
         (sequences.main, [], ["min_item_events = 1  (int)", "items.list_separator = |"]),
         (embed.main, [], ["batch_size = "]),
         (evaluate.main, [], ["max_items = "]),
+        (evaluate.main, ["--rows", "ROWS"], ["tune_users = 5000  (int)", "index.factory = "]),
         (index.main, [], ["recall_target = "]),
         (serve.main, [], ["limits.max_k = 1000  (int)"]),
     ],

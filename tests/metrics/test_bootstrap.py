@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from rec.metrics.bootstrap import bootstrap_interval, over_seeds, paired_difference
+from rec.metrics.bootstrap import (
+    bootstrap_interval,
+    bootstrap_means,
+    over_seeds,
+    paired_difference,
+)
 
 
 def test_the_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
@@ -25,6 +30,18 @@ def test_chunks_of_resamples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = bootstrap_interval(values, num_resamples=100)
     monkeypatch.setattr("rec.metrics.bootstrap._CHUNK", 70)
     assert bootstrap_interval(values, num_resamples=100) == whole
+
+
+@pytest.mark.parametrize("chunk", [70, 1 << 22])
+def test_columns_together_are_as_each_alone(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rec.metrics.bootstrap._CHUNK", chunk)
+    values = np.random.default_rng(3).random((50, 3))
+    together = bootstrap_means(values, num_resamples=100, seed=4)
+    for column, found in enumerate(together):
+        alone = bootstrap_interval(values[:, column], num_resamples=100, seed=4)
+        assert found == pytest.approx(alone)
+    with pytest.raises(ValueError, match="no queries"):
+        bootstrap_means(values[:0])
 
 
 def test_pairing_sees_a_small_steady_gain_that_separate_intervals_hide() -> None:

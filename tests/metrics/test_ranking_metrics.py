@@ -17,9 +17,12 @@ from rec.metrics.ranking import (
     average_precision,
     first_rank,
     hit_rate,
+    joined,
     mrr,
     ndcg,
+    only_columns,
     rank_in_chunks,
+    rank_lists,
     rank_targets,
     recall,
 )
@@ -74,11 +77,14 @@ def problems(draw: st.DrawFn):
     return scores, relevant, keep, np.maximum(relevant.sum(1) + absent, 1)
 
 
-@settings(max_examples=300, deadline=None)
-@given(problems())
-def test_every_metric_equals_its_plain_loop(problem) -> None:
+@pytest.mark.parametrize("max_counted", [0, 32])  # by sorting each query's scores, and without
+@settings(max_examples=200)
+@given(problem=problems())
+def test_every_metric_equals_its_plain_loop(max_counted: int, problem) -> None:
     scores, relevant, keep, total = problem
-    found = all_metrics(rank_targets(scores, relevant, keep, total))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rec.metrics.ranking, "_MAX_COUNTED", max_counted)
+        found = all_metrics(rank_targets(scores, relevant, keep, total))
     for q in range(len(scores)):
         order = plain_order(scores[q].tolist(), relevant[q].tolist(), keep[q].tolist())
         for name, expected in plain_metrics(order, int(total[q])).items():
@@ -113,6 +119,59 @@ def test_chunks_change_nothing(problem, chunk_scores: int) -> None:
     )
     for name, values in all_metrics(ranks).items():
         np.testing.assert_array_equal(values, whole[name])
+    halves = [
+        rank_targets(scores[part], relevant[part], keep[part], total[part])
+        for part in (slice(0, 1), slice(1, None))
+    ]
+    for name, values in all_metrics(joined(halves)).items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
+@settings(max_examples=100)
+@given(problems())
+def test_masks_of_columns_and_of_cells_are_one(problem) -> None:
+    scores, relevant, keep, total = problem
+    never = np.arange(scores.shape[1]) % 2 == 0
+    one = rank_targets(scores, relevant, keep & ~never, total)
+    two = rank_in_chunks(
+        lambda start, stop: scores[start:stop],
+        sparse.csr_array(relevant),
+        excluded=sparse.csr_array(~keep),
+        candidate_mask=~never,
+        num_relevant=total,
+    )
+    np.testing.assert_array_equal(one.rank, two.rank)
+    np.testing.assert_array_equal(one.column_index, two.column_index)
+
+
+@settings(max_examples=100)
+@given(problems())
+def test_a_slice_keeps_the_places_of_its_items(problem) -> None:
+    scores, relevant, keep, _ = problem
+    relevant[:, 0] |= ~relevant.any(axis=1)
+    ranks = rank_targets(scores, relevant, keep)
+    odd = np.arange(scores.shape[1]) % 2 == 1
+    queries, part = only_columns(ranks, sparse.csr_array(relevant), odd)
+    assert queries.tolist() == [q for q in range(len(scores)) if relevant[q, odd].any()]
+    expected = {
+        (int(q), int(c)): r
+        for q, c, r in zip(ranks.query_index, ranks.column_index, ranks.rank, strict=True)
+        if odd[c]
+    }
+    found = zip(queries[part.query_index], part.column_index, part.rank, strict=True)
+    assert {(int(q), int(c)): r for q, c, r in found} == expected
+    assert part.num_relevant.tolist() == [int(relevant[q, odd].sum()) for q in queries]
+
+
+def test_ready_lists_rank_by_place() -> None:
+    relevant = sparse.csr_array(np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]))
+    ranks = rank_lists(np.array([[3, 2, 0], [0, 2, -1], [2, -1, -1]]), relevant)
+    assert ranks.query_index.tolist() == [0, 0, 2]
+    assert ranks.column_index.tolist() == [3, 0, 2]
+    assert ranks.rank.tolist() == [1, 3, 1]
+    assert hit_rate(ranks, 10).tolist() == [1, 0, 1]
+    exact = rank_targets(np.array([[2.0, 1.0, 3.0, 4.0]]), np.array([[True, False, False, True]]))
+    assert recall(rank_lists(np.array([[3, 2, 0]]), relevant[:1]), 2) == recall(exact, 2)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf, -math.inf])
