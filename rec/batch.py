@@ -75,7 +75,7 @@ class SequenceBatch(Batch):
     events of the same user before it, and from nothing else.
     """
 
-    lengths: Tensor  # (B,) int64, at least 1
+    lengths: Tensor  # (B,) int64; 0 only without targets: of a user who was new
     item_index: Tensor  # (L,) int64, positions in the rows' items
     weights: Tensor  # (L,) float32, of the event
     times: Tensor  # (L,) int64, microseconds since 1970
@@ -95,11 +95,42 @@ class SequenceBatch(Batch):
     def take(self, index: Sequence[int] | Tensor) -> Self:
         """The histories at these positions, in this order."""
         index = torch.as_tensor(index, dtype=torch.long, device=self.lengths.device)
-        first = (self.lengths.cumsum(0) - self.lengths)[index]
-        lengths = self.lengths[index]
+        first, lengths = self._starts()[index], self.lengths[index]
         within = torch.arange(int(lengths.sum()), device=index.device)
         within = within - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
         return self._cut(index, first.repeat_interleave(lengths) + within)
+
+    def latest(self, count: int | Tensor) -> Self:
+        """The last `count` events of each history; one number for all or (B,) int64."""
+        keep = torch.as_tensor(count, device=self.lengths.device).expand_as(self.lengths)
+        keep = torch.minimum(keep, self.lengths)
+        return self._only(self.positions() >= (self.lengths - keep)[self.users()], keep)
+
+    def known(self) -> Self:
+        """The events that are not to be predicted."""
+        known = ~self.target_mask
+        num = torch.zeros_like(self.lengths).index_add_(0, self.users(), known.long())
+        return self._only(known, num)
+
+    def mark(self, first: Tensor) -> Self:
+        """The same histories with events from position `first` (B,) on as those to predict."""
+        return replace(self, target_mask=self.positions() >= first[self.users()])
+
+    def users(self) -> Tensor:
+        """(L,) int64, the history that each event is of."""
+        count = torch.arange(len(self), device=self.lengths.device)
+        return count.repeat_interleave(self.lengths)
+
+    def positions(self) -> Tensor:
+        """(L,) int64, each event's place in its history, from 0."""
+        count = torch.arange(self.item_index.shape[0], device=self.lengths.device)
+        return count - self._starts()[self.users()]
+
+    def _starts(self) -> Tensor:
+        return self.lengths.cumsum(0) - self.lengths
+
+    def _only(self, keep: Tensor, lengths: Tensor) -> Self:
+        return replace(self._cut(slice(None), keep), lengths=lengths)
 
     def _cut(self, users: slice | Tensor, events: slice | Tensor) -> Self:
         cut = {

@@ -97,10 +97,10 @@ def histories(lists: list[list[int]]) -> SequenceBatch:
     flat = [item for items in lists for item in items]
     return SequenceBatch(
         lengths=torch.tensor([len(items) for items in lists]),
-        item_index=torch.tensor(flat),
+        item_index=torch.tensor(flat, dtype=torch.long),
         weights=torch.tensor(flat) / 2,
-        times=torch.tensor(flat) * 10,
-        target_mask=torch.tensor(flat) % 2 == 0,
+        times=torch.tensor(flat, dtype=torch.long) * 10,
+        target_mask=torch.tensor(flat, dtype=torch.long) % 2 == 0,
         negatives=torch.tensor([5, 6]),
     )
 
@@ -133,3 +133,33 @@ def test_histories_are_taken_whole_and_in_the_order_asked(
 ) -> None:
     index = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=6))
     assert_same(histories(lists).take(index), histories([lists[i] for i in index]))
+
+
+EMPTY_TOO = st.lists(st.lists(st.integers(0, 99), max_size=4), min_size=1, max_size=5)
+
+
+@given(lists=EMPTY_TOO, count=st.integers(0, 5), data=st.data())
+def test_the_latest_events_stay(lists: list[list[int]], count: int, data: st.DataObject) -> None:
+    def last(items: list[int], number: int) -> list[int]:
+        return items[max(0, len(items) - number) :]
+
+    expected = histories([last(items, count) for items in lists])
+    assert_same(histories(lists).latest(count), expected)
+    counts = data.draw(st.lists(st.integers(0, 5), min_size=len(lists), max_size=len(lists)))
+    each = histories([last(items, n) for items, n in zip(lists, counts, strict=True)])
+    assert_same(histories(lists).latest(torch.tensor(counts)), each)
+
+
+@given(lists=EMPTY_TOO)
+def test_events_to_predict_are_not_known(lists: list[list[int]]) -> None:
+    known = histories([[item for item in items if item % 2] for items in lists])
+    assert_same(histories(lists).known(), known)
+
+
+@given(lists=EMPTY_TOO, data=st.data())
+def test_marked_events_are_those_to_predict(lists: list[list[int]], data: st.DataObject) -> None:
+    first = data.draw(st.lists(st.integers(0, 5), min_size=len(lists), max_size=len(lists)))
+    marked = histories(lists).mark(torch.tensor(first))
+    expected = [i >= f for items, f in zip(lists, first, strict=True) for i in range(len(items))]
+    assert marked.target_mask.tolist() == expected
+    assert marked.users().tolist() == [u for u, items in enumerate(lists) for _ in items]
