@@ -3,27 +3,32 @@
     python -m jobs.behaviour --logs logs --cutoff 2026-01-08 --out runs/site/behaviour \\
         --set 'interactions.day=day=([0-9-]+)' 'interactions.columns={"item_id": "video"}'
     python -m jobs.behaviour --logs runs/demo/tables --cutoff 2026-01-08 --out runs/demo/behaviour
+    python -m jobs.behaviour --logs toy/toy.inter --cutoff 2026-01-08 --out runs/toy/behaviour \\
+        --set interactions.time_unit=s 'interactions.constants={"event": "rating"}' \\
+        'interactions.columns={"event_time": "timestamp", "value": "rating"}'
+    python -m jobs.behaviour --logs ml-1m/sequences.txt --cutoff 2000-01-01 \\
+        --out runs/ml-1m/behaviour --set sequences.max_length=4000
 
 LOGS holds a folder a table: interactions, and where there are any searches, comments and items
-(for their tags), of Parquet, JSON-lines or CSV files; the tables that jobs.ingest writes are such
-folders too. Rows after the cut-off are left out, so that nothing made here knows of them. Given
-again with more days in the logs and a later cut-off, the command adds the new days to what it has
-published; a run that was killed goes on where it was. Places may be local or s3://.
+(for their tags); the tables that jobs.ingest writes are such folders too. Or it is one file of
+interactions. Files are Parquet, JSON lines, CSV, RecBole's .inter, or .txt with a user and their
+items a line, which tells their order and no times (rec/data/logs.py). Rows after the cut-off are
+left out, so that nothing made here knows of them. Given again with more days in the logs and a
+later cut-off, the command adds the new days to what it has published; a run that was killed goes
+on where it was. Places may be local or s3://.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from datetime import datetime
 
-import ray.data
-from tqdm import tqdm
+from pyarrow import fs as pafs
 
-from jobs.cli import add_overrides, parser, place, start_ray
-from rec.artifacts import ArtifactError, Manifest, exists, join
+from jobs.cli import add_overrides, parser, phase_bars, place, start_ray
+from rec.artifacts import ArtifactError, Manifest, exists, filesystem, join
 from rec.config import ConfigError
 from rec.data.behaviour import BehaviourError, build_behaviour, read_ledger
 from rec.data.behaviour_config import BehaviourConfig
@@ -45,7 +50,9 @@ ERRORS = (
 
 def arguments() -> argparse.ArgumentParser:
     flags = parser("jobs.behaviour", __doc__)
-    flags.add_argument("--logs", type=place, required=True, help="folder with a folder a table")
+    flags.add_argument(
+        "--logs", type=place, required=True, help="folder with a folder a table, or a file"
+    )
     flags.add_argument(
         "--cutoff",
         type=datetime.fromisoformat,
@@ -61,11 +68,14 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def config_of(logs: str, overrides: list[str]) -> BehaviourConfig:
-    """The settings with the path of every log that has a folder in `logs`.
+    """The settings with the path of every log that has a folder in `logs`, or of the one file.
 
     Raises:
         ConfigError: an override is wrong, or there is no log of interactions.
     """
+    files, path = filesystem(logs)
+    if files.get_file_info(path).type == pafs.FileType.File:
+        return BehaviourConfig(interactions=LogFiles(path=logs)).override(overrides)
     found = {
         name: LogFiles(path=join(logs, name))
         for name in ("interactions", "searches", "comments", "items")
@@ -83,21 +93,9 @@ def run(
 ) -> Manifest:
     """Write the artifact `out` on the Ray that is running, else on one of this process."""
     start_ray()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     started = time.perf_counter()
-    bars: dict[str, tqdm] = {}
-
-    def progress(phase: str, done: int, total: int) -> None:
-        if phase not in bars:
-            bars[phase] = tqdm(total=total, desc=phase, unit="task")
-        bars[phase].update(done - bars[phase].n)
-
-    try:
+    with phase_bars() as progress:
         manifest = build_behaviour(out, config, cutoff, overwrite=overwrite, progress=progress)
-    finally:
-        for bar in bars.values():
-            bar.close()
     seconds = time.perf_counter() - started
     print(f"behaviour: {out}, version {manifest.version}, {seconds:.1f} s with start-up")
     print("\n".join(f"  {line}" for line in read_ledger(out).table().splitlines()), flush=True)

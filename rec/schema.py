@@ -86,6 +86,7 @@ RELATIONS = pa.schema(
 SEQUENCES = pa.schema(
     [
         _required("user_id", pa.string()),
+        _required("domain", pa.string()),  # of the items; "" where the log tells none apart
         _required("item_ids", pa.list_(pa.string())),
         _required("event_times", pa.list_(TIMESTAMP)),
         _required("weights", pa.list_(pa.float32())),

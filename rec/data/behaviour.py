@@ -42,7 +42,7 @@ from rec.data.behaviour_phases import Plan, run_phases
 from rec.data.ingest import changes
 from rec.data.ledger import Ledger, StageCounts
 from rec.data.log_rows import LATE, LogTask, day_start, micros
-from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, list_days, pack
+from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, is_timed, list_days, pack
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
@@ -90,7 +90,7 @@ def build_behaviour(
                 raise BehaviourError(f"{out_uri}: {reason}; pass --overwrite to begin anew")
             old = None
     plan = _plan(out_uri, config, cutoff, found, old)
-    done = old is not None and plan.state.days == _state(old).days
+    done = old is not None and plan.state.days == read_state(old).days
     if old is not None and done and not _late_items(old, cutoff, out_uri):
         _tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
         return old
@@ -117,7 +117,8 @@ def read_ledger(out_uri: str) -> Ledger:
     return Ledger.from_json(read_bytes(join(out_uri, manifest.root, "ledger.json")).decode())
 
 
-def _state(manifest: Manifest) -> State:
+def read_state(manifest: Manifest) -> State:
+    """What a published version is made of."""
     return State.model_validate(manifest.metrics["state"])
 
 
@@ -135,7 +136,7 @@ def _refused(
     """Why what is published cannot be extended, or None."""
     if old.config != _about(config):
         return f"published from another config ({changes(old.config, _about(config))})"
-    state = _state(old)
+    state = read_state(old)
     if micros(cutoff) != micros(state.cutoff):
         if micros(cutoff) < micros(state.cutoff):
             return f"published up to {state.cutoff.isoformat()}, later than the cut-off asked for"
@@ -161,7 +162,7 @@ def _refused(
 def _late_items(old: Manifest, cutoff: datetime, out_uri: str) -> bool:
     """Whether items were left out that a later cut-off may let in."""
     items = read_ledger(out_uri).stages.get("read items", StageCounts())
-    return micros(cutoff) > micros(_state(old).cutoff) and LATE in items.dropped
+    return micros(cutoff) > micros(read_state(old).cutoff) and LATE in items.dropped
 
 
 def _plan(
@@ -171,7 +172,7 @@ def _plan(
     found: dict[str, dict[str, Day]],
     old: Manifest | None,
 ) -> Plan:
-    state = _state(old) if old else None
+    state = read_state(old) if old else None
     done = state.days if state else {}
     tasks: list[LogTask] = []
     days: dict[str, dict[str, str]] = {}
@@ -193,7 +194,13 @@ def _plan(
     )
     num_bytes = of_users + (state.num_bytes if state else 0)
     num_buckets = _num_buckets(config, num_bytes + of_items, state)
-    new_state = State(num_buckets=num_buckets, num_bytes=num_bytes, cutoff=cutoff, days=days)
+    new_state = State(
+        num_buckets=num_buckets,
+        num_bytes=num_bytes,
+        cutoff=cutoff,
+        timed=is_timed(found["interactions"]),
+        days=days,
+    )
     contents = json.dumps(
         [
             _about(config),

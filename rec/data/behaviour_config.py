@@ -52,4 +52,5 @@ class State(Config):
     num_buckets: int
     num_bytes: int  # of all log files of users so far
     cutoff: datetime
+    timed: bool = True  # False: the log of interactions tells their order and no times
     days: dict[str, dict[str, str]]  # table -> day -> fingerprint of its files

@@ -36,9 +36,15 @@ from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts,
 from rec.data.ledger import Ledger
 from rec.data.log_rows import USER_ROWS, LogTask, micros, scatter
 from rec.data.parquet import ParquetFile, read_or_empty, read_table, stream_folder
-from rec.data.sequences import extend_sequences
-from rec.data.shuffle import BucketWriter, bucket_of, hash_strings, read_bucket, stream_bucket
-from rec.data.tasks import Summary, with_markers
+from rec.data.sequences import check_order, extend_sequences
+from rec.data.shuffle import (
+    BucketWriter,
+    bucket_of,
+    hash_strings,
+    read_bucket,
+    stream_bucket,
+)
+from rec.data.tasks import Summary, run_phase
 from rec.data.user_rows import UserRows, filter_rows, sort_rows
 from rec.schema import EDGES, SEQUENCES
 from rec.sources.base import PROBLEMS
@@ -99,6 +105,8 @@ def gather(plan: Plan, bucket: int) -> Ledger:
     counts: list[pa.Table] = []
     for table, log in plan.config.user_logs().items():
         rows = sort_rows(read_bucket(plan.of_log(table), bucket, plan.num_buckets, USER_ROWS))
+        if table == "interactions" and not plan.state.timed:
+            check_order(rows, log.path)
         kept, dropped = filter_rows(rows, plan.config.filters, log)
         ledger = ledger.record(f"filter {table}", len(rows), len(kept), dropped)
         if table == "interactions":
@@ -214,7 +222,7 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
             told = work(plan, index)
             return {"index": index, "ledger": (told or Ledger()).to_json()}
 
-        found = _finished(plan, name, count, task, progress)
+        found = run_phase(plan.work, name, count, task, progress)
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
 
@@ -232,28 +240,12 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
     def nodes(index: int) -> Summary:
         return {"index": index, "num": write_nodes(plan, index)}
 
-    counts = [s["num"] for s in _finished(plan, "nodes", plan.num_buckets, nodes, progress)]
+    counts = [s["num"] for s in run_phase(plan.work, "nodes", plan.num_buckets, nodes, progress)]
     about = {"types": gr.NODE_TYPES, "first": gr.first_indices(counts).tolist()}
     write_atomic(join(plan.place, GRAPH), json.dumps(about).encode())
     run("targets", plan.num_buckets, number)
     run("graph", plan.num_buckets, write_graph)
     return ledger
-
-
-def _finished(
-    plan: Plan,
-    name: str,
-    count: int,
-    task: Callable[[int], Summary],
-    progress: Callable[[str, int, int], None] | None,
-) -> list[Summary]:
-    """What all tasks of a phase told, in their order; those done before are not run again."""
-    told: dict[int, Summary] = {}
-    for summary in with_markers(task, join(plan.work, "done", name), range(count)):
-        told[summary["index"]] = summary
-        if progress:
-            progress(name, len(told), count)
-    return [told[index] for index in sorted(told)]
 
 
 def _spill(

@@ -21,13 +21,18 @@ from rec.features.tags import normalise
 from rec.graphs.csr import NO_TIME
 from rec.sources.base import PROBLEMS
 
-ITEM_TAGS = pa.schema([("item", pa.string()), ("tags", pa.list_(pa.string()))])
+ITEM_TAGS = pa.schema([("item_id", pa.string()), ("tags", pa.list_(pa.string()))])
 
 
 def scatter_items(
-    task: LogTask, rows_uri: str, problems_uri: str, num_buckets: int, cutoff: int
+    task: LogTask,
+    rows_uri: str,
+    problems_uri: str,
+    num_buckets: int,
+    cutoff: int,
+    schema: pa.Schema = ITEM_TAGS,
 ) -> Ledger:
-    """Write the items of the task's files to their buckets.
+    """Write the items of the task's files, as `schema` has them, to their buckets.
 
     An item published after the cut-off (microseconds since 1970) is dropped; of the others the tags
     are those that the log has as of now, since when each was given is nowhere told.
@@ -35,7 +40,7 @@ def scatter_items(
     ledger = Ledger()
     with (
         ParquetFile(problems_uri, PROBLEMS) as problems,
-        BucketWriter(rows_uri, ITEM_TAGS, num_buckets) as writer,
+        BucketWriter(rows_uri, schema, num_buckets) as writer,
     ):
         for _, checked in checked_batches(task, problems):
             read = checked.table.num_rows + checked.problems.num_rows
@@ -44,9 +49,19 @@ def scatter_items(
             dropped = {**checked.dropped, LATE: checked.table.num_rows - known.num_rows}
             ledger = ledger.record("read items", read, known.num_rows, dropped)
             if known.num_rows:
-                rows = known.select(["item_id", "tags"]).rename_columns(ITEM_TAGS.names)
-                writer.write(rows, bucket_of(hash_strings(rows.column("item")), num_buckets))
+                rows = known.select(schema.names)
+                writer.write(rows, bucket_of(hash_strings(rows.column("item_id")), num_buckets))
     return ledger
+
+
+def last_of_each(items: pa.Table) -> tuple[pa.Table, Ledger]:
+    """The last row of every item, in order of their ids; the ledger has the others."""
+    item, names = codes(items.column("item_id"))
+    latest = np.full(len(names), -1)
+    np.maximum.at(latest, item, np.arange(len(item)))
+    again = len(item) - len(names)
+    ledger = Ledger().record("items", len(item), len(names), {"given again later": again})
+    return items.take(pa.array(latest)), ledger
 
 
 def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
@@ -54,10 +69,9 @@ def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
 
     Of an item that is there more than once the last row counts; the ledger has the others.
     """
-    item, names = codes(items.column("item"))
-    latest = np.full(len(names), -1)
-    np.maximum.at(latest, item, np.arange(len(item)))
-    lists = items.column("tags").combine_chunks().take(pa.array(latest))
+    latest, ledger = last_of_each(items)
+    names = latest.column("item_id").combine_chunks()
+    lists = latest.column("tags").combine_chunks()
     owner = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
     tags = normalise(pc.list_flatten(lists))
     known = np.asarray(pc.is_valid(tags))
@@ -71,8 +85,6 @@ def tags_by_item(items: pa.Table, max_tags: int) -> tuple[pa.Table, Ledger]:
     kept = np.flatnonzero(first)
     rank = np.arange(len(kept)) - np.searchsorted(owner[kept], owner[kept])
     few = kept[rank < max_tags]
-    again = len(item) - len(names)
-    ledger = Ledger().record("items", len(item), len(names), {"given again later": again})
     ledger = ledger.record(
         "item tags",
         len(known),

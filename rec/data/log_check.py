@@ -156,6 +156,10 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, log: LogFiles) -> pa.Chunk
         return column
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column = column.cast(pa.string())  # refuses what is not UTF-8
+    if pa.types.is_list(kind) and (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
+        column = pc.split_pattern(column, log.list_separator)
     return column.cast(kind) if kind != TIMESTAMP else _times(column, log)
 
 

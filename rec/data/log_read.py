@@ -1,6 +1,7 @@
 """The rows of a log file, a batch at a time, each with its number; rows that cannot be parsed.
 
-Rows count from 1: data rows of a CSV file, its header not counted; lines of JSON lines.
+Rows count from 1: data rows of a CSV file, its header not counted; lines of JSON lines and of
+lists; members of an object.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
-from rec.data.logs import LogError, Piece, format_of
+from rec.data.log_lists import item_tags, user_lines
+from rec.data.logs import UNTIMED, LogError, Piece, format_of
 
 BATCH_ROWS = 1 << 20
 _BLOCK_BYTES = 8 << 20
 _PARTS = 16  # of a block of JSON lines that does not parse at once
+_RECBOLE = ("inter", "item")
+_LISTS = {UNTIMED: ("users' items", "user_id"), "json": ("items' tags", "tags")}
+_LONG = f"a line longer than {_BLOCK_BYTES >> 20} MB"
+_MOVE = "name the log's columns by our names, or move the file out of the log"
 
 
 class Batch(NamedTuple):
@@ -45,11 +51,13 @@ def read_batches(
         LogError: the file cannot be read to its end.
     """
     try:
-        kind = format_of(piece.path)
+        kind = format_of(piece.path) or ""
         if kind == "parquet":
             yield from _parquet(files, piece, columns)
-        elif kind == "csv":
-            yield from _csv(files, piece, columns)
+        elif kind in ("csv", *_RECBOLE):
+            yield from _csv(files, piece, columns, kind)
+        elif kind in _LISTS:
+            yield from _lists(files, piece, columns, kind)
         else:
             yield from _json_lines(files, piece, columns)
     except (OSError, EOFError, pa.ArrowInvalid) as error:
@@ -75,7 +83,9 @@ def _parquet(
             row += batch.num_rows
 
 
-def _csv(files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]) -> Iterator[Batch]:
+def _csv(
+    files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType], kind: str
+) -> Iterator[Batch]:
     """Cells as bytes: what they should be is decided, and refused, row by row elsewhere."""
     ragged: dict[int, str] = {}
 
@@ -86,11 +96,14 @@ def _csv(files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]) 
 
     reading = pacsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
     parsing = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
+    if kind in _RECBOLE:
+        parsing = pacsv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=skip)
     with (
         files.open_input_stream(piece.path) as stream,
         pacsv.open_csv(stream, reading, parsing) as reader,
     ):
-        present = [name for name in reader.schema.names if name in columns]
+        header = {name: _name(name, kind) for name in reader.schema.names}
+    present = [name for name in header if header[name] in columns]
     ragged.clear()
     converting = pacsv.ConvertOptions(
         column_types=dict.fromkeys(present, pa.binary()),
@@ -105,10 +118,40 @@ def _csv(files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType]) 
             row = int(rows[-1]) + 1 if len(rows) else row
             passed = [number for number in ragged if number < row]  # the reader may be ahead
             broken = [(number, ragged.pop(number)) for number in passed]
-            yield Batch(pa.Table.from_batches([batch]), rows, broken)
+            table = pa.Table.from_batches([batch])
+            yield Batch(table.rename_columns([header[name] for name in present]), rows, broken)
     if ragged:
-        empty = pa.table({name: pa.array([], pa.binary()) for name in present})
+        empty = pa.table({header[name]: pa.array([], pa.binary()) for name in present})
         yield Batch(empty, np.zeros(0, np.int64), list(ragged.items()))
+
+
+def _name(written: str, kind: str) -> str:
+    """A column's name; in RecBole's files its type stands behind it."""
+    return written.partition(":")[0] if kind in _RECBOLE else written
+
+
+def _lists(
+    files: pafs.FileSystem, piece: Piece, columns: dict[str, pa.DataType], kind: str
+) -> Iterator[Batch]:
+    what, column = _LISTS[kind]
+    if column not in columns:
+        raise LogError(f"{piece.path}: holds {what}, but no {column} is asked for; {_MOVE}")
+    with files.open_input_stream(piece.path) as stream:
+        if kind != UNTIMED:
+            try:
+                yield Batch(*item_tags(stream.read()))
+            except (ValueError, RecursionError) as error:
+                raise LogError(f"{piece.path}: not items' tags ({error}); {_MOVE}") from error
+            return
+        row = 1
+        for data in _whole_lines(stream):
+            lines = io.BytesIO(data).readlines()
+            if data:
+                yield Batch(*user_lines(lines, row))
+            else:
+                empty = user_lines([], row)
+                yield Batch(empty.table, empty.rows, [(row, _LONG)])
+            row += max(len(lines), 1)
 
 
 def _skipping(first: int, count: int, lost: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -128,8 +171,7 @@ def _json_lines(
             if data:
                 yield from _parse(lines, schema, row)
             else:
-                reason = f"a line longer than {_BLOCK_BYTES >> 20} MB"
-                yield Batch(schema.empty_table(), np.zeros(0, np.int64), [(row, reason)])
+                yield Batch(schema.empty_table(), np.zeros(0, np.int64), [(row, _LONG)])
             row += len(lines)
 
 

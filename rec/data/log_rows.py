@@ -38,6 +38,7 @@ USER_ROWS = pa.schema(
     [
         ("user", pa.string()),
         ("item", pa.string()),
+        ("domain", pa.string()),  # "" where the log tells none apart
         ("query", pa.string()),  # of a search; null elsewhere
         ("time", pa.int64()),  # microseconds since 1970
         ("weight", pa.float32()),
@@ -236,6 +237,7 @@ def _wanted(
     columns = [
         table.column("user_id"),
         table.column("item_id"),
+        _domain(table),
         query,
         pa.array(time),
         _weight(table),
@@ -248,6 +250,12 @@ def _wanted(
 
 def _true(values: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
     return np.asarray(values.fill_null(False))
+
+
+def _domain(table: pa.Table) -> pa.ChunkedArray | pa.Array:
+    if "domain" in table.column_names:
+        return table.column("domain").fill_null("")
+    return pa.repeat("", table.num_rows)
 
 
 def _weight(table: pa.Table) -> pa.ChunkedArray | pa.Array:

@@ -1,13 +1,24 @@
 """Raw logs: where they are, which day each file is of, how their columns are called.
 
-A log is a folder of Parquet, JSON-lines or CSV files (by their names' endings, the latter two
-also compressed), local or s3://, flat or in folders by day. What it holds is mapped onto columns
-of `rec.schema` and held to their types row by row.
+A log is a folder of files, flat or in folders by day, or one file; local or s3://. What it holds is
+mapped onto columns of `rec.schema` and held to their types row by row. The ending of a file's name
+says how it is read:
+
+    .parquet
+    .jsonl .ndjson   an object a line
+    .csv             with a header
+    .inter .item     RecBole's: parted by tabs, no quotes, a header of name:type
+    .txt             `user item item ...` a line, oldest item first
+    .json            of items: one object, `{"item": ["tag", ...], ...}`
+
+All but Parquet may also be compressed (.gz, .bz2, .zst). Files of the form .txt tell the order of
+events and no times: an event at position p stands at minute p of 1970.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -23,20 +34,30 @@ from rec.config import Config
 from rec.schema import COMMENTS, INTERACTIONS, ITEMS, SEARCHES
 
 TASK_BYTES = 128 << 20  # of log files that a task reads
-_NOT_USED = {"domain", "position", "text", "likes"}  # a log need not have what nobody reads
+UNTIMED = "txt"  # the format that tells no times
+_NOT_USED = {"position", "text", "likes"}  # a log need not have what nobody reads
 
 
 def _used(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name not in _NOT_USED])
+    fields = [field for field in schema if field.name not in _NOT_USED]
+    # a log need not tell domains apart either: it is of one then, called ""
+    return pa.schema(
+        [field.with_nullable(True) if field.name == "domain" else field for field in fields]
+    )
 
 
 LOG_TABLES: dict[str, pa.Schema] = {
     "interactions": _used(INTERACTIONS),
     "searches": _used(SEARCHES),
     "comments": _used(COMMENTS),
-    "items": pa.schema([ITEMS.field(name) for name in ("item_id", "tags", "published_at")]),
+    "items": pa.schema(
+        [
+            ITEMS.field(name)
+            for name in ("item_id", "tags", "categories", "uploader_id", "published_at")
+        ]
+    ),
 }
-_ENDING = re.compile(r"\.(?:(parquet)|(jsonl|ndjson|csv)(\.gz|\.bz2|\.zst)?)$")
+_ENDING = re.compile(r"\.(?:(parquet)|(jsonl|ndjson|csv|inter|item|txt|json)(\.gz|\.bz2|\.zst)?)$")
 
 
 class LogError(ValueError):
@@ -56,7 +77,7 @@ def _pattern(text: str) -> str:
 class LogFiles(Config):
     """One log and how to read it."""
 
-    path: str = ""  # its folder
+    path: str = ""  # its folder, or its one file
     # finds a file's day in its path below the folder: one group (2026-01-02 or 20260102) or
     # three; None where files are not by day. Rows of another day are dropped and counted.
     day: Annotated[str, AfterValidator(_pattern)] | None = None
@@ -64,10 +85,11 @@ class LogFiles(Config):
     constants: dict[str, str | float | bool] = {}  # column that the log has not -> its value
     time_unit: Literal["s", "ms", "us", "ns"] = "us"  # of times that are numbers, since 1970
     utc_offset_hours: float = Field(default=0.0, ge=-14, le=14)  # of the clock that days are by
+    list_separator: str = Field(default="|", min_length=1)  # of tags that are one text
 
 
 def format_of(name: str) -> str | None:
-    """A file's format by its name, parquet, jsonl, ndjson or csv; None where it is no log file."""
+    """A file's format, which is its name's ending; None where it is no log file."""
     match = _ENDING.search(name)
     return match and (match.group(1) or match.group(2))
 
@@ -98,14 +120,10 @@ def list_days(log: LogFiles) -> dict[str, Day]:
     Names that begin with "_" or "." and empty files are no part of a log.
 
     Raises:
-        LogError: there is no such folder, it has no file, or a name has an unknown ending or no
-            day in it.
+        LogError: there is no such place, it has no file, a name has an unknown ending or no
+            day in it, or only some files tell times.
     """
-    files, root = filesystem(log.path)
-    try:
-        found = files.get_file_info(pafs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise LogError(f"{log.path}: not a folder of log files ({error})") from error
+    folder, root, found = _find(log)
     days: dict[str, list[Piece]] = {}
     for info in sorted(found, key=lambda info: info.path):
         name = info.path[len(root) :].lstrip("/")
@@ -114,18 +132,45 @@ def list_days(log: LogFiles) -> dict[str, Day]:
             continue
         if not format_of(name):
             raise LogError(
-                f"{join(log.path, name)}: expected a name that ends in .parquet, .jsonl, .ndjson "
-                "or .csv, the last three also .gz, .bz2 or .zst"
+                f"{join(folder, name)}: expected a name that ends in .parquet, .jsonl, .ndjson, "
+                ".csv, .inter, .item, .txt or .json, all but the first also .gz, .bz2 or .zst"
             )
-        day = _day(log, name)
+        day = _day(log, join(folder, name), name)
         key = day.isoformat() if day else ALL_DAYS
         days.setdefault(key, []).append(Piece(info.path, day, info.size))
     if not days:
         raise LogError(f"{log.path}: no log files in this folder")
-    return {key: Day(tuple(days[key]), _fingerprint(root, days[key])) for key in sorted(days)}
+    listed = {key: Day(tuple(days[key]), _fingerprint(root, days[key])) for key in sorted(days)}
+    if not is_timed(listed):
+        strange = [p.path for p in itertools.chain(*days.values()) if format_of(p.path) != UNTIMED]
+        if strange or log.day is not None:
+            of_days = f"`day` is {log.day!r}; set it to null"
+            raise LogError(
+                f"{log.path}: .txt files tell no times, but "
+                + (f"{strange[0]} does; move them apart" if strange else of_days)
+            )
+    return listed
 
 
-def _day(log: LogFiles, name: str) -> date | None:
+def is_timed(days: dict[str, Day]) -> bool:
+    """Whether the files of a log tell times, and not the order of events alone."""
+    pieces = itertools.chain.from_iterable(day.pieces for day in days.values())
+    return all(format_of(piece.path) != UNTIMED for piece in pieces)
+
+
+def _find(log: LogFiles) -> tuple[str, str, list[pafs.FileInfo]]:
+    """The folder of a log, its path within the file system, and what is in it."""
+    files, path = filesystem(log.path)
+    try:
+        info = files.get_file_info(path)
+        if info.type == pafs.FileType.File:
+            return log.path.rpartition("/")[0], path.rpartition("/")[0], [info]
+        return log.path, path, files.get_file_info(pafs.FileSelector(path, recursive=True))
+    except OSError as error:
+        raise LogError(f"{log.path}: not a folder of log files ({error})") from error
+
+
+def _day(log: LogFiles, place: str, name: str) -> date | None:
     if log.day is None:
         return None
     match = re.search(log.day, name)
@@ -136,9 +181,9 @@ def _day(log: LogFiles, name: str) -> date | None:
         if match:
             return date.fromisoformat(match.group(1))
     except ValueError as error:
-        raise LogError(f"{join(log.path, name)}: {match and match.group()!r}: {error}") from error
+        raise LogError(f"{place}: {match and match.group()!r}: {error}") from error
     raise LogError(
-        f"{join(log.path, name)}: no day in this name; the pattern is {log.day!r}; set `day` to "
+        f"{place}: no day in this name; the pattern is {log.day!r}; set `day` to "
         "one that fits, or to null"
     )
 

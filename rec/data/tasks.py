@@ -98,6 +98,29 @@ def with_markers(
     yield from map_shards(run, rest)
 
 
+def run_phase(
+    work: str,
+    name: str,
+    count: int,
+    task: Callable[[int], Summary],
+    progress: Callable[[str, int, int], None] | None,
+) -> list[Summary]:
+    """What the `count` tasks of a phase told, in their order; those done before are not run again.
+
+    Args:
+        work: folder of the run; markers go to done/ in it.
+        name: of the phase.
+        task: of an index; its summary holds that as "index".
+        progress: called with the phase's name, and its finished and all tasks.
+    """
+    told: dict[int, Summary] = {}
+    for summary in with_markers(task, join(work, "done", name), range(count)):
+        told[summary["index"]] = summary
+        if progress:
+            progress(name, len(told), count)
+    return [told[index] for index in sorted(told)]
+
+
 def finished_shards(folder: str) -> int:
     """How many shards have a marker in `folder`."""
     files, path = filesystem(folder)

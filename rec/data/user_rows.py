@@ -33,8 +33,11 @@ class UserRows:
     def where(self, keep: NDArray[np.bool_]) -> UserRows:
         if keep.all():
             return self
-        kept = self.order[keep], self.user[keep], self.users, self.time[keep]
-        return UserRows(self.table, *kept)
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, rows: NDArray[np.int64]) -> UserRows:
+        """These rows in this order, which must keep users ascending."""
+        return UserRows(self.table, self.order[rows], self.user[rows], self.users, self.time[rows])
 
 
 def sort_rows(table: pa.Table) -> UserRows:

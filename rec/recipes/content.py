@@ -127,7 +127,8 @@ class ContentRecipe(Config):
                 _labels(rows, manifest),
                 uri,
                 lineage={ROWS: manifest.version},
-                metrics=metrics,
+                # what uses the encoder holds it to its own cut-off
+                metrics={**metrics, "cutoff": manifest.metrics.get("cutoff")},
             )
 
 

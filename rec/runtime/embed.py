@@ -138,7 +138,8 @@ def embed(
     """
     config = config or EmbedConfig()
     started = time.monotonic()
-    encoder_version = artifacts.read_manifest(encoder_uri, ENCODER_KIND).version
+    encoder = artifacts.read_manifest(encoder_uri, ENCODER_KIND)
+    encoder_version = encoder.version
     rows_version, partitions = list_partitions(rows_uri)
     made_of = f"{encoder_version} {rows_version} {config.precision}"
     root = f"e-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
@@ -169,6 +170,7 @@ def embed(
         lineage={"encoder": encoder_version, "rows": rows_version},
         config={**config.model_dump(), "encoder_uri": encoder_uri, "rows_uri": rows_uri},
         metrics={
+            "cutoff": encoder.metrics.get("cutoff"),  # the encoder knows of nothing later
             "num_rows": total.counts.rows_out,
             "num_failed": sum(total.counts.dropped.values()),
             "num_partitions": len(partitions),

@@ -23,7 +23,7 @@ from rec.data.behaviour import KIND, BehaviourError, build_behaviour, read_ledge
 from rec.data.behaviour_config import BehaviourConfig
 from rec.data.edges import EdgeConfig
 from rec.data.log_rows import Filters, day_of, day_start, micros
-from rec.data.logs import LogFiles
+from rec.data.logs import LogError, LogFiles
 from rec.data.parquet import read_table
 from rec.data.sequences import SequenceConfig
 
@@ -294,3 +294,36 @@ def test_on_s3_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert left == ["ma", "v-", "v-"]  # the manifest, this version and the one before it
     finally:
         server.stop()
+
+
+def test_domains_are_sequences_of_their_own_day_by_day(tmp_path: Path) -> None:
+    logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
+    domains = ["video", "product", "video", None]
+    for day in range(2):
+        found = [(day, 60 * n, "u", f"i{day}{n}", 9000) for n in range(4)]
+        rows = interactions(found, day)
+        write_log(
+            logs,
+            "interactions",
+            day,
+            [{**r, "domain": d} for r, d in zip(rows, domains, strict=True)],
+        )
+        build_behaviour(out, config(logs), LATE)
+    assert [(row["user_id"], row["domain"], row["item_ids"]) for row in sequences(out)] == [
+        ("u", "", ["i03", "i13"]),
+        ("u", "product", ["i01", "i11"]),
+        ("u", "video", ["i00", "i02", "i10", "i12"]),
+    ]
+
+
+def test_lists_of_items_keep_their_order_and_tell_that_they_have_no_times(tmp_path: Path) -> None:
+    path, out = tmp_path / "sequences.txt", str(tmp_path / "out")
+    path.write_text("u c a b\nv a a\n")
+    settings = BehaviourConfig(interactions=LogFiles(path=str(path)))
+    manifest = build_behaviour(out, settings, LATE)
+    assert not behaviour.read_state(manifest).timed
+    found = {row["user_id"]: row["item_ids"] for row in sequences(out)}
+    assert found == {"u": ["c", "a", "b"], "v": ["a", "a"]}
+    path.write_text("u c a b\nu d\n")
+    with pytest.raises(LogError, match="user 'u' is on two lines"):
+        build_behaviour(str(tmp_path / "other"), settings, LATE)

@@ -172,10 +172,10 @@ def test_counts_as_edges() -> None:
 def test_tags_of_items() -> None:
     items = pa.Table.from_pylist(
         [
-            {"item": "b", "tags": ["old"]},
-            {"item": "a", "tags": ["#Wolf", "wolf", "!!", "sea", "sky"]},
-            {"item": "b", "tags": ["sea"]},
-            {"item": "c", "tags": None},
+            {"item_id": "b", "tags": ["old"]},
+            {"item_id": "a", "tags": ["#Wolf", "wolf", "!!", "sea", "sky"]},
+            {"item_id": "b", "tags": ["sea"]},
+            {"item_id": "c", "tags": None},
         ],
         schema=ITEM_TAGS,
     )
@@ -205,7 +205,7 @@ def test_tags_of_items() -> None:
     }
 
 
-@pytest.mark.parametrize("items", [[], [{"item": "a", "tags": None}]])
+@pytest.mark.parametrize("items", [[], [{"item_id": "a", "tags": None}]])
 def test_no_tags_at_all(items: list[dict]) -> None:
     tags, _ = tags_by_item(pa.Table.from_pylist(items, schema=ITEM_TAGS), 2)
     assert tags.num_rows == 0

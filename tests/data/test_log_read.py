@@ -18,7 +18,7 @@ from rec.data.log_read import Batch, read_batches
 from rec.data.logs import LOG_TABLES, LogError, LogFiles, Piece, list_days, pack
 from rec.schema import SchemaError
 
-SCHEMA = LOG_TABLES["interactions"]
+SCHEMA, ITEMS = LOG_TABLES["interactions"], LOG_TABLES["items"]
 WANTED = {field.name: field.type for field in SCHEMA}
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 GOOD = {
@@ -171,7 +171,7 @@ def test_a_json_line_without_end_is_one_bad_row(
     path.write_text(f"{good}\n{long}\n{good}\n{long}{ending}")
     found, bad = read(path)
     assert len(found) == 2
-    assert bad == [(2, "a line longer than 0 MB"), (4, "a line longer than 0 MB")]
+    assert bad == [(2, "a line longer than 8 MB"), (4, "a line longer than 8 MB")]
     assert max(held) <= 400
 
 
@@ -265,3 +265,70 @@ def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path) -> None:
     good, bad = read(path)
     assert [row["user_id"] for row in good] == ["u1"]
     assert bad == [(2, "user_id: not of type string")]
+
+
+def test_recbole_s_tables_are_read_by_the_names_before_their_types(tmp_path: Path) -> None:
+    path = tmp_path / "toy.inter"
+    path.write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        'u"1\ti1\t4.5\t1767355200.0\nu2\ti1\tx\t1767355200\nu3\ti2\t5\n'
+    )
+    log = LogFiles(
+        columns={"value": "rating", "event_time": "timestamp"},
+        constants={"event": "rating"},
+        time_unit="s",
+    )
+    (row,), bad = read(path, log)
+    assert row["user_id"] == 'u"1'
+    assert (row["value"], row["event_time"]) == (4.5, NOON)
+    assert bad == [(2, "value: not a number, found x"), (3, "3 cells, expected 4")]
+    with pytest.raises(SchemaError, match="column 'event' is missing; it should hold"):
+        read(path)
+    path = tmp_path / "toy.item"
+    path.write_text("item_id:token\tgenre:token_seq\ni1\tAction Drama\ni2\t\n")
+    good, _ = read_as(path, ITEMS, LogFiles(columns={"tags": "genre"}, list_separator=" "))
+    assert [(row["item_id"], row["tags"]) for row in good] == [
+        ("i1", ["Action", "Drama"]),
+        ("i2", None),
+    ]
+
+
+def test_lists_of_users_items_are_events_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "sequences.txt"
+    path.write_bytes(b"u1 i3 i1\ti3\n\n  u2 i1 \r\nu3\n\xff i1\nu4 i9")
+    good, bad = read(path)
+    assert [(row["user_id"], row["item_id"], row["event_time"].minute) for row in good] == [
+        ("u1", "i3", 0),
+        ("u1", "i1", 1),
+        ("u1", "i3", 2),
+        ("u2", "i1", 0),
+        ("u4", "i9", 0),
+    ]
+    assert {row["event"] for row in good} == {"click"}
+    assert bad == [(4, "a user without items"), (5, "not UTF-8")]
+    with pytest.raises(LogError, match="holds users' items, but no user_id is asked for"):
+        read_as(path, ITEMS)
+    path.write_text("\n")
+    assert read(path) == ([], [])
+
+
+def test_a_line_of_items_may_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_read, "_BLOCK_BYTES", 16)
+    path = tmp_path / "sequences.txt"
+    path.write_text("u1 i1 i2\nu2" + " i" * 40 + "\nu3 i1\n")
+    good, bad = read(path)
+    assert [row["user_id"] for row in good] == ["u1", "u1", "u3"]
+    assert bad == [(2, "a line longer than 8 MB")]
+
+
+def test_one_object_of_items_tags(tmp_path: Path) -> None:
+    path = tmp_path / "item_attributes.json"
+    path.write_text('{"4": [1, "two"], "5": "one", "6": []}')
+    good, bad = read_as(path, ITEMS)
+    assert [(row["item_id"], row["tags"]) for row in good] == [("4", ["1", "two"]), ("6", [])]
+    assert bad == [(2, "5: not a list of texts or whole numbers")]
+    with pytest.raises(LogError, match="holds items' tags, but no tags is asked for"):
+        read(path)
+    path.write_text("[1]")
+    with pytest.raises(LogError, match="expected one object"):
+        read_as(path, ITEMS)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rec.data.logs import LogError, LogFiles, list_days
+from rec.data.logs import LogError, LogFiles, is_timed, list_days
 
 
 def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
@@ -44,10 +44,30 @@ def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         list_days(LogFiles(path=str(tmp_path), day=r"(\d+-\d+-\d+)"))
     with pytest.raises(LogError, match="no day in this name"):
         list_days(LogFiles(path=str(tmp_path), day=r"day=(.*)"))
-    for name in ("log.txt", "log.parquet.gz"):
+    for name in ("log.log", "log.parquet.gz"):
         (tmp_path / name).write_text("x")
         with pytest.raises(LogError, match=rf"{name}: expected a name that ends in \.parquet"):
             list_days(LogFiles(path=str(tmp_path)))
         (tmp_path / name).unlink()
     with pytest.raises(ValidationError, match="one group"):
         LogFiles(day="(a)(b)")
+
+
+def test_one_file_is_a_log(tmp_path: Path) -> None:
+    (tmp_path / "toy.inter").write_text("user_id:token\n")
+    (tmp_path / "toy.user").write_text("of no use")
+    days = list_days(LogFiles(path=str(tmp_path / "toy.inter")))
+    assert [piece.path for piece in days["all"].pieces] == [str(tmp_path / "toy.inter")]
+    assert is_timed(days)
+    with pytest.raises(LogError, match=r"toy\.user: expected a name that ends in"):
+        list_days(LogFiles(path=str(tmp_path / "toy.user")))
+
+
+def test_lists_without_times_stand_alone(tmp_path: Path) -> None:
+    (tmp_path / "2026-01-02.txt").write_text("u i")
+    assert not is_timed(list_days(LogFiles(path=str(tmp_path))))
+    with pytest.raises(LogError, match="tell no times, but `day` is"):
+        list_days(LogFiles(path=str(tmp_path), day="(.{10})"))
+    (tmp_path / "b.csv").write_text("user_id\nu")
+    with pytest.raises(LogError, match=r"tell no times, but .*b\.csv does; move them apart"):
+        list_days(LogFiles(path=str(tmp_path)))

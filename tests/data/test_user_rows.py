@@ -20,6 +20,7 @@ from rec.schema import SEQUENCES
 
 DAY = 86_400_000_000
 LOG = LogFiles()
+DOMAINS = {"a": "", "b": "film", "c": "film"}  # of items
 Row = tuple[str, str, int, int, int]  # user, item, time, event, dwell
 
 rows_strategy = st.lists(
@@ -41,6 +42,7 @@ def table_of(rows: list[Row]) -> pa.Table:
     arrays = [
         pa.array(user, pa.string()),
         pa.array(item, pa.string()),
+        pa.array([DOMAINS[i] for i in item], pa.string()),
         pa.nulls(len(rows), pa.string()),
         pa.array(time, pa.int64()),
         pa.array(weight),
@@ -99,10 +101,12 @@ def test_filters_agree_with_plain_loops(rows: list[Row], limit: int, gap: int) -
     assert len(kept) + sum(dropped.values()) == len(rows)
 
 
-def plain_sequences(rows: list[Row], places: list[int], length: int) -> dict[str, list[int]]:
-    users: dict[str, list[int]] = defaultdict(list)
+def plain_sequences(
+    rows: list[Row], places: list[int], length: int
+) -> dict[tuple[str, str], list[int]]:
+    users: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i in places:
-        users[rows[i][0]].append(i)
+        users[rows[i][0], DOMAINS[rows[i][1]]].append(i)
     return {user: found[-length:] for user, found in sorted(users.items())}
 
 
@@ -114,7 +118,9 @@ def test_sequences_extended_are_sequences_at_once(rows: list[Row], length: int, 
     whole, num_cut = extend_sequences(SEQUENCES.empty_table(), sort_rows(table_of(rows)), config)
     order = sorted(range(len(rows)), key=lambda i: (rows[i][0], rows[i][2], i))
     expected = plain_sequences(rows, order, length)
-    assert {r["user_id"]: [int(w) for w in r["weights"]] for r in whole.to_pylist()} == expected
+    found = {(r["user_id"], r["domain"]): list(map(int, r["weights"])) for r in whole.to_pylist()}
+    assert found == expected
+    assert list(found) == list(expected)
     for row in whole.to_pylist():
         assert row["item_ids"] == [rows[int(w)][1] for w in row["weights"]]
         assert [micros(t) for t in row["event_times"]] == [rows[int(w)][2] for w in row["weights"]]
