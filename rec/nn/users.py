@@ -6,6 +6,7 @@ is described whole by its config, which stands in the published artifact.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from rec.batch import SequenceBatch
 from rec.config import Config
+from rec.contract import Interests
 from rec.nn.attention import HistoryBlock
 from rec.nn.dropout import Dropout
 from rec.nn.histories import last_states, layout, positions, users
@@ -206,3 +209,20 @@ def build_body(config: CausalConfig | MaskedConfig | PooledConfig) -> Body:
     if isinstance(config, CausalConfig):
         return CausalBody(config)
     return MaskedBody(config) if isinstance(config, MaskedConfig) else PooledBody(config)
+
+
+def encode_users(
+    body: Body, vectors: Callable[[Tensor], Tensor], batch: SequenceBatch
+) -> Interests:
+    """Users' vectors from the latest events that are not targets, as many as the body reads.
+
+    Args:
+        vectors: (n,) items -> (n, D) vectors to read.
+
+    Returns:
+        (B, 1, D) and (B, 1), weight 0 for a history without events.
+    """
+    known = batch.known().latest(body.config.max_length)
+    items, place = known.item_index.unique(return_inverse=True)
+    found = body.users(vectors(items).index_select(0, place), known.lengths).float()
+    return Interests(found[:, None], (known.lengths > 0).to(found.dtype)[:, None])
