@@ -20,6 +20,7 @@ from rec.contract import Interests
 from rec.nn.attention import HistoryBlock
 from rec.nn.dropout import Dropout
 from rec.nn.histories import last_states, layout, positions, users
+from rec.nn.permuted import PermutedBody, PermutedConfig
 
 
 class CausalConfig(Config):
@@ -60,7 +61,8 @@ class PooledConfig(Config):
     half_lives: tuple[float, ...] = (1.0, 8.0, 64.0)  # in events; a mean with each, side by side
 
 
-BodyConfig = Annotated[CausalConfig | MaskedConfig | PooledConfig, Field(discriminator="kind")]
+AnyConfig = CausalConfig | MaskedConfig | PermutedConfig | PooledConfig
+BodyConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
 def _initialise(module: nn.Module) -> None:
@@ -201,14 +203,20 @@ class PooledBody(nn.Module):
         return last_states(self(items, lengths), lengths)
 
 
-Body = CausalBody | MaskedBody | PooledBody
+Body = CausalBody | MaskedBody | PermutedBody | PooledBody
 
 
-def build_body(config: CausalConfig | MaskedConfig | PooledConfig) -> Body:
+def build_body(config: AnyConfig) -> Body:
     """The body that a config describes, its weights new."""
-    if isinstance(config, CausalConfig):
-        return CausalBody(config)
-    return MaskedBody(config) if isinstance(config, MaskedConfig) else PooledBody(config)
+    match config:
+        case CausalConfig():
+            return CausalBody(config)
+        case MaskedConfig():
+            return MaskedBody(config)
+        case PermutedConfig():
+            return PermutedBody(config)
+        case PooledConfig():
+            return PooledBody(config)
 
 
 def encode_users(

@@ -18,13 +18,15 @@ from rec.features.sequences import collate_sequences
 from rec.models.sequence.bert4rec import BERT4Rec, mask_events
 from rec.models.sequence.encoder import Trained
 from rec.models.sequence.sasrec import SASRec
+from rec.models.sequence.xlnet import XLNet
 from rec.nn.items import ItemConfig
 from rec.nn.losses.items import ItemLossConfig
+from rec.nn.permuted import PermutedConfig
 from rec.nn.users import CausalConfig, MaskedConfig
 from rec.recipes.sequence_rows import export_encoder, parameter_groups, read_columns
 from rec.train.recipe import TrainConfig
 
-M = TypeVar("M", CausalConfig, MaskedConfig)
+M = TypeVar("M", CausalConfig, MaskedConfig, PermutedConfig)
 
 
 class _SequenceRecipe(Config, Generic[M]):
@@ -94,6 +96,22 @@ class BERT4RecRecipe(_SequenceRecipe[MaskedConfig]):
         return mask_events(batch, generator, share=self.mask_share, last=self.mask_last)
 
 
+class XLNetRecipe(_SequenceRecipe[PermutedConfig]):
+    """One run of XLNet, whole. Implements rec.train.recipe.Recipe[SequenceBatch]."""
+
+    target_share: float = Field(default=0.3, gt=0, lt=1)  # of the events of a history
+    target_last: float = Field(default=0.1, ge=0, le=1)  # histories that predict their last alone
+    weights: dict[str, float] = {"permuted_item": 1.0}
+
+    def build(self, rows: str) -> XLNet:
+        """As SASRecRecipe.build."""
+        return XLNet(read_columns(rows, self.inputs), self.model, self.inputs, self.loss)
+
+    def transform(self, batch: SequenceBatch, generator: torch.Generator) -> SequenceBatch:
+        """Which events are predicted; in which order, the model draws."""
+        return mask_events(batch, generator, share=self.target_share, last=self.target_last)
+
+
 def sasrec() -> SASRecRecipe:
     """SASRec with the loss over all items, sized as published for ml-1m (d 64, 2 blocks, 1 head,
     200 events, dropout .2, batches of 128)."""
@@ -151,6 +169,13 @@ def bert4rec() -> BERT4RecRecipe:
     )
 
 
+def xlnet() -> XLNetRecipe:
+    """XLNet with the loss over all items, sized as bert4rec(). Its two streams run on padded
+    histories."""
+    train = bert4rec().train.model_copy(update={"steps": 5000, "precision": "fp32"})
+    return XLNetRecipe(name="xlnet", model=PermutedConfig(), train=train)
+
+
 def _seconds(batch_size: int = 16) -> TrainConfig:
     return TrainConfig(
         steps=30,
@@ -189,5 +214,14 @@ def debug_bert4rec() -> BERT4RecRecipe:
     return BERT4RecRecipe(
         name="bert4rec-debug",
         model=MaskedConfig(dim=16, max_length=20, dropout=0.1),
+        train=_seconds(),
+    )
+
+
+def debug_xlnet() -> XLNetRecipe:
+    """XLNet in seconds on one core."""
+    return XLNetRecipe(
+        name="xlnet-debug",
+        model=PermutedConfig(dim=16, max_length=20, dropout=0.1),
         train=_seconds(),
     )

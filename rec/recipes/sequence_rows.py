@@ -56,7 +56,7 @@ def _content(rows: str, manifest: Manifest) -> NDArray[np.float32]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All parameters with weight decay, but for embeddings, norms, biases and the mask."""
+    """All trained parameters with weight decay, but for embeddings, norms and vectors."""
     free = {
         id(parameter)
         for module in model.modules()
@@ -64,8 +64,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         for parameter in module.parameters()
     }
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        groups[parameter.ndim > 1 and id(parameter) not in free].append(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            vector = parameter.ndim < 2 or name.endswith(("bias", "mask_emb"))
+            groups[not vector and id(parameter) not in free].append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
         for decays, parameters in groups.items()

@@ -11,6 +11,7 @@ from torch import Tensor
 from rec.nn.attention import HistoryAttention
 from rec.nn.dropout import Dropout
 from rec.nn.histories import last_states, layout, positions, users
+from rec.nn.permuted import PermutedBody, PermutedConfig
 from rec.nn.users import CausalConfig, MaskedConfig, PooledBody, PooledConfig, build_body
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
@@ -19,6 +20,7 @@ BODIES = {
     "end": CausalConfig(dim=8, num_heads=2, max_length=64, dropout=0.0),
     "start": CausalConfig(dim=8, max_length=64, dropout=0.0, positions="start"),
     "masked": MaskedConfig(dim=8, max_length=64, dropout=0.0),
+    "permuted": PermutedConfig(dim=8, max_length=64, dropout=0.0),
     "pooled": PooledConfig(dim=8, hidden_dim=8, max_length=64, dropout=0.0),
 }
 
@@ -84,11 +86,10 @@ def test_attention_is_that_of_each_history_alone(lengths: list[int], causal: boo
 
 @pytest.mark.parametrize("name", BODIES)
 @settings(max_examples=10)
-@settings(max_examples=30)
 @given(lengths=LENGTHS)
 def test_neighbours_change_nothing(name: str, lengths: list[int]):
     torch.manual_seed(0)
-    body = build_body(BODIES[name])
+    body = build_body(BODIES[name]).eval()
     items = torch.randn(sum(lengths), 8)
     together = body.users(items, torch.tensor(lengths))
     for part, length, vector in zip(cut(items, lengths), lengths, together, strict=True):
@@ -136,6 +137,30 @@ def test_a_masked_body_sees_what_comes_after_and_not_what_is_hidden():
     torch.testing.assert_close(body(changed, hidden, sizes), first)
     changed[5] = 1.0
     assert not torch.allclose(body(changed, hidden, sizes)[0], first[0])
+
+
+def test_a_permuted_body_sees_what_its_order_allows():
+    torch.manual_seed(0)
+    body = build_body(BODIES["permuted"]).eval()
+    assert isinstance(body, PermutedBody)
+    items, sizes = torch.randn(8, 8), torch.tensor([5, 3])
+    order = torch.tensor([-1, 4, -1, 1, -1, -1, 0, -1])
+    first = body(items, order, sizes)
+    assert first.shape == (3, 8)
+
+    def changes(event: int) -> list[bool]:
+        other = items.clone()
+        other[event] += 1.0
+        return [
+            not torch.allclose(a, b, atol=1e-6)
+            for a, b in zip(body(other, order, sizes), first, strict=True)
+        ]
+
+    # the states are those of events 1, 3 and 6
+    assert changes(0) == changes(4) == [True, True, False]
+    assert changes(3) == [True, False, False], "event 1 comes later in the order than event 3"
+    assert changes(1) == changes(6) == [False, False, False]
+    assert changes(7) == [False, False, True]
 
 
 def test_a_pooled_body_weighs_by_recency():
