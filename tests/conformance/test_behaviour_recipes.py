@@ -21,6 +21,7 @@ from rec.nn.losses.items import ItemLossConfig
 from rec.recipes import matching, sequence
 from rec.recipes.matching import DSSMRecipe
 from rec.recipes.sequence import BERT4RecRecipe, SASRecRecipe, XLNetRecipe
+from rec.runtime.train import train
 from rec.train.engine import PlainEngine
 from rec.train.gradient import Sums, backpropagate
 
@@ -232,6 +233,15 @@ def test_running_twice_gives_equal_losses(recipe: Recipe, sequence_rows: str):
     first = run()
     assert first == run()
     assert len(set(first)) == 3
+
+
+@pytest.mark.parametrize("name", ["sasrec-sampled", "bert4rec", "dssm"])
+def test_the_loop_trains_validates_and_exports(name: str, sequence_rows: str, tmp_path: Path):
+    recipe, place = RECIPES[name], str(tmp_path / "encoder")
+    outcome = train(recipe, sequence_rows, str(tmp_path), num_workers=0, encoder=place)
+    assert outcome.step == recipe.train.steps
+    assert set(outcome.metrics) == {f"validation/{n}" for n in (*recipe.weights, "total")}
+    assert len(load_encoder(place).item_ids) == NUM_ITEMS
 
 
 def vectors_of(recipe: Recipe, rows: str) -> tuple[Tensor, Tensor]:
