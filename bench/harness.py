@@ -135,14 +135,16 @@ def main(
 
 
 class PeakMemory:
-    """Peak memory in bytes of this process and its descendants while it is open.
+    """Peak memory in bytes of a process, this one if none is named, and its descendants while it
+    is open.
 
     Summed over processes as proportional set size: a page that several share, as Ray's object
     store is, counts once in all. What else runs on the machine does not count.
     """
 
-    def __init__(self, interval: float = 0.5) -> None:
+    def __init__(self, interval: float = 0.5, pid: int | None = None) -> None:
         self.peak = 0
+        self._root = psutil.Process(pid)
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -162,13 +164,17 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            self.peak = max(self.peak, _proportional(psutil.Process()))
+            self.peak = max(self.peak, _proportional(self._root))
             self._stop.wait(self._interval)
 
 
 def _proportional(root: psutil.Process) -> int:
     total = 0
-    for process in [root, *root.children(recursive=True)]:
+    try:
+        processes = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
         try:
             total += process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended meanwhile

@@ -82,7 +82,6 @@ class SequenceBatch(Batch):
     target_mask: Tensor  # (L,) bool; training: all but each user's first; held out: the targets
 
     input_index: Tensor | None = None  # (L,) int64, item_index as a masked model sees it
-    negatives: Tensor | None = None  # (S,) int64, sampled items that all rows share
 
     def __len__(self) -> int:
         return self.lengths.shape[0]
@@ -133,7 +132,5 @@ class SequenceBatch(Batch):
         return replace(self._cut(slice(None), keep), lengths=lengths)
 
     def _cut(self, users: slice | Tensor, events: slice | Tensor) -> Self:
-        cut = {
-            k: v[events] for k, v in self._tensors().items() if k not in ("lengths", "negatives")
-        }
+        cut = {k: v[events] for k, v in self._tensors().items() if k != "lengths"}
         return replace(self, lengths=self.lengths[users], **cut)

@@ -43,7 +43,8 @@ class GradCacheable(Protocol[B]):
     """
 
     def encode(self, batch: B) -> tuple[dict[str, Tensor], Losses]:
-        """Representations that coupled losses need, (rows, ...) each, and the local losses."""
+        """Representations that coupled losses need, (any number of rows, ...) each, and the local
+        losses. Integers among them, such as ids, carry no gradient."""
         ...
 
     def couple(self, representations: dict[str, Tensor]) -> Losses:

@@ -101,7 +101,6 @@ def histories(lists: list[list[int]]) -> SequenceBatch:
         weights=torch.tensor(flat) / 2,
         times=torch.tensor(flat, dtype=torch.long) * 10,
         target_mask=torch.tensor(flat, dtype=torch.long) % 2 == 0,
-        negatives=torch.tensor([5, 6]),
     )
 
 
@@ -116,9 +115,7 @@ LISTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), min_size=
 
 
 @given(lists=LISTS, start=st.integers(0, 5), stop=st.integers(0, 7))
-def test_histories_are_cut_at_users_and_share_negatives(
-    lists: list[list[int]], start: int, stop: int
-) -> None:
+def test_histories_are_cut_at_users(lists: list[list[int]], start: int, stop: int) -> None:
     found = histories(lists).rows(start, stop)
     if not lists[start:stop]:
         assert len(found) == 0

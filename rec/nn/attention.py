@@ -1,9 +1,14 @@
-"""Attention of a few queries to many keys, and the feed-forward layer that follows it."""
+"""Attention of a few queries to many keys, attention within histories, and the feed-forward layer
+that follows either."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rec.nn.dropout import Dropout
+from rec.nn.histories import Layout
 
 
 class CrossAttention(nn.Module):
@@ -38,15 +43,62 @@ class CrossAttention(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Sequential):
-    """Layer norm, then two linear layers with GELU between; four times as wide inside."""
+class HistoryAttention(nn.Module):
+    """Multi-head self-attention of every event to events of its own history.
 
-    def __init__(self, dim: int, dropout: float) -> None:
+    Args:
+        dim: width of events.
+        num_heads: heads; divides `dim`.
+        causal: an event attends to itself and those before it, else to all.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.num_heads, self.causal = num_heads, causal
+        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, where: Layout) -> Tensor:
+        """(L, dim) -> (L, dim)."""
+        slots = where.to_slots(self.query_key_value(x))
+        attended = []
+        for part, group in zip(slots.split(where.sizes), where.groups, strict=True):
+            shape = (group.num_histories, group.length, 3, self.num_heads, -1)
+            q, k, v = (states.transpose(1, 2) for states in part.view(shape).unbind(2))
+            hidden = None if self.causal or group.mask is None else group.mask[:, None, None]
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, is_causal=self.causal)
+            attended.append(found.transpose(1, 2).reshape(len(part), -1))
+        joined = torch.cat(attended) if attended else slots[:, : x.shape[1]]
+        return self.out(where.to_events(joined))
+
+
+class FeedForward(nn.Sequential):
+    """Layer norm, then two linear layers with GELU between, `widening` times as wide inside."""
+
+    def __init__(self, dim: int, dropout: float, widening: int = 4) -> None:
         super().__init__(
             nn.LayerNorm(dim),
-            nn.Linear(dim, 4 * dim),
+            nn.Linear(dim, widening * dim),
             nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * dim, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
+            nn.Linear(widening * dim, dim),
+            Dropout(dropout),
         )
+
+
+class HistoryBlock(nn.Module):
+    """A transformer block with the norms before its two parts (Xiong et al. 2020)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, dropout: float, widening: int, *, causal: bool
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = HistoryAttention(dim, num_heads, causal=causal)
+        self.dropout = Dropout(dropout)
+        self.feed_forward = FeedForward(dim, dropout, widening)
+
+    def forward(self, x: Tensor, where: Layout) -> Tensor:
+        """(L, dim) -> (L, dim)."""
+        x = x + self.dropout(self.attention(self.norm(x), where))
+        return x + self.feed_forward(x)

@@ -112,7 +112,10 @@ def _two_passes(
         )
         for name in first[0][1]
     }
-    joined = {name: torch.cat([r[name] for r, _ in first]).requires_grad_() for name in first[0][0]}
+    joined = {name: torch.cat([r[name] for r, _ in first]) for name in first[0][0]}
+    for value in joined.values():
+        value.requires_grad_(value.is_floating_point())  # ids are passed on as they are
+    passed = dict.fromkeys(joined, 0)  # rows of parts before; parts may have different numbers
     with engine.micro(last=False):
         torch.manual_seed(derive(seed, num_parts))
         coupled: Losses = engine.call("couple", dict(joined)) if cached else {}
@@ -124,9 +127,9 @@ def _two_passes(
             representations, losses = encode(i)
             pieces = [sums.loss(losses)] if losses else []
             for name, value in representations.items():
-                gradient = joined[name].grad
+                gradient, start = joined[name].grad, passed[name]
+                passed[name] += len(value)
                 if gradient is not None:
-                    rows = len(value)
-                    pieces.append((value * gradient[i * rows : (i + 1) * rows]).float().sum())
+                    pieces.append((value * gradient[start : passed[name]]).float().sum())
             engine.backward(torch.stack(pieces).sum())
     return sums

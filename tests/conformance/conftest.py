@@ -1,4 +1,4 @@
-"""Make content_cases importable, in spawned processes too; publish its rows once."""
+"""Make the support of tests/models importable, in spawned processes too; publish rows once."""
 
 from __future__ import annotations
 
@@ -15,3 +15,10 @@ def content_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
     from content_cases import publish_rows
 
     return publish_rows(tmp_path_factory.mktemp("content"))
+
+
+@pytest.fixture(scope="session")
+def sequence_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from sequence_cases import publish_rows
+
+    return publish_rows(tmp_path_factory.mktemp("sequences"))
