@@ -10,14 +10,15 @@ Recommenders, on the rows of jobs.sequences:
 
     python -m jobs.evaluate --rows runs/ml-1m/sequences --out runs/ml-1m/report
     python -m jobs.evaluate --rows runs/ml-1m/sequences --out runs/ml-1m/report \\
-        --set 'baselines=["popularity", "Markov", "EASE"]'
+        --models runs/ml-1m/sasrec/encoder runs/ml-1m/dssm/encoder \\
+        --set 'baselines=["popularity", "Markov", "EASE"]' against=Markov
 
 Writes metrics.json (figures with intervals), metrics.md (the same for people) and report.html
 (one file with everything), below RUN/report or in OUT. Runs to compare are of the same recipe on
 the same rows with other seeds: their mean comes with an interval over seeds. Held-out items of
 content, at most max_items on each side of the cut-off, are held in memory; beyond, a sample by a
 hash of their ids is taken and the output says so. Recommenders rank all items for every user of the
-test rows, in chunks.
+test rows, in chunks; encoders are scored once exactly and once as served through an index.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 
 from jobs.cli import add_overrides, parser, peek, place
 from rec.artifacts import ArtifactError, join, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError
 from rec.data.stream import StreamError
+from rec.models.sequence.encoder import load_encoder
 from rec.report.contents import Report
 from rec.report.render import render
 from rec.runtime.content_report import gather
@@ -62,6 +65,14 @@ def arguments(of_rows: bool = False) -> argparse.ArgumentParser:
         "--text-encoder",
         metavar="DIR",
         help="with --run: local Hugging Face folder of a frozen text encoder, for a baseline",
+    )
+    flags.add_argument(
+        "--models",
+        type=place,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help='with --rows: "sequence-encoder" artifacts, called by their folders\' names',
     )
     flags.add_argument("--out", type=place, metavar="DIR", help="with --rows: the report's folder")
     add_overrides(flags, RankingConfig(rows="ROWS") if of_rows else EvaluationConfig(run="RUN"))
@@ -102,20 +113,35 @@ def run(config: EvaluationConfig) -> Evaluation:
     return evaluation
 
 
-def run_rows(config: RankingConfig, out: str) -> RankingEvaluation:
+def run_rows(config: RankingConfig, models: Sequence[str], out: str) -> RankingEvaluation:
     """Evaluate recommenders, write figures and report in `out`, print the table."""
     tell = _Progress()
-    evaluation = evaluate_ranking(config, tell=tell)
+    loaded = [load_encoder(uri, config.device) for uri in models]
+    encoders = dict(zip(model_names(models), loaded, strict=True))
+    evaluation = evaluate_ranking(config, encoders, tell)
     write_ranking(evaluation, out)
     print(ranking_markdown(evaluation), flush=True)
     tell.finish(out, ranking_report(evaluation))
     return evaluation
 
 
+def model_names(uris: Sequence[str]) -> list[str]:
+    """What each model is called: its folder, or the one above a folder "encoder"; the whole URI
+    where that is not one of a kind.
+
+    >>> model_names(["runs/a/encoder", "runs/b"])
+    ['a', 'b']
+    >>> model_names(["one/a/encoder", "two/a"])
+    ['one/a/encoder', 'two/a']
+    """
+    short = [uri.rstrip("/").removesuffix("/encoder").rsplit("/", 1)[-1] for uri in uris]
+    return short if len(set(short)) == len(short) else list(uris)
+
+
 def _config(given: argparse.Namespace) -> Config:
     """Raises ConfigError where flags of both kinds meet."""
     of_run = {"--compare": given.compare, "--text-encoder": given.text_encoder}
-    of_rows = {"--out": given.out}
+    of_rows = {"--models": given.models, "--out": given.out}
     for other, flags in (("--rows", of_rows), ("--run", of_run)):
         wrong = [name for name, value in flags.items() if value]
         if wrong and getattr(given, other.removeprefix("--")) is None:
@@ -135,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = _config(given)
         if isinstance(config, RankingConfig):
-            run_rows(config, given.out)
+            run_rows(config, given.models, given.out)
         elif isinstance(config, EvaluationConfig):
             run(config)
     except ERRORS as error:

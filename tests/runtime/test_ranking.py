@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.evaluate import main
+from jobs.evaluate import main, model_names
 from rec.artifacts import ArtifactError, join, seal
 from rec.batch import SequenceBatch
 from rec.config import ConfigError
@@ -28,6 +28,8 @@ from rec.data.logs import LogFiles
 from rec.data.parquet import write_table
 from rec.data.sequence_rows import CONTENT, SequenceRowsConfig, build_sequence_rows
 from rec.metrics.ranking import TargetRanks
+from rec.models.sequence.encoder import save_encoder
+from rec.nn.users import PooledConfig, build_body
 from rec.report.render import render
 from rec.runtime import ranking_judge
 from rec.runtime.ranking import METRICS, TABLE, RankingConfig, evaluate_ranking, write_ranking
@@ -366,14 +368,44 @@ def test_the_job_writes_figures_table_and_page(
     assert "| Markov |" in printed
 
 
+class Trained:
+    """What save_encoder publishes: a body with new weights, and vectors of its items."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.body = build_body(PooledConfig(dim=8, hidden_dim=8))
+        self._vectors = torch.randn(NUM_ITEMS, 8)
+
+    def input_vectors(self) -> Tensor:
+        return self._vectors
+
+    def item_vectors(self) -> Tensor:
+        return self._vectors
+
+
+def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path) -> None:
+    ids = read_ranked_items(left_out).item_ids
+    place, out = tmp_path / "pooled" / "encoder", tmp_path / "report"
+    save_encoder(Trained(), ids, place)
+    flags = ["--rows", left_out, "--out", str(out), "--models", str(place)]
+    settings = ['baselines=["Markov"]', "cutoffs=[5]", "tune_users=0"]
+    assert main([*flags, "--set", *settings]) == 0
+    found = RankingEvaluation.from_json((out / METRICS).read_text())
+    assert found.models == ("pooled", "pooled, served")
+    exact = found.figure("pooled", "hit rate@5").value
+    assert found.figure("pooled, served", "hit rate@5").value == pytest.approx(exact)
+    assert {d.run for d in found.differences} == set(found.models)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--rows", "R"], "--rows needs --out"),
-        (["--run", "R", "--out", "O"], "--out goes with --rows"),
+        (["--run", "R", "--models", "M"], "--models goes with --rows"),
         (["--rows", "R", "--out", "O", "--compare", "S"], "--compare goes with --run"),
         (["--rows", "R", "--out", "O", "--set", 'baselines=["knn"]'], "Input should be 'pop"),
         (["--rows", "/absent", "--out", "O"], "/absent/manifest.json: not found"),
+        (["--rows", "R", "--out", "O", "--models", "/absent"], "'sequence-encoder'"),
     ],
 )
 def test_the_job_says_what_is_wrong(
@@ -381,3 +413,8 @@ def test_the_job_says_what_is_wrong(
 ) -> None:
     assert main(flags) == 1
     assert message in capsys.readouterr().err
+
+
+def test_models_are_called_by_their_folders() -> None:
+    assert model_names(["runs/a/encoder", "s3://b/runs/c"]) == ["a", "c"]
+    assert model_names(["one/a/encoder", "two/a"]) == ["one/a/encoder", "two/a"]
