@@ -41,12 +41,9 @@ def cluster_of(name: str) -> dict[str, Any]:
 
 def places(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Paths of all mappings whose keys a schema states (maps of free keys left out)."""
-    free = {
-        "annotations", "emptyDir", "labels", "limits", "matchLabels", "nodeSelector",
-        "rayStartParams", "requests",
-    }  # fmt: skip
+    free = {"annotations", "labels", "limits", "matchLabels", "nodeSelector", "rayStartParams"}
     if isinstance(node, dict):
-        if not path or path[-1] not in free or path[-1] == "emptyDir":
+        if not path or path[-1] not in free | {"requests"}:
             yield path
         for key, value in node.items():
             yield from places(value, (*path, key))
