@@ -3,15 +3,15 @@
 One worker with DeepSpeed is held to a plain loop, two workers with DeepSpeed and with DDP to plain
 torch DDP. The bare loops have what a loop needs and no more: a thread that collates ahead, AdamW,
 clipping, a schedule. They keep their rows in memory, log nothing, check nothing, save nothing.
+
+The two sides run in short turns (bench.turns), since a shared machine's speed changes by a third
+within minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,16 +25,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.harness import Report, main
-from bench.workload import cores, elsewhere, make_rows
+from bench.turns import Turns, take_turns
+from bench.workload import MarkedRecipe, cores, make_rows
 from rec.batch import ContentBatch
 from rec.data.stream import RowStream, open_rows
 from rec.recipes.content import ContentRecipe, demo
 from rec.runtime.train import train
-from rec.train.metrics import read_records
 from rec.train.schedule import lr_factor
 
 _AHEAD = 4  # batches collated ahead, as in RowStream
-_MARKS = "seconds.json"
+_MARKS = "steps.txt"
+_TURN_S = 4.0
 
 
 def _ours(rank: int, recipe: ContentRecipe, rows: str, out: str, workers: int) -> None:  # noqa: ARG001
@@ -65,9 +66,7 @@ def _bare(rank: int, recipe: ContentRecipe, rows: str, out: str, workers: int) -
     model = recipe.build(rows)
     # DDP gets a group of its own: the model gathers negatives in the default one meanwhile
     called = DistributedDataParallel(model, process_group=dist.new_group()) if workers > 1 else None
-    marks = _loop(recipe, model, called or model, _collated(recipe, tables, max(threads - 1, 1)))
-    if rank == 0:
-        Path(out, _MARKS).write_text(json.dumps(marks))
+    _loop(recipe, model, called or model, _collated(recipe, tables, max(threads - 1, 1)))
     if workers > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -78,14 +77,12 @@ def _loop(
     model: nn.Module,
     called: nn.Module,
     batches: Iterator[ContentBatch],
-) -> list[float]:
-    """The seconds at which each step had ended, before the first of them 0."""
+) -> None:
     config, generator = recipe.train, torch.Generator()
     groups = recipe.parameter_groups(model)  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(groups, fused=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
-    started, marks = time.perf_counter(), [0.0]
     for step, batch in enumerate(batches):
         views = recipe.transform(batch, generator.manual_seed(step))
         terms = called(views).items()
@@ -96,8 +93,6 @@ def _loop(
             group["lr"] = rate * lr_factor(step, config)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        marks.append(time.perf_counter() - started)
-    return marks
 
 
 def _collated(
@@ -113,26 +108,10 @@ def _collated(
             yield ahead.popleft().result()
 
 
-def _our_rate(recipe: ContentRecipe, out: str, warm_up: int) -> float:
-    """Rows a second of the steps after `warm_up`, from the run's own log."""
-    records = read_records(f"{out}/train/logs")
-    rates = [r["rows_per_s"] for r in records if r["step"] > warm_up]
-    if len(rates) != (recipe.train.steps - warm_up) // recipe.train.log_every:
-        raise RuntimeError(f"{out}: the log lacks records, found {len(rates)}")
-    return statistics.harmonic_mean(rates)  # records span equally many rows
-
-
-def _bare_rate(recipe: ContentRecipe, out: str, warm_up: int) -> float:
-    marks = json.loads(Path(out, _MARKS).read_text())
-    rows = (recipe.train.steps - warm_up) * recipe.train.batch_size
-    return rows / (marks[-1] - marks[warm_up])
-
-
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, warm_up, every, rounds = (
-        (400, 9, 3, 3, 1) if options.quick else (2000, 60, 20, 10, 3)
-    )
-    recipe = demo().override(
+    items, steps, warm_up, every = (400, 12, 3, 3) if options.quick else (2000, 120, 20, 10)
+    turn_s = 1.0 if options.quick else _TURN_S
+    recipe = MarkedRecipe.model_validate(demo().model_dump()).override(
         [
             "rows.heldout_fraction=0.05",
             f"train.steps={steps}",
@@ -141,53 +120,36 @@ def measure(options: argparse.Namespace, report: Report) -> None:
             f"train.validate_every={steps}",
         ]
     )
-    # name, engine (None: bare), workers; in the order in which every round runs them
-    sides = (
-        ("DeepSpeed, 1 worker", "deepspeed", 1),
-        ("bare loop", None, 1),
-        ("DeepSpeed, 2 workers", "deepspeed", 2),
-        ("bare DDP, 2 processes", None, 2),
-        ("DDP, 2 workers", "ddp", 2),
-    )
-    warm: dict[str, list[float]] = {name: [] for name, _, _ in sides}
-    whole: dict[str, list[float]] = {name: [] for name, _, _ in sides}
     with tempfile.TemporaryDirectory(prefix="raycall-train-") as folder:
         rows = make_rows(recipe, f"{folder}/run", items, per_shard=500)
-        for number in range(rounds):
-            for name, engine, workers in sides:
-                out = Path(folder, f"{number}-{name.replace(' ', '-')}")
-                out.mkdir()
-                if engine is None:
-                    arguments = (recipe, rows, str(out), workers)
-                    seconds = elsewhere(_bare, *arguments, processes=workers)
-                    rate = _bare_rate(recipe, str(out), warm_up)
-                else:
-                    used = recipe.override([f"train.engine={engine}"])
-                    seconds = elsewhere(_ours, used, rows, str(out), workers)
-                    rate = _our_rate(used, str(out), warm_up)
-                warm[name].append(rate)
-                whole[name].append(steps * recipe.train.batch_size / seconds)
-                report.note(f"round {number + 1}, {name}: {rate:.1f} rows/s, {seconds:.1f} s")
-    _compare(report, warm, whole)
+        for engine, workers, bar in (
+            ("deepspeed", 1, 0.9),
+            ("deepspeed", 2, 0.95),
+            ("ddp", 2, 0.95),
+        ):
+            place = Path(folder, f"{engine}-{workers}")
+            sides = []
+            for name, work, processes in (("ours", _ours, 1), ("bare", _bare, workers)):
+                out = place / name
+                out.mkdir(parents=True)
+                used = recipe.override([f"train.engine={engine}", f"marks={out}/{_MARKS}"])
+                sides.append(Turns(work, (used, rows, str(out), workers), processes, out / _MARKS))
+            ours, bare = take_turns(sides[0], sides[1], warm_up, steps, turn_s)
+            name = f"{engine}, {workers} worker{'s' * (workers > 1)}"
+            size = recipe.train.batch_size
+            report.add(f"rows/s, {name}", ours.rate * size)
+            report.add(f"rows/s, bare {'DDP' if workers > 1 else 'loop'}", bare.rate * size)
+            report.add(f"{name} / bare, after warm-up", ours.rate / bare.rate, bar)
+            whole = [steps / (s.start_s + steps / s.rate) for s in (ours, bare)]
+            report.add(f"{name} / bare, {steps} steps with start-up", whole[0] / whole[1])
+            report.note(f"{name}: first step after {ours.start_s:.1f} s, bare {bare.start_s:.1f} s")
     report.note(
-        f"demo recipe, {items} synthetic items, {steps} steps of {recipe.train.batch_size}, of "
-        f"which {warm_up} are warm-up; {cores()} threads shared by the workers; medians of "
-        f"{rounds} rounds. After warm-up includes our logging and collapse statistics every "
-        f"{every} steps; with start-up also our validation, checkpoint and the start of Ray"
+        f"demo recipe, {items} synthetic items, batches of {recipe.train.batch_size}, "
+        f"{cores()} threads shared by the workers. Both sides stand side by side and run in turns "
+        f"of {turn_s:g} s, the other stopped with all its processes, from step {warm_up} on, until "
+        f"one has made {steps}; a rate is steps by the side's own time. Ours includes logging and "
+        f"collapse statistics every {every} steps"
     )
-
-
-def _compare(report: Report, warm: dict[str, list[float]], whole: dict[str, list[float]]) -> None:
-    for name, values in warm.items():
-        report.add(f"rows/s, {name}", statistics.median(values))
-    for ours, bare, bar in (
-        ("DeepSpeed, 1 worker", "bare loop", 0.9),
-        ("DeepSpeed, 2 workers", "bare DDP, 2 processes", 0.95),
-        ("DDP, 2 workers", "bare DDP, 2 processes", 0.95),
-    ):
-        for values, when, held in ((warm, "after warm-up", bar), (whole, "with start-up", None)):
-            ratio = statistics.median(values[ours]) / statistics.median(values[bare])
-            report.add(f"{ours} / {bare}, {when}", ratio, bar=held)
 
 
 if __name__ == "__main__":

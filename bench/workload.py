@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from jobs import ingest
 from rec.artifacts import join
+from rec.batch import ContentBatch
 from rec.recipes.content import ContentRecipe
 from rec.sources import SyntheticSource
 
@@ -65,3 +68,15 @@ def make_encoder(recipe: ContentRecipe, rows: str, uri: str) -> str:
     torch.manual_seed(recipe.train.seed)
     recipe.export(recipe.build(rows), rows, uri, {})
     return uri
+
+
+class MarkedRecipe(ContentRecipe):
+    """A recipe that writes down when each step of rank 0 begins, in whatever loop it is used."""
+
+    marks: str = ""  # file that gets a line a step: seconds of the machine's monotonic clock
+
+    def transform(self, batch: ContentBatch, generator: torch.Generator) -> ContentBatch:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            with Path(self.marks).open("a") as stream:
+                stream.write(f"{time.monotonic()}\n")
+        return super().transform(batch, generator)
