@@ -262,7 +262,7 @@ def test_micro_batches_of_different_sizes_agree(sequence_rows: str, num_parts: i
 @pytest.mark.slow
 @pytest.mark.parametrize("num_parts", [1, 2])
 def test_ranks_agree(sequence_rows: str, tmp_path: Path, num_parts: int):
-    from content_cases import on_ranks
+    from content_cases import from_ranks
 
-    found = on_ranks(2, gradients, tmp_path, exact(engine="ddp"), sequence_rows, num_parts)
+    found = from_ranks(2, gradients, tmp_path, exact(engine="ddp"), sequence_rows, num_parts)
     assert_agrees(found, gradients(exact(), sequence_rows, 1))

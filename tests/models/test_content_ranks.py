@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from content_cases import exact, gradients, on_ranks
+from content_cases import exact, from_ranks, gradients
 from torch import Tensor
 
 TERMS = ["infonce", "key_terms", "labels"]
@@ -41,14 +41,14 @@ def test_micro_batches_by_gradcache_agree(content_rows: str, only: str, num_part
 @pytest.mark.parametrize("only", TERMS)
 def test_ddp_agrees(content_rows: str, tmp_path: Path, world: int, only: str):
     recipe = exact(engine="ddp")
-    found = on_ranks(world, gradients, tmp_path, recipe, content_rows, only, 1)
+    found = from_ranks(world, gradients, tmp_path, recipe, content_rows, only, 1)
     assert_agrees(found, one_process(content_rows, only))
 
 
 @pytest.mark.slow
 def test_ddp_with_micro_batches_agrees(content_rows: str, tmp_path: Path):
     recipe = exact(engine="ddp")
-    found = on_ranks(3, gradients, tmp_path, recipe, content_rows, "all", 2)
+    found = from_ranks(3, gradients, tmp_path, recipe, content_rows, "all", 2)
     assert_agrees(found, one_process(content_rows, "all"))
 
 
@@ -57,5 +57,5 @@ def test_ddp_with_micro_batches_agrees(content_rows: str, tmp_path: Path):
 @pytest.mark.parametrize("world", [2, 3])
 def test_zero_agrees(content_rows: str, tmp_path: Path, zero_stage: int, world: int):
     recipe = exact(engine="deepspeed", zero_stage=zero_stage)
-    found = on_ranks(world, gradients, tmp_path, recipe, content_rows, "all", 1)
+    found = from_ranks(world, gradients, tmp_path, recipe, content_rows, "all", 1)
     assert_agrees(found, one_process(content_rows, "all"))

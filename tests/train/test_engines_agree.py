@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import on_ranks
 from safetensors.torch import load_file
-from tiny_ranks import WEIGHTS, spawn, steps
+from tiny_ranks import WEIGHTS, steps
 from tiny_recipe import TinyRecipe
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def test_ddp_agrees(
 ) -> None:
     assert moved(reference)
     chosen = recipe(engine="ddp", micro_batches=micro_batches)
-    spawn(world, steps, chosen, str(tmp_path), STEPS, 2 if world == 2 else None)
+    on_ranks(world, steps, chosen, str(tmp_path), STEPS, 2 if world == 2 else None)
     assert_close(load_file(tmp_path / WEIGHTS), reference, 2e-5)
 
 
@@ -73,7 +74,7 @@ def test_zero_agrees_and_resumes(
     stage: int, world: int, micro_batches: int, reference: dict[str, Tensor], tmp_path: Path
 ) -> None:
     chosen = recipe(engine="deepspeed", zero_stage=stage, micro_batches=micro_batches)
-    spawn(world, steps, chosen, str(tmp_path), STEPS, 2 if world == 2 else None)
+    on_ranks(world, steps, chosen, str(tmp_path), STEPS, 2 if world == 2 else None)
     assert_close(load_file(tmp_path / WEIGHTS), reference, 2e-5)
 
 
@@ -85,7 +86,7 @@ def test_zero_3_accumulates_losses_that_do_not_couple_rows(tmp_path: Path) -> No
     local = recipe().model_copy(update={"coupled": False})
     steps(local, str(alone), STEPS, None)
     cut = recipe(engine="deepspeed", zero_stage=3, micro_batches=3)
-    spawn(2, steps, cut.model_copy(update={"coupled": False}), str(sharded), STEPS, None)
+    on_ranks(2, steps, cut.model_copy(update={"coupled": False}), str(sharded), STEPS, None)
     assert_close(load_file(sharded / WEIGHTS), load_file(alone / WEIGHTS), 2e-5)
 
 
@@ -96,7 +97,7 @@ def test_zero_in_bf16_stays_near_fp32(
 ) -> None:
     parts = 1 if stage == 3 else 2
     chosen = recipe(engine="deepspeed", zero_stage=stage, precision="bf16", micro_batches=parts)
-    spawn(2, steps, chosen, str(tmp_path), STEPS, None)
+    on_ranks(2, steps, chosen, str(tmp_path), STEPS, None)
     found = load_file(tmp_path / WEIGHTS)
     torch.testing.assert_close(found.pop("norms"), reference["norms"], rtol=2e-2, atol=0)
     # single weights whose gradient is near 0 may step the other way (Adam), so: all together
@@ -119,7 +120,7 @@ def test_what_deepspeed_does_wrongly_is_refused(
     chosen: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=reason):
-        spawn(1, steps, recipe(engine="deepspeed", **chosen), str(tmp_path), STEPS, None)
+        on_ranks(1, steps, recipe(engine="deepspeed", **chosen), str(tmp_path), STEPS, None)
 
 
 def test_deepspeed_without_ranks_is_refused(tmp_path: Path) -> None:

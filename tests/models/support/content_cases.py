@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_ranks
 
 from rec.artifacts import publish
 from rec.features.text import TextTokenizer, save_tokenizer, train_wordpiece
@@ -132,30 +130,14 @@ def gradients(
     return found
 
 
-def _rank(rank: int, world: int, port: int, work: Callable[..., Any], file: str, args: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    result = work(*args)
-    if rank == 0:
-        torch.save(result, file)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def on_ranks(world: int, work: Callable[..., Any], folder: Path, *args: Any) -> Any:
+def from_ranks(world: int, work: Callable[..., Any], folder: Path, *args: Any) -> Any:
     """What `work(*args)`, tensors in lists and dicts, returned on rank 0 of `world` processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     file = folder / "result.pt"
-    mp.spawn(_rank, (world, port, work, str(file), args), nprocs=world)
+    on_ranks(world, _keep, work, str(file), args)
     return torch.load(file, weights_only=True)
+
+
+def _keep(work: Callable[..., Any], file: str, args: Any) -> None:
+    result = work(*args)
+    if dist.get_rank() == 0:
+        torch.save(result, file)

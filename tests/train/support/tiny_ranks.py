@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,23 +51,3 @@ def steps(recipe: TinyRecipe, folder: str, num_steps: int, save_after: int | Non
         result = load_file(final / MODEL_FILE)
         result["norms"] = torch.tensor(norms)
         save_file(result, Path(folder) / WEIGHTS)
-
-
-def _rank(rank: int, world: int, port: int, function: Callable[..., None], args: Any) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    function(*args)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def spawn(world: int, function: Callable[..., None], *args: Any) -> None:
-    """Run function(*args) in `world` gloo ranks and wait; a rank's error is raised here."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (world, port, function, args), nprocs=world)

@@ -1,0 +1,54 @@
+"""Gloo ranks on this machine, forked from a server that has the heavy imports behind it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing import forkserver, get_context
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+_IMPORTED = ["torch", "deepspeed", "rec.train.deepspeed", "rec.recipes.content"]
+_ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def on_ranks(world: int, work: Callable[..., None], *args: Any) -> None:
+    """Run work(*args) in `world` ranks of one thread and wait; a rank's error is raised here."""
+    _start_server()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(_rank, (world, port, work, args), nprocs=world, start_method="forkserver")
+
+
+@functools.cache
+def _start_server() -> None:
+    # importing torch and DeepSpeed takes a rank longer than most of what it is started for
+    get_context("forkserver").set_forkserver_preload(_IMPORTED)
+    before = dict(os.environ)
+    os.environ |= _ON_CPU
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
+def _rank(rank: int, world: int, port: int, work: Callable[..., None], args: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+    }
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    work(*args)
+    dist.barrier()
+    dist.destroy_process_group()
