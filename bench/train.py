@@ -35,7 +35,7 @@ from rec.train.schedule import lr_factor
 
 _AHEAD = 4  # batches collated ahead, as in RowStream
 _MARKS = "steps.txt"
-_TURN_S = 4.0
+_TURN_S = 12.0  # Ray has to catch up after each stop
 
 
 def _ours(rank: int, recipe: ContentRecipe, rows: str, out: str, workers: int) -> None:  # noqa: ARG001
@@ -109,7 +109,7 @@ def _collated(
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, warm_up, every = (400, 12, 3, 3) if options.quick else (2000, 120, 20, 10)
+    items, steps, warm_up, every = (400, 12, 3, 3) if options.quick else (2000, 140, 20, 10)
     turn_s = 1.0 if options.quick else _TURN_S
     recipe = MarkedRecipe.model_validate(demo().model_dump()).override(
         [
