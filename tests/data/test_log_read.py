@@ -284,6 +284,9 @@ def test_recbole_s_tables_are_read_by_the_names_before_their_types(tmp_path: Pat
     assert bad == [(2, "value: not a number, found x"), (3, "3 cells, expected 4")]
     with pytest.raises(SchemaError, match="column 'event' is missing; it should hold"):
         read(path)
+    path.write_text("film:token\tstars:float\ni1\t2\n")
+    with pytest.raises(SchemaError, match="column 'user_id' is missing; it should hold"):
+        read(path)
     path = tmp_path / "toy.item"
     path.write_text("item_id:token\tgenre:token_seq\ni1\tAction Drama\ni2\t\n")
     good, _ = read_as(path, ITEMS, LogFiles(columns={"tags": "genre"}, list_separator=" "))
