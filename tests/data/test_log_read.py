@@ -330,6 +330,10 @@ def test_one_object_of_items_tags(tmp_path: Path) -> None:
     good, bad = read_as(path, ITEMS)
     assert [(row["item_id"], row["tags"]) for row in good] == [("4", ["1", "two"]), ("6", [])]
     assert bad == [(2, "5: not a list of texts or whole numbers")]
+    path.write_text('{"4": ["old"], "5": {}, "4": ["new"], "6": [true]}')
+    good, bad = read_as(path, ITEMS)
+    assert [(row["item_id"], row["tags"]) for row in good] == [("4", ["old"]), ("4", ["new"])]
+    assert [row for row, _ in bad] == [2, 4]
     with pytest.raises(LogError, match="holds items' tags, but no tags is asked for"):
         read(path)
     path.write_text("[1]")
