@@ -29,7 +29,6 @@ from rec.artifacts import (
     MANIFEST,
     Manifest,
     exists,
-    filesystem,
     join,
     read_bytes,
     read_manifest,
@@ -45,6 +44,7 @@ from rec.data.log_rows import LogTask, micros
 from rec.data.logs import TASK_BYTES, LogFiles, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
+from rec.data.tasks import tidy
 
 KIND = "sequence-rows"
 CONTENT = "embedding-table"
@@ -118,6 +118,7 @@ def build_sequence_rows(
         lineage["items"] = hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16]
     about = config.model_dump(mode="json")
     if old := _published(out_uri, about, lineage, overwrite=overwrite):
+        tidy(out_uri, keep={old.root})  # of a run killed before it did
         return old
     digest = hashlib.sha256(json.dumps([about, lineage]).encode()).hexdigest()[:12]
     plan = Plan(
@@ -146,8 +147,7 @@ def build_sequence_rows(
         **result.counts,
     }
     manifest = seal(out_uri, f"v-{digest}", KIND, lineage=lineage, config=about, metrics=metrics)
-    files, path = filesystem(plan.work)
-    files.delete_dir(path)
+    tidy(out_uri, keep={manifest.root})  # also of runs that failed or were replaced
     return manifest
 
 

@@ -406,12 +406,14 @@ def test_a_run_that_was_killed_goes_on_and_other_rows_are_not_replaced(
         manifest = build_sequence_rows(source, out, BY_TIME)
     assert manifest.version == whole.version
     assert manifest.metrics == whole.metrics
+    Path(out, "work-left").mkdir()  # as by a run killed between seal and tidying
     assert build_sequence_rows(source, out, BY_TIME) == manifest
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", manifest.root}
     with pytest.raises(SequenceRowsError, match=r"holds other rows .*min_item_events: 1 there, 2"):
         build_sequence_rows(source, out, BY_TIME.override(["min_item_events=2"]))
     other = build_sequence_rows(source, out, SequenceRowsConfig(), overwrite=True)
     assert other.metrics["split"] == "leave-one-out"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", other.root}
 
 
 def test_an_items_table_that_is_none_is_refused(tmp_path: Path) -> None:
