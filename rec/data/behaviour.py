@@ -40,6 +40,7 @@ from rec.data.ingest import changes
 from rec.data.ledger import Ledger, StageCounts
 from rec.data.log_rows import LATE, LogTask, day_start, micros
 from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, is_timed, list_days, pack
+from rec.data.sequences import CUT
 from rec.data.tasks import tidy
 
 KIND = "behaviour"
@@ -113,6 +114,11 @@ def read_ledger(out_uri: str) -> Ledger:
     """The ledger of all days that are published at `out_uri`."""
     manifest = read_manifest(out_uri, KIND)
     return Ledger.from_json(read_bytes(join(out_uri, manifest.root, "ledger.json")).decode())
+
+
+def num_cut(out_uri: str) -> int:
+    """How many events the users' later ones have pushed out of the sequences at `out_uri`."""
+    return read_ledger(out_uri).stages.get("sequences", StageCounts()).dropped.get(CUT, 0)
 
 
 def read_state(manifest: Manifest) -> State:

@@ -12,6 +12,8 @@ Every phase is a Ray task a shard, as in `rec.data.behaviour`: events are counte
 numbered, then every shard of sequences becomes a shard of each side. All that is fitted (which
 items and labels there are, and their numbers) is fitted on the training side. A user has at most as
 many events as behaviour keeps (its `sequences.max_length`); models cut further when they read.
+What behaviour cut for later events is missing on the training side, which therefore knows something
+of the future; the manifest says how many events that were (`events_cut_before`).
 """
 
 from __future__ import annotations
@@ -142,6 +144,7 @@ def build_sequence_rows(
         "cutoff": _iso(config.cutoff),
         "test_cutoff": _iso(config.test_cutoff),
         "timed": state.timed,
+        "events_cut_before": behaviour.num_cut(behaviour_uri),
         "domain": next(iter(result.domains), "") if config.domain is None else config.domain,
         "content_cutoff": _iso(content_cutoff),
         **result.counts,

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from jobs.evaluate import main, model_names
-from rec.artifacts import ArtifactError, join, seal
+from rec.artifacts import ArtifactError, join, seal, write_atomic
 from rec.batch import SequenceBatch
 from rec.config import ConfigError
 from rec.contract import Interests
 from rec.data import behaviour
 from rec.data.behaviour_config import State
 from rec.data.ingest import shard_file
+from rec.data.ledger import Ledger
 from rec.data.logs import LogFiles
 from rec.data.parquet import write_table
 from rec.data.sequence_rows import CONTENT, SequenceRowsConfig, build_sequence_rows
@@ -79,6 +80,7 @@ def publish(folder: Path, users: Users, config: SequenceRowsConfig, content: str
     ]
     table = pa.Table.from_pylist(rows, schema=SEQUENCES)
     write_table(shard_file(join(source, "v"), "sequences", 0), table)
+    write_atomic(join(source, "v", "ledger.json"), Ledger().to_json().encode())
     state = State(num_buckets=1, num_bytes=1, cutoff=END, timed=True, days={})
     seal(source, "v", behaviour.KIND, metrics={"state": state.model_dump(mode="json")})
     with pytest.MonkeyPatch.context() as patch:
