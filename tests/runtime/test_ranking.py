@@ -320,6 +320,19 @@ def test_all_baselines_are_tuned_and_fitted_on_the_training_side_alone(left_out:
     assert any("up to 30 validation rows" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("chunk", [40 * 7, 40 * 100])
+def test_a_sample_has_as_many_rows_as_asked_for(
+    left_out: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking_judge, "CHUNK_SCORES", chunk)
+    items = read_ranked_items(left_out)
+    whole = Judge.of(left_out, "test", items, (3,))
+    judge = Judge.of(left_out, "test", items, (3,), max_users=30)
+    assert judge.aims.counts["users"] == judge.aims.counts["targets"] == 30
+    assert judge.aims.relevant.toarray().tolist() == whole.aims.relevant[:30].toarray().tolist()
+    assert len(judge.ranks(Constant(0.0))) == 30
+
+
 def test_what_models_are_compared_with_must_be_there(left_out: str) -> None:
     config = FAST.model_copy(update={"rows": left_out, "against": "EASE"})
     with pytest.raises(ConfigError, match="against 'EASE': not evaluated; there are: popularity"):
