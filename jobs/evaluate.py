@@ -117,6 +117,8 @@ def run_rows(config: RankingConfig, models: Sequence[str], out: str) -> RankingE
     """Evaluate recommenders, write figures and report in `out`, print the table."""
     tell = _Progress()
     loaded = [load_encoder(uri, config.device) for uri in models]
+    if len(set(models)) < len(models):
+        raise ConfigError(f"--models: one of {', '.join(models)} is given twice")
     encoders = dict(zip(model_names(models), loaded, strict=True))
     evaluation = evaluate_ranking(config, encoders, tell)
     write_ranking(evaluation, out)

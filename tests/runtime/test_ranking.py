@@ -341,6 +341,26 @@ def test_what_models_are_compared_with_must_be_there(left_out: str) -> None:
         evaluate_ranking(FAST.model_copy(update={"rows": left_out + "-absent"}))
 
 
+def test_a_baseline_that_is_skipped_cannot_be_compared_with(
+    left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.runtime.ranking.MAX_ITEMS", NUM_ITEMS - 1)
+    config = FAST.model_copy(update={"rows": left_out, "baselines": ("popularity", "EASE")})
+    found = evaluate_ranking(config, {"circle": turned()})
+    assert "EASE: skipped, 40 items are over 39" in found.notes
+    assert {d.baseline for d in found.differences} == {"popularity"}
+    with pytest.raises(ConfigError, match="against 'EASE': not evaluated; there are: popularity"):
+        evaluate_ranking(config.model_copy(update={"against": "EASE"}), {"circle": turned()})
+
+
+def test_methods_have_names_of_their_own(left_out: str) -> None:
+    config = FAST.model_copy(update={"rows": left_out})
+    with pytest.raises(ConfigError, match="model 'Markov' is called as a baseline is"):
+        evaluate_ranking(config, {"Markov": turned()})
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate_ranking(config.model_copy(update={"baselines": ()}))
+
+
 def test_tables_and_page_say_what_was_found(left_out: str, tmp_path: Path) -> None:
     found = evaluate_ranking(FAST.model_copy(update={"rows": left_out}), {"circle": turned()})
     write_ranking(found, str(tmp_path))
@@ -423,6 +443,8 @@ def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path) -> None:
         (["--rows", "R", "--out", "O", "--models", "/absent"], "'sequence-encoder'"),
     ],
 )
+        (["--rows", "R", "--out", "O", "--set", "cutoffs=[10,0]"], "greater than 0"),
+        (["--rows", "R", "--out", "O", "--models", "/a", "/b", "/a"], "is given twice"),
 def test_the_job_says_what_is_wrong(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
