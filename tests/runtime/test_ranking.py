@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jobs.evaluate import main, model_names
-from rec.artifacts import ArtifactError, join, seal, write_atomic
+from rec.artifacts import ArtifactError, join, read_manifest, seal, write_atomic
 from rec.batch import SequenceBatch
 from rec.config import ConfigError
 from rec.contract import Interests
@@ -27,7 +27,7 @@ from rec.data.ingest import shard_file
 from rec.data.ledger import Ledger
 from rec.data.logs import LogFiles
 from rec.data.parquet import write_table
-from rec.data.sequence_rows import CONTENT, SequenceRowsConfig, build_sequence_rows
+from rec.data.sequence_rows import CONTENT, KIND, SequenceRowsConfig, build_sequence_rows
 from rec.metrics.ranking import TargetRanks
 from rec.models.sequence.encoder import save_encoder
 from rec.nn.users import PooledConfig, build_body
@@ -418,15 +418,19 @@ class Trained:
         return self._vectors
 
 
-def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path, own: bool) -> None:
     ids = read_ranked_items(left_out).item_ids
     place, out = tmp_path / "pooled" / "encoder", tmp_path / "report"
-    save_encoder(Trained(), ids, place)
+    version = read_manifest(left_out, KIND).version if own else "another"
+    save_encoder(Trained(), ids, place, lineage={KIND: version})
     flags = ["--rows", left_out, "--out", str(out), "--models", str(place)]
     settings = ['baselines=["Markov"]', "cutoffs=[5]", "tune_users=0"]
     assert main([*flags, "--set", *settings]) == 0
     found = RankingEvaluation.from_json((out / METRICS).read_text())
     assert found.models == ("pooled", "pooled, served")
+    strange = "pooled: was not trained on these rows, so it may know of what it is asked"
+    assert (strange in found.notes) != own
     exact = found.figure("pooled", "hit rate@5").value
     assert found.figure("pooled, served", "hit rate@5").value == pytest.approx(exact)
     assert {d.run for d in found.differences} == set(found.models)
@@ -439,12 +443,12 @@ def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path) -> None:
         (["--run", "R", "--models", "M"], "--models goes with --rows"),
         (["--rows", "R", "--out", "O", "--compare", "S"], "--compare goes with --run"),
         (["--rows", "R", "--out", "O", "--set", 'baselines=["knn"]'], "Input should be 'pop"),
+        (["--rows", "R", "--out", "O", "--set", "cutoffs=[10,0]"], "greater than 0"),
+        (["--rows", "R", "--out", "O", "--models", "/a", "/b", "/a"], "is given twice"),
         (["--rows", "/absent", "--out", "O"], "/absent/manifest.json: not found"),
         (["--rows", "R", "--out", "O", "--models", "/absent"], "'sequence-encoder'"),
     ],
 )
-        (["--rows", "R", "--out", "O", "--set", "cutoffs=[10,0]"], "greater than 0"),
-        (["--rows", "R", "--out", "O", "--models", "/a", "/b", "/a"], "is given twice"),
 def test_the_job_says_what_is_wrong(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
