@@ -29,10 +29,12 @@ import time
 from collections.abc import Sequence
 
 from jobs.cli import add_overrides, parser, peek, place
-from rec.artifacts import ArtifactError, join, write_atomic
+from rec.artifacts import ArtifactError, join, read_manifest, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError
+from rec.data.sequence_rows import KIND as ROWS
 from rec.data.stream import StreamError
+from rec.models.sequence.encoder import KIND as ENCODER
 from rec.models.sequence.encoder import load_encoder
 from rec.report.contents import Report
 from rec.report.render import render
@@ -115,10 +117,18 @@ def run(config: EvaluationConfig) -> Evaluation:
 
 def run_rows(config: RankingConfig, models: Sequence[str], out: str) -> RankingEvaluation:
     """Evaluate recommenders, write figures and report in `out`, print the table."""
+    if len(set(models)) < len(models):
+        raise ConfigError(f"--models: one of {', '.join(models)} is given twice")
     tell = _Progress()
     loaded = [load_encoder(uri, config.device) for uri in models]
     encoders = dict(zip(model_names(models), loaded, strict=True))
     evaluation = evaluate_ranking(config, encoders, tell)
+    strange = [
+        f"{name}: was not trained on these rows, so it may know of what it is asked"
+        for name, uri in zip(encoders, models, strict=True)
+        if read_manifest(uri, ENCODER).lineage.get(ROWS) != evaluation.rows_version
+    ]
+    evaluation = evaluation.model_copy(update={"notes": (*evaluation.notes, *strange)})
     write_ranking(evaluation, out)
     print(ranking_markdown(evaluation), flush=True)
     tell.finish(out, ranking_report(evaluation))

@@ -114,6 +114,11 @@ def _tell(manifest: Manifest, out: str, seconds: float) -> None:
     )
     if metrics["content_dim"] and metrics["content_cutoff"] is None:
         print("  the content vectors do not tell up to when they know anything: not checked")
+    if number := metrics["events_cut_before"]:
+        print(
+            f"  {number:,} events were cut before in favour of later ones, also of held-out ones; "
+            "to keep them, run jobs.behaviour with a larger sequences.max_length"
+        )
     for side in SIDES:
         counts = (f"{number:,} {name.replace('_', ' ')}" for name, number in metrics[side].items())
         print(f"  {side:<8} {', '.join(counts)}")
@@ -123,9 +128,11 @@ def _tell(manifest: Manifest, out: str, seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     try:
+        config = config_of(given)
+        start_ray(given)
         run(
             given.behaviour,
-            config_of(given),
+            config,
             given.out,
             content=given.content,
             overwrite=given.overwrite,

@@ -24,13 +24,10 @@ from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any
 
-from pyarrow import fs as pafs
-
 from rec.artifacts import (
     MANIFEST,
     Manifest,
     exists,
-    filesystem,
     join,
     read_bytes,
     read_manifest,
@@ -43,6 +40,8 @@ from rec.data.ingest import changes
 from rec.data.ledger import Ledger, StageCounts
 from rec.data.log_rows import LATE, LogTask, day_start, micros
 from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, is_timed, list_days, pack
+from rec.data.sequences import CUT
+from rec.data.tasks import tidy
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
@@ -92,7 +91,7 @@ def build_behaviour(
     plan = _plan(out_uri, config, cutoff, found, old)
     done = old is not None and plan.state.days == read_state(old).days
     if old is not None and done and not _late_items(old, cutoff, out_uri):
-        _tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
+        tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
         return old
     ledger = _run(plan, progress)
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
@@ -107,7 +106,7 @@ def build_behaviour(
             "extends": old.root if old else None,
         },
     )
-    _tidy(out_uri, keep={manifest.root, manifest.metrics["extends"]})
+    tidy(out_uri, keep={manifest.root, manifest.metrics["extends"]})
     return manifest
 
 
@@ -115,6 +114,11 @@ def read_ledger(out_uri: str) -> Ledger:
     """The ledger of all days that are published at `out_uri`."""
     manifest = read_manifest(out_uri, KIND)
     return Ledger.from_json(read_bytes(join(out_uri, manifest.root, "ledger.json")).decode())
+
+
+def num_cut(out_uri: str) -> int:
+    """How many events the users' later ones have pushed out of the sequences at `out_uri`."""
+    return read_ledger(out_uri).stages.get("sequences", StageCounts()).dropped.get(CUT, 0)
 
 
 def read_state(manifest: Manifest) -> State:
@@ -252,12 +256,3 @@ def _run(plan: Plan, progress: Callable[[str, int, int], None] | None) -> Ledger
         kept = {name: counts for name, counts in before.stages.items() if name not in _WHOLE}
         before = Ledger(stages=kept)
     return before.merge(run_phases(plan, progress))
-
-
-def _tidy(out_uri: str, keep: set[str | None]) -> None:
-    """Delete work folders and all versions but the new one and the one that it extends."""
-    files, path = filesystem(out_uri)
-    for info in files.get_file_info(pafs.FileSelector(path)):
-        mine = info.base_name.startswith(("v-", "work-"))
-        if info.type == pafs.FileType.Directory and mine and info.base_name not in keep:
-            files.delete_dir(info.path)

@@ -36,7 +36,7 @@ from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts,
 from rec.data.ledger import Ledger
 from rec.data.log_rows import USER_ROWS, LogTask, micros, scatter
 from rec.data.parquet import ParquetFile, read_or_empty, read_table, stream_folder
-from rec.data.sequences import check_order, extend_sequences
+from rec.data.sequences import CUT, check_order, extend_sequences
 from rec.data.shuffle import (
     BucketWriter,
     bucket_of,
@@ -123,7 +123,7 @@ def _sequences(plan: Plan, bucket: int, kept: UserRows) -> Ledger:
     sequences, num_cut = extend_sequences(old, kept, plan.config.sequences)
     with ParquetFile(shard_file(plan.place, "sequences", bucket), SEQUENCES) as file:
         file.write(sequences)
-    dropped = {"beyond the user's latest": num_cut}
+    dropped = {CUT: num_cut}
     return Ledger().record("sequences", len(kept), len(kept) - num_cut, dropped)
 
 

@@ -59,21 +59,27 @@ def user_lines(lines: list[bytes], first: int) -> Rows:
     return Rows(table, number[line], broken)
 
 
+class _Object(NamedTuple):
+    """A JSON object with all that it says: a dict would keep the last of equal names alone."""
+
+    members: list[tuple[str, object]]
+
+
 def item_tags(data: bytes) -> Rows:
-    """One object of items and lists of their tags as a row an item.
+    """One object of items and lists of their tags as a row a member, also of an item given twice.
 
     Raises:
         ValueError: it is no such object.
     """
-    found = json.loads(data)
-    if not isinstance(found, dict):
+    found = json.loads(data, object_pairs_hook=_Object)
+    if not isinstance(found, _Object):
         raise ValueError('expected one object, {"item": ["tag", ...], ...}')
     items: list[str] = []
     tags: list[list[str]] = []
     rows: list[int] = []
     broken: list[tuple[int, str]] = []
-    for row, (item, given) in enumerate(found.items(), 1):
-        if not isinstance(given, list) or not all(isinstance(tag, str | int) for tag in given):
+    for row, (item, given) in enumerate(found.members, 1):
+        if not isinstance(given, list) or not all(type(tag) in (str, int) for tag in given):
             broken.append((row, f"{item}: not a list of texts or whole numbers"))
             continue
         items.append(item)

@@ -104,6 +104,9 @@ def _csv(
     ):
         header = {name: _name(name, kind) for name in reader.schema.names}
     present = [name for name in header if header[name] in columns]
+    if not present:  # to the reader no names are all of them
+        yield Batch(pa.table({}), np.zeros(0, np.int64), [])
+        return
     ragged.clear()
     converting = pacsv.ConvertOptions(
         column_types=dict.fromkeys(present, pa.binary()),

@@ -139,7 +139,7 @@ def list_days(log: LogFiles) -> dict[str, Day]:
         key = day.isoformat() if day else ALL_DAYS
         days.setdefault(key, []).append(Piece(info.path, day, info.size))
     if not days:
-        raise LogError(f"{log.path}: no log files in this folder")
+        raise LogError(f"{log.path}: no log files there, or only empty ones")
     listed = {key: Day(tuple(days[key]), _fingerprint(root, days[key])) for key in sorted(days)}
     if not is_timed(listed):
         strange = [p.path for p in itertools.chain(*days.values()) if format_of(p.path) != UNTIMED]

@@ -12,6 +12,8 @@ Every phase is a Ray task a shard, as in `rec.data.behaviour`: events are counte
 numbered, then every shard of sequences becomes a shard of each side. All that is fitted (which
 items and labels there are, and their numbers) is fitted on the training side. A user has at most as
 many events as behaviour keeps (its `sequences.max_length`); models cut further when they read.
+What behaviour cut for later events is missing on the training side, which therefore knows something
+of the future; the manifest says how many events that were (`events_cut_before`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from rec.artifacts import (
     MANIFEST,
     Manifest,
     exists,
-    filesystem,
     join,
     read_bytes,
     read_manifest,
@@ -45,6 +46,7 @@ from rec.data.log_rows import LogTask, micros
 from rec.data.logs import TASK_BYTES, LogFiles, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
+from rec.data.tasks import tidy
 
 KIND = "sequence-rows"
 CONTENT = "embedding-table"
@@ -118,6 +120,7 @@ def build_sequence_rows(
         lineage["items"] = hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16]
     about = config.model_dump(mode="json")
     if old := _published(out_uri, about, lineage, overwrite=overwrite):
+        tidy(out_uri, keep={old.root})  # of a run killed before it did
         return old
     digest = hashlib.sha256(json.dumps([about, lineage]).encode()).hexdigest()[:12]
     plan = Plan(
@@ -141,13 +144,13 @@ def build_sequence_rows(
         "cutoff": _iso(config.cutoff),
         "test_cutoff": _iso(config.test_cutoff),
         "timed": state.timed,
+        "events_cut_before": behaviour.num_cut(behaviour_uri),
         "domain": next(iter(result.domains), "") if config.domain is None else config.domain,
         "content_cutoff": _iso(content_cutoff),
         **result.counts,
     }
     manifest = seal(out_uri, f"v-{digest}", KIND, lineage=lineage, config=about, metrics=metrics)
-    files, path = filesystem(plan.work)
-    files.delete_dir(path)
+    tidy(out_uri, keep={manifest.root})  # also of runs that failed or were replaced
     return manifest
 
 

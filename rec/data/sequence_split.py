@@ -3,7 +3,7 @@
 Leave one out: a user's last event is test, the one before it validation; who has fewer than three
 is trained on alone. By time: validation begins after one cut-off and test after another. Either
 way what is trained on of a user is known from that user's events up to there, so nothing that
-happens later changes a training row.
+happens later changes a training row of whom behaviour cut no events.
 """
 
 from __future__ import annotations

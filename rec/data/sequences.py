@@ -14,6 +14,8 @@ from rec.data.shuffle import codes, stable_order, starts
 from rec.data.user_rows import UserRows, sort_rows
 from rec.schema import SEQUENCES, TIMESTAMP
 
+CUT = "beyond the user's latest"  # the ledger's reason
+
 
 class SequenceConfig(Config):
     """What is kept of a user in each domain."""

@@ -139,3 +139,12 @@ def finished_shards(folder: str) -> int:
 
 def marker(folder: str, index: int) -> str:
     return join(folder, f"shard-{index:05d}.json")
+
+
+def tidy(out_uri: str, keep: set[str | None]) -> None:
+    """Delete work folders and all versions of the artifact at `out_uri` but those to keep."""
+    files, path = filesystem(out_uri)
+    for info in files.get_file_info(pafs.FileSelector(path)):
+        mine = info.base_name.startswith(("v-", "work-"))
+        if info.type == pafs.FileType.Directory and mine and info.base_name not in keep:
+            files.delete_dir(info.path)

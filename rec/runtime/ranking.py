@@ -16,11 +16,11 @@ a scorer holds itself. Rules of ranking: `rec.metrics.ranking`. Besides:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from rec.artifacts import Manifest, join, read_manifest, write_atomic
 from rec.config import Config, ConfigError
@@ -51,7 +51,7 @@ class RankingConfig(Config):
     # NDCG at the smallest cut-off
     against: str | None = None
     side: Side = "test"
-    cutoffs: tuple[int, ...] = Field(default=(10, 30, 50, 100), min_length=1)
+    cutoffs: tuple[PositiveInt, ...] = Field(default=(10, 30, 50, 100), min_length=1)
     exclude_seen: bool = True  # leave out of the lists what stands in the user's history
     tune_users: int = Field(default=5000, ge=0)  # validation rows that baselines are tuned on
     served: bool = True  # score encoders through an index, too
@@ -76,7 +76,8 @@ def evaluate_ranking(
     Raises:
         ArtifactError: there are no sequence rows, or they are not as published.
         StreamError: a side has no rows.
-        ConfigError: `against` is no method that is evaluated.
+        ConfigError: `against` is no method that is evaluated, an encoder has a baseline's name,
+            or there is nothing to evaluate.
     """
     return _Run(config, tell).evaluate(encoders or {})
 
@@ -103,12 +104,17 @@ class _Run:
         self.notes: list[str] = []
 
     def evaluate(self, encoders: Mapping[str, SequenceEncoder]) -> RankingEvaluation:
-        names = [*self.config.baselines, *encoders]
+        baselines = self._asked_baselines()
+        names = [*baselines, *encoders]
+        if not names:
+            raise ConfigError("nothing to evaluate: no baselines and no models")
+        if both := sorted(set(baselines) & set(encoders)):
+            raise ConfigError(f"model {both[0]!r} is called as a baseline is: rename its folder")
         if self.config.against is not None and self.config.against not in names:
             raise ConfigError(
                 f"against {self.config.against!r}: not evaluated; there are: {', '.join(names)}"
             )
-        self._baselines()
+        self._baselines(baselines)
         models = [name for key, encoder in encoders.items() for name in self._encoder(key, encoder)]
         slices = {name: self.judge.slices(one.ranks) for name, one in self.judged.items()}
         figures, differences = self._figures(slices, models)
@@ -134,16 +140,19 @@ class _Run:
         cold = (self.items.num_events == 0).astype(np.float32)
         return int((self.judge.aims.relevant @ cold).sum())
 
-    def _baselines(self) -> None:
+    def _asked_baselines(self) -> list[BaselineName]:
+        """Those of the config that so many items allow."""
+        if len(self.items) <= MAX_ITEMS:
+            return list(self.config.baselines)
+        if "EASE" in self.config.baselines:
+            self.notes.append(f"EASE: skipped, {len(self.items):,} items are over {MAX_ITEMS:,}")
+        return [name for name in self.config.baselines if name != "EASE"]
+
+    def _baselines(self, names: Sequence[BaselineName]) -> None:
         timed = bool(self.manifest.metrics.get("timed"))
         fitter = Fitter(training_histories(self.config.rows), len(self.items), timed)
         judge = self._tuning()
-        for name in self.config.baselines:
-            if name == "EASE" and len(self.items) > MAX_ITEMS:
-                self.notes.append(
-                    f"EASE: skipped, {len(self.items):,} items are over {MAX_ITEMS:,}"
-                )
-                continue
+        for name in names:
             self.tell(name)
             started = time.perf_counter()
             model, setting = tuned(fitter.variants(name), judge)

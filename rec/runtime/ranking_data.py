@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -74,9 +75,23 @@ def training_histories(rows: str) -> RowPass[SequenceBatch]:
     return RowPass(open_rows(rows, KIND, "train"), _whole, batch_size=_FIT_USERS)
 
 
-def questions(rows: str, side: Side, users: int) -> RowPass[tuple[SequenceBatch, Targets]]:
-    """Histories and targets of one side, at most `users` at a time, always in one order."""
-    return RowPass(open_rows(rows, KIND, side), histories, batch_size=users)
+def questions(
+    rows: str, side: Side, users: int, max_users: int | None = None
+) -> Iterator[tuple[SequenceBatch, Targets]]:
+    """Histories and targets of one side, at most `users` at a time, always in one order.
+
+    Args:
+        max_users: of the first rows in all (a sample: rows are mixed by hash); None: all.
+    """
+    left = max_users
+    for batch, targets in RowPass(open_rows(rows, KIND, side), histories, batch_size=users):
+        if left is None or left > len(batch):
+            yield batch, targets
+        else:
+            offsets = targets.offsets[: left + 1]
+            yield batch.rows(0, left), Targets(offsets, targets.item_index[: offsets[-1]])
+            return
+        left = None if left is None else left - len(batch)
 
 
 class Aims(NamedTuple):
@@ -90,7 +105,7 @@ class Aims(NamedTuple):
 def read_aims(
     rows: str, side: Side, num_items: int, users: int, max_users: int | None = None
 ) -> Aims:
-    """The targets of one side, of its first `max_users` rows (a sample: rows are mixed by hash).
+    """The targets of one side, of its first `max_users` rows.
 
     An item that is a target of one user twice counts once. A target that the user has seen
     before stays in the denominator; where the seen are left out of the lists it cannot be found.
@@ -99,8 +114,8 @@ def read_aims(
         ArtifactError: a row holds no target, or the rows are of other items.
     """
     lengths, parts = [np.empty(0, np.int64)], [sparse.csr_array((0, num_items), dtype=np.float32)]
-    num_targets = num_seen = num_left = 0
-    for batch, targets in questions(rows, side, users):
+    num_targets = num_seen = 0
+    for batch, targets in questions(rows, side, users, max_users):
         sizes = np.diff(targets.offsets)
         if not sizes.all():
             raise ArtifactError(
@@ -120,9 +135,6 @@ def read_aims(
         num_seen += int(wanted.multiply(seen_matrix(batch, num_items)).sum())
         parts.append(wanted)
         lengths.append(batch.lengths.numpy())
-        num_left += len(batch)
-        if max_users is not None and num_left >= max_users:
-            break
     relevant = sparse.csr_array(sparse.vstack(parts, format="csr"))
     history_lengths = np.concatenate(lengths)
     return Aims(

@@ -130,10 +130,8 @@ class Judge:
         return answer
 
     def _questions(self) -> Iterator[Question]:
-        start, num_users = 0, self.aims.relevant.shape[0]
-        for batch, _ in questions(self.rows, self.side, users_at_a_time(len(self.items))):
-            if start == num_users:
-                return
+        start, users = 0, users_at_a_time(len(self.items))
+        for batch, _ in questions(self.rows, self.side, users, self.aims.counts["users"]):
             stop = start + len(batch)
             seen = seen_matrix(batch, len(self.items)) if self.exclude_seen else None
             yield Question(batch, seen, self.aims.relevant[start:stop])

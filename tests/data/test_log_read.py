@@ -284,6 +284,9 @@ def test_recbole_s_tables_are_read_by_the_names_before_their_types(tmp_path: Pat
     assert bad == [(2, "value: not a number, found x"), (3, "3 cells, expected 4")]
     with pytest.raises(SchemaError, match="column 'event' is missing; it should hold"):
         read(path)
+    path.write_text("film:token\tstars:float\ni1\t2\n")
+    with pytest.raises(SchemaError, match="column 'user_id' is missing; it should hold"):
+        read(path)
     path = tmp_path / "toy.item"
     path.write_text("item_id:token\tgenre:token_seq\ni1\tAction Drama\ni2\t\n")
     good, _ = read_as(path, ITEMS, LogFiles(columns={"tags": "genre"}, list_separator=" "))
@@ -327,6 +330,10 @@ def test_one_object_of_items_tags(tmp_path: Path) -> None:
     good, bad = read_as(path, ITEMS)
     assert [(row["item_id"], row["tags"]) for row in good] == [("4", ["1", "two"]), ("6", [])]
     assert bad == [(2, "5: not a list of texts or whole numbers")]
+    path.write_text('{"4": ["old"], "5": {}, "4": ["new"], "6": [true]}')
+    good, bad = read_as(path, ITEMS)
+    assert [(row["item_id"], row["tags"]) for row in good] == [("4", ["old"]), ("4", ["new"])]
+    assert [row for row, _ in bad] == [2, 4]
     with pytest.raises(LogError, match="holds items' tags, but no tags is asked for"):
         read(path)
     path.write_text("[1]")

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from rec.artifacts import join, read_bytes, read_manifest, seal, verify
-from rec.data import behaviour, sequence_phases
+from rec.artifacts import join, read_bytes, read_manifest, seal, verify, write_atomic
+from rec.data import behaviour, sequence_phases, sequences
 from rec.data.behaviour_config import State
 from rec.data.ingest import shard_file
+from rec.data.ledger import Ledger
 from rec.data.logs import LogError, LogFiles
 from rec.data.parquet import read_table, write_table
 from rec.data.sequence_rows import (
@@ -54,9 +55,13 @@ def no_ray() -> Iterator[None]:
         yield
 
 
-def publish(place: str, users: Users, *, timed: bool = True, domain: str = "") -> str:
+def publish(
+    place: str, users: Users, *, timed: bool = True, domain: str = "", num_cut: int = 0
+) -> str:
     """A behaviour artifact; an event's weight is its day, plus one."""
     write_sequences(place, users, domain)
+    ledger = Ledger().record("sequences", num_cut + 1, 1, {sequences.CUT: num_cut})
+    write_atomic(join(place, "v", "ledger.json"), ledger.to_json().encode())
     state = State(num_buckets=NUM_BUCKETS, num_bytes=1, cutoff=END, timed=timed, days={})
     seal(place, "v", behaviour.KIND, metrics={"state": state.model_dump(mode="json")})
     return place
@@ -298,6 +303,13 @@ def test_what_is_told_of_items_is_fitted_on_those_trained_on(tmp_path: Path) -> 
     assert names_of(str(tmp_path / "one"), "tags") == ["sci fi", "rare"]
 
 
+@pytest.mark.parametrize("number", [0, 7])
+def test_events_that_later_ones_pushed_out_are_told(tmp_path: Path, number: int) -> None:
+    source = publish(str(tmp_path / "behaviour"), USERS, num_cut=number)
+    manifest = build_sequence_rows(source, str(tmp_path / "out"), BY_TIME)
+    assert manifest.metrics["events_cut_before"] == number
+
+
 def write_vectors(place: Path, ids: list[str], cutoff: datetime | None = None) -> str:
     vectors = [[3.0, 4.0 * n, 0.0] for n in range(len(ids))]
     if "zero" in ids:
@@ -406,12 +418,14 @@ def test_a_run_that_was_killed_goes_on_and_other_rows_are_not_replaced(
         manifest = build_sequence_rows(source, out, BY_TIME)
     assert manifest.version == whole.version
     assert manifest.metrics == whole.metrics
+    Path(out, "work-left").mkdir()  # as by a run killed between seal and tidying
     assert build_sequence_rows(source, out, BY_TIME) == manifest
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", manifest.root}
     with pytest.raises(SequenceRowsError, match=r"holds other rows .*min_item_events: 1 there, 2"):
         build_sequence_rows(source, out, BY_TIME.override(["min_item_events=2"]))
     other = build_sequence_rows(source, out, SequenceRowsConfig(), overwrite=True)
     assert other.metrics["split"] == "leave-one-out"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", other.root}
 
 
 def test_an_items_table_that_is_none_is_refused(tmp_path: Path) -> None:

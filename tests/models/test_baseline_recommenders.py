@@ -104,6 +104,13 @@ def test_markov_counts_what_follows(train: Histories, known: Histories) -> None:
     close(scores(Markov(NUM_ITEMS).fit(in_parts(train)), known), expected)
 
 
+def test_markov_puts_a_transition_before_any_popularity() -> None:
+    model = Markov(NUM_ITEMS).fit([batch_of([[0] * 2_000_000, [1, 2]])])
+    found = scores(model, [[1], []])
+    assert found[0].argmax() == 2
+    assert found[1].argmax() == 0
+
+
 def by_similarity(
     similar: np.ndarray, train: Histories, known: Histories, half_life: float
 ) -> np.ndarray:

@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from jobs.evaluate import main, model_names
-from rec.artifacts import ArtifactError, join, seal
+from rec.artifacts import ArtifactError, join, read_manifest, seal, write_atomic
 from rec.batch import SequenceBatch
 from rec.config import ConfigError
 from rec.contract import Interests
 from rec.data import behaviour
 from rec.data.behaviour_config import State
 from rec.data.ingest import shard_file
+from rec.data.ledger import Ledger
 from rec.data.logs import LogFiles
 from rec.data.parquet import write_table
-from rec.data.sequence_rows import CONTENT, SequenceRowsConfig, build_sequence_rows
+from rec.data.sequence_rows import CONTENT, KIND, SequenceRowsConfig, build_sequence_rows
 from rec.metrics.ranking import TargetRanks
 from rec.models.sequence.encoder import save_encoder
 from rec.nn.users import PooledConfig, build_body
@@ -79,6 +80,7 @@ def publish(folder: Path, users: Users, config: SequenceRowsConfig, content: str
     ]
     table = pa.Table.from_pylist(rows, schema=SEQUENCES)
     write_table(shard_file(join(source, "v"), "sequences", 0), table)
+    write_atomic(join(source, "v", "ledger.json"), Ledger().to_json().encode())
     state = State(num_buckets=1, num_bytes=1, cutoff=END, timed=True, days={})
     seal(source, "v", behaviour.KIND, metrics={"state": state.model_dump(mode="json")})
     with pytest.MonkeyPatch.context() as patch:
@@ -318,12 +320,45 @@ def test_all_baselines_are_tuned_and_fitted_on_the_training_side_alone(left_out:
     assert any("up to 30 validation rows" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("chunk", [40 * 7, 40 * 100])
+def test_a_sample_has_as_many_rows_as_asked_for(
+    left_out: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking_judge, "CHUNK_SCORES", chunk)
+    items = read_ranked_items(left_out)
+    whole = Judge.of(left_out, "test", items, (3,))
+    judge = Judge.of(left_out, "test", items, (3,), max_users=30)
+    assert judge.aims.counts["users"] == judge.aims.counts["targets"] == 30
+    assert judge.aims.relevant.toarray().tolist() == whole.aims.relevant[:30].toarray().tolist()
+    assert len(judge.ranks(Constant(0.0))) == 30
+
+
 def test_what_models_are_compared_with_must_be_there(left_out: str) -> None:
     config = FAST.model_copy(update={"rows": left_out, "against": "EASE"})
     with pytest.raises(ConfigError, match="against 'EASE': not evaluated; there are: popularity"):
         evaluate_ranking(config)
     with pytest.raises(ArtifactError, match="not found"):
         evaluate_ranking(FAST.model_copy(update={"rows": left_out + "-absent"}))
+
+
+def test_a_baseline_that_is_skipped_cannot_be_compared_with(
+    left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.runtime.ranking.MAX_ITEMS", NUM_ITEMS - 1)
+    config = FAST.model_copy(update={"rows": left_out, "baselines": ("popularity", "EASE")})
+    found = evaluate_ranking(config, {"circle": turned()})
+    assert "EASE: skipped, 40 items are over 39" in found.notes
+    assert {d.baseline for d in found.differences} == {"popularity"}
+    with pytest.raises(ConfigError, match="against 'EASE': not evaluated; there are: popularity"):
+        evaluate_ranking(config.model_copy(update={"against": "EASE"}), {"circle": turned()})
+
+
+def test_methods_have_names_of_their_own(left_out: str) -> None:
+    config = FAST.model_copy(update={"rows": left_out})
+    with pytest.raises(ConfigError, match="model 'Markov' is called as a baseline is"):
+        evaluate_ranking(config, {"Markov": turned()})
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate_ranking(config.model_copy(update={"baselines": ()}))
 
 
 def test_tables_and_page_say_what_was_found(left_out: str, tmp_path: Path) -> None:
@@ -383,15 +418,19 @@ class Trained:
         return self._vectors
 
 
-def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path, own: bool) -> None:
     ids = read_ranked_items(left_out).item_ids
     place, out = tmp_path / "pooled" / "encoder", tmp_path / "report"
-    save_encoder(Trained(), ids, place)
+    version = read_manifest(left_out, KIND).version if own else "another"
+    save_encoder(Trained(), ids, place, lineage={KIND: version})
     flags = ["--rows", left_out, "--out", str(out), "--models", str(place)]
     settings = ['baselines=["Markov"]', "cutoffs=[5]", "tune_users=0"]
     assert main([*flags, "--set", *settings]) == 0
     found = RankingEvaluation.from_json((out / METRICS).read_text())
     assert found.models == ("pooled", "pooled, served")
+    strange = "pooled: was not trained on these rows, so it may know of what it is asked"
+    assert (strange in found.notes) != own
     exact = found.figure("pooled", "hit rate@5").value
     assert found.figure("pooled, served", "hit rate@5").value == pytest.approx(exact)
     assert {d.run for d in found.differences} == set(found.models)
@@ -404,6 +443,8 @@ def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path) -> None:
         (["--run", "R", "--models", "M"], "--models goes with --rows"),
         (["--rows", "R", "--out", "O", "--compare", "S"], "--compare goes with --run"),
         (["--rows", "R", "--out", "O", "--set", 'baselines=["knn"]'], "Input should be 'pop"),
+        (["--rows", "R", "--out", "O", "--set", "cutoffs=[10,0]"], "greater than 0"),
+        (["--rows", "R", "--out", "O", "--models", "/a", "/b", "/a"], "is given twice"),
         (["--rows", "/absent", "--out", "O"], "/absent/manifest.json: not found"),
         (["--rows", "R", "--out", "O", "--models", "/absent"], "'sequence-encoder'"),
     ],

@@ -14,7 +14,8 @@ from rec.features.histories import BACK_OFF, as_scores, item_counts, last_items,
 
 
 class Markov:
-    """score(u, j) = how often j directly followed u's latest item, + 1e-6 popularity of j.
+    """score(u, j) = how often j directly followed u's latest item, + 1e-6 popularity of j, or less
+    where the most popular item would have more than half a transition of it.
 
     A user without history gets popularity. Memory: 8 bytes for each distinct transition.
     """
@@ -35,4 +36,5 @@ class Markov:
         has_any = np.flatnonzero(last >= 0)
         cells = (np.ones(len(has_any), np.float32), (has_any, last[has_any]))
         picked = sparse.csr_array(cells, shape=(len(batch), len(self._counts)))
-        return as_scores(sparse.csr_array(picked @ self._follows), BACK_OFF * self._counts)
+        rate = min(BACK_OFF, 0.5 / max(1.0, self._counts.max(initial=0)))
+        return as_scores(sparse.csr_array(picked @ self._follows), rate * self._counts)
