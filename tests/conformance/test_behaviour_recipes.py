@@ -183,6 +183,21 @@ def test_artifact_gives_the_same_vectors_and_scores(
     assert manifest.metrics == {"loss": 1.0}
 
 
+def test_a_model_in_training_is_exported_as_it_will_serve(
+    recipe: Recipe, sequence_rows: str, tmp_path: Path
+):
+    torch.manual_seed(0)
+    model = recipe.build(sequence_rows).train()
+    recipe.export(model, sequence_rows, str(tmp_path / "encoder"), {})
+    assert model.training
+    assert model.body.training
+    encoder = load_encoder(tmp_path / "encoder")
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.item_vectors(), model.eval().item_vectors())
+        known, _ = histories(read_side(sequence_rows, "test"))
+        torch.testing.assert_close(encoder.score(known), model.score(known))
+
+
 def test_an_artifact_needs_an_id_for_every_item(sequence_rows: str, tmp_path: Path):
     import pyarrow as pa
 
