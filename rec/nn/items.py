@@ -117,7 +117,7 @@ class ItemVectors(nn.Module):
             found = self.uploader_index[index]
             return self.uploader(found.clamp(min=0)) * (found >= 0)[:, None]
         if feature == "content":
-            return self.content(self.content_vectors[index]).float()
+            return self.content(self.content_vectors[index]).to(self.content.weight.dtype)
         return self._mean(feature, index)
 
     def _known(self, index: Tensor) -> Tensor:

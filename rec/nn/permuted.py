@@ -59,7 +59,8 @@ class PermutedBody(nn.Module):
             lengths: (B,).
 
         Returns:
-            (P, D) in the order of the events.
+            (P, D) in the order of the events; zeros, as for a target that nothing precedes, where
+            an event sees no other.
         """
         length = max(int(lengths.max()), 1) if len(lengths) else 1
         place = torch.arange(length, device=items.device)
@@ -79,6 +80,10 @@ class PermutedBody(nn.Module):
             perm_mask=hidden.to(items.dtype),
             target_mapping=F.one_hot(first, length).to(items.dtype),
         ).last_hidden_state
+        # XLNetModel spreads the attention of a query that sees nothing evenly over everything,
+        # the very event to predict and the padding included
+        sees = (real[:, None] & ~hidden).any(dim=2).gather(1, first)
+        found = found * sees[:, :, None]
         return found[torch.arange(most, device=items.device) < count[:, None]]
 
     def users(self, items: Tensor, lengths: Tensor) -> Tensor:
@@ -87,4 +92,4 @@ class PermutedBody(nn.Module):
         last = positions(longer) == lengths[users(longer)]
         padded = items.new_zeros(len(last), items.shape[1])
         padded = padded.index_copy(0, (~last).nonzero().squeeze(1), items)
-        return self(padded, last.long() - 1, longer) * (lengths > 0)[:, None]
+        return self(padded, last.long() - 1, longer)

@@ -187,12 +187,12 @@ class PooledBody(nn.Module):
         means = []
         for part, group in zip(slots.split(where.sizes), where.groups, strict=True):
             age = torch.arange(group.length, device=items.device)
-            age = (age[:, None] - age).to(items.dtype)  # of a column's event at a row's time
+            age = (age[:, None] - age).float()  # of a column's event at a row's time
             parts = part.view(group.num_histories, group.length, -1)
             pooled = []
             for half_life in self.config.half_lives:
                 share = torch.exp2(-age / half_life).masked_fill(age < 0, 0)
-                pooled.append((share / share.sum(1, keepdim=True)) @ parts)
+                pooled.append((share / share.sum(1, keepdim=True)).to(parts.dtype) @ parts)
             means.append(torch.cat(pooled, dim=-1).flatten(0, 1))
         width = items.shape[1] * len(self.config.half_lives)
         joined = torch.cat(means) if means else slots.new_zeros(0, width)

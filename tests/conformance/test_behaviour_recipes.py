@@ -22,7 +22,7 @@ from rec.recipes import matching, sequence
 from rec.recipes.matching import DSSMRecipe
 from rec.recipes.sequence import BERT4RecRecipe, SASRecRecipe, XLNetRecipe
 from rec.runtime.train import train
-from rec.train.engine import PlainEngine
+from rec.train.engine import Dispatch, PlainEngine
 from rec.train.gradient import Sums, backpropagate
 
 Recipe = SASRecRecipe | BERT4RecRecipe | XLNetRecipe | DSSMRecipe
@@ -121,6 +121,23 @@ def test_every_parameter_gets_a_gradient_when_nothing_is_to_be_predicted(
         assert parameter.grad.isfinite().all(), name
 
 
+def test_weights_in_bf16_stay_near_fp32(recipe: Recipe, sequence_rows: str):
+    """DeepSpeed's bf16 casts a module whole, buffers too."""
+    batch, losses = ready(recipe, sequence_rows), []
+    for kind in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = recipe.build(sequence_rows).to(kind)
+        precision = "fp32" if kind == torch.float32 else "bf16"
+        torch.manual_seed(1)
+        found = Dispatch(model, torch.device("cpu"), precision)("forward", batch)
+        losses.append(torch.stack([term.total.float() for term in found.values()]).sum())
+        losses[-1].backward()
+        for name, parameter in learning(model):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
+
+
 def test_groups_hold_every_parameter_once(recipe: Recipe, sequence_rows: str):
     recipe = recipe.override(["train.weight_decay=0.1"])
     model = recipe.build(sequence_rows)
@@ -181,6 +198,21 @@ def test_artifact_gives_the_same_vectors_and_scores(
         "sequence-rows": read_manifest(sequence_rows, "sequence-rows").version
     }
     assert manifest.metrics == {"loss": 1.0}
+
+
+def test_a_model_in_training_is_exported_as_it_will_serve(
+    recipe: Recipe, sequence_rows: str, tmp_path: Path
+):
+    torch.manual_seed(0)
+    model = recipe.build(sequence_rows).train()
+    recipe.export(model, sequence_rows, str(tmp_path / "encoder"), {})
+    assert model.training
+    assert model.body.training
+    encoder = load_encoder(tmp_path / "encoder")
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.item_vectors(), model.eval().item_vectors())
+        known, _ = histories(read_side(sequence_rows, "test"))
+        torch.testing.assert_close(encoder.score(known), model.score(known))
 
 
 def test_an_artifact_needs_an_id_for_every_item(sequence_rows: str, tmp_path: Path):

@@ -163,6 +163,16 @@ def test_a_permuted_body_sees_what_its_order_allows():
     assert changes(7) == [False, False, True]
 
 
+def test_a_permuted_body_expects_nothing_where_it_sees_nothing():
+    """The first in the order of a history in which all is to be predicted."""
+    torch.manual_seed(0)
+    body = build_body(BODIES["permuted"]).eval()
+    assert isinstance(body, PermutedBody)
+    items, sizes = torch.randn(6, 8), torch.tensor([3, 1, 2])
+    states = body(items, torch.tensor([1, 0, 2, 0, -1, 0]), sizes)
+    assert states.any(dim=1).tolist() == [True, False, True, False, True]
+
+
 def test_a_pooled_body_weighs_by_recency():
     body = build_body(PooledConfig(dim=2, hidden_dim=4, half_lives=(2.0,)))
     assert isinstance(body, PooledBody)

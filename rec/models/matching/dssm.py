@@ -83,8 +83,8 @@ class DSSM(nn.Module):
         sample = self.sampler(self.config.num_negatives)
         candidates = torch.cat([others, self._tower(self.items(sample))])
         index = torch.cat([others_index, sample])
-        expected = self.batch_sampler.share[index] * len(others)
-        expected = expected + self.sampler.share[index] * len(sample)
+        expected = self.batch_sampler.share(index) * len(others)
+        expected = expected + self.sampler.share(index) * len(sample)
         return {
             "next_item": sampled_softmax(
                 users / self.config.temperature, items, targets, candidates, index, expected.log()

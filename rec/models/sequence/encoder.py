@@ -40,10 +40,14 @@ class SequenceEncoderConfig(Config):
 
 
 class Trained(Protocol):
-    """What can be exported: a body and the vectors of all items, as read and as predicted."""
+    """What can be exported: a module with a body and the vectors of all items, as read and as
+    predicted."""
 
     @property
     def body(self) -> Body: ...
+    @property
+    def training(self) -> bool: ...
+    def train(self, mode: bool = True) -> object: ...
     def input_vectors(self) -> Tensor: ...
     def item_vectors(self) -> Tensor: ...
 
@@ -56,7 +60,7 @@ def save_encoder(
     lineage: Mapping[str, str] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> str:
-    """Publish a trained model, in evaluation mode, at `uri`; returns its version.
+    """Publish a trained model at `uri`; returns its version.
 
     Args:
         item_ids: in order of item_index.
@@ -66,8 +70,11 @@ def save_encoder(
     Raises:
         ArtifactError: there are not as many ids as the model has items.
     """
+    training = model.training
+    model.train(False)  # in training items' ids are hidden by chance
     with torch.no_grad():
         inputs, outputs = (v.float().cpu() for v in (model.input_vectors(), model.item_vectors()))
+    model.train(training)
     if len(item_ids) != len(outputs):
         raise ArtifactError(f"{uri}: {len(item_ids)} item ids given, the model has {len(outputs)}")
     config = SequenceEncoderConfig(

@@ -14,6 +14,8 @@ from rec.contract import LossTerm
 from rec.nn.losses.bce import gbce
 from rec.nn.losses.softmax import candidate_softmax, sampled_softmax
 
+_SAMPLER_STEPS = 1 << 52  # to which an item's probability is rounded up
+
 
 class ItemLossConfig(Config):
     """The loss of predicting one item among all."""
@@ -34,20 +36,24 @@ class Sampler(nn.Module):
         num_events: (N,) of each item; at least one above 0.
     """
 
-    share: Tensor  # (N,) float32 probability of each item
-    cumulative: Tensor
+    cumulative: Tensor  # (N,) int64: DeepSpeed rounds every buffer that is not of integers to bf16
 
     def __init__(self, num_events: Tensor, power: float) -> None:
         super().__init__()
-        share = num_events.double().pow(power) * (num_events > 0)
-        share = share / share.sum()
-        self.register_buffer("share", share.float(), persistent=False)
-        self.register_buffer("cumulative", share.cumsum(0), persistent=False)
+        weight = num_events.double().pow(power) * (num_events > 0)
+        cumulative = (weight / weight.sum() * _SAMPLER_STEPS).ceil().long().cumsum(0)
+        self._total = int(cumulative[-1])
+        self.register_buffer("cumulative", cumulative, persistent=False)
 
     def forward(self, count: int) -> Tensor:
         """(count,) int64, from torch's own generator, which the loop seeds for each step."""
-        drawn = torch.rand(count, dtype=torch.float64, device=self.cumulative.device)
-        return torch.searchsorted(self.cumulative, drawn * self.cumulative[-1], right=True)
+        drawn = torch.randint(self._total, (count,), device=self.cumulative.device)
+        return torch.searchsorted(self.cumulative, drawn, right=True)
+
+    def share(self, index: Tensor) -> Tensor:
+        """(n,) items -> (n,) float32 probability of each."""
+        before = self.cumulative[(index - 1).clamp(min=0)].masked_fill(index == 0, 0)
+        return ((self.cumulative[index] - before).double() / self._total).float()
 
 
 @dataclass(frozen=True)
@@ -115,5 +121,5 @@ class ItemLoss(nn.Module):
                 states, positives, targets, sample, negatives,
                 num_items=self._num_trained, calibration=self.config.calibration,
             )  # fmt: skip
-        expected = self.sampler.share[negatives] * len(negatives)
+        expected = self.sampler.share(negatives) * len(negatives)
         return sampled_softmax(states, positives, targets, sample, negatives, expected.log())
