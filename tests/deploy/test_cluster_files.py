@@ -155,6 +155,30 @@ def test_cloudformation_takes_the_stack_and_the_cluster_names_what_it_makes() ->
     assert {node["IamInstanceProfile"]["Name"] for node in nodes} == profiles
 
 
+def test_the_head_touches_no_instance_of_others() -> None:
+    """Nor can it make one its own by a tag; and it hands on no role but the workers'."""
+    text = (ROOT / "deploy" / "aws.yaml").read_text()
+    stack = yaml.safe_load(re.sub(r"!(Ref|GetAtt|Sub|Select|GetAZs) ?", "", text))
+    (policy,) = stack["Resources"]["HeadRole"]["Properties"]["Policies"]
+    statements = policy["PolicyDocument"]["Statement"]
+    cluster = load(AWS)["cluster_name"]
+    own = {"aws:ResourceTag/ray-cluster-name": cluster}
+    found: dict[str, list[Any]] = {}
+    for one in statements:
+        actions = one["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            found.setdefault(action, []).append(one.get("Condition", {}).get("StringEquals"))
+    assert found == {
+        "ec2:Describe*": [None],
+        "ec2:RunInstances": [None],
+        "ec2:CreateTags": [{"ec2:CreateAction": "RunInstances"}, own],
+        "ec2:TerminateInstances": [own],
+        "iam:PassRole": [{"iam:PassedToService": "ec2.amazonaws.com"}],
+    }
+    (passed,) = [one["Resource"] for one in statements if one["Action"] == "iam:PassRole"]
+    assert passed == "WorkerRole.Arn"
+
+
 def test_ray_launches_every_node_type_into_that_stack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
