@@ -186,8 +186,8 @@ def stable_order(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray
     if not len(first):
         return np.zeros(0, np.int64)
     low, low_two = int(first.min()), int(second.min())
-    bits = int(second.max() - low_two).bit_length()
-    if int(first.max() - low).bit_length() + bits > 64:
+    bits = (int(second.max()) - low_two).bit_length()
+    if (int(first.max()) - low).bit_length() + bits > 64:
         return np.lexsort((second, first))
     key = (first - low).astype(np.uint64) << np.uint64(bits)
     return np.argsort(key | (second - low_two).astype(np.uint64), kind="stable")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rec.data.shuffle import (
@@ -110,6 +110,7 @@ def test_a_file_that_failed_is_not_there_and_a_strange_one_is_refused(tmp_path: 
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-(2**62), 2**62)), max_size=20))
+@example([(0, 2**62), (0, -(2**62))])  # further apart than 63 bits hold
 @settings(max_examples=60, deadline=None)
 def test_order_and_runs(pairs: list[tuple[int, int]]) -> None:
     first = np.array([p[0] for p in pairs], np.int64)
