@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.evaluate import main, model_names
 from rec.artifacts import ArtifactError, join, read_manifest, seal, write_atomic
@@ -403,10 +403,11 @@ def test_the_job_writes_figures_table_and_page(
     assert "| Markov |" in printed
 
 
-class Trained:
+class Trained(nn.Module):
     """What save_encoder publishes: a body with new weights, and vectors of its items."""
 
     def __init__(self) -> None:
+        super().__init__()
         torch.manual_seed(0)
         self.body = build_body(PooledConfig(dim=8, hidden_dim=8))
         self._vectors = torch.randn(NUM_ITEMS, 8)
