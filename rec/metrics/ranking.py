@@ -208,24 +208,30 @@ def _not_below(values: Floats, own: Floats) -> NDArray[np.int64]:
 
 
 def rank_lists(
-    lists: NDArray[np.integer],
-    relevant: sparse.csr_array,
-    num_relevant: NDArray[np.integer] | None = None,
+    lists: NDArray[np.integer], scores: Floats, relevant: sparse.csr_array
 ) -> TargetRanks:
-    """Places of the relevant columns in ready lists, as an index returns them.
+    """Worst-case ranks of the relevant columns in ready lists, as an index returns them.
+
+    Ties are seen as far as a list goes: one item more than the largest cut-off settles all.
 
     Args:
-        lists: (Q, k) columns, best first, each once; -1 for no item.
+        lists: (Q, k) columns, each once; -1 for no item.
+        scores: (Q, k) of the items.
         relevant: (Q, N), non-zero where relevant.
-        num_relevant: (Q,), as in `rank_targets`.
     """
     wanted = _Columns(relevant)
-    total = wanted.sizes if num_relevant is None else np.asarray(num_relevant, dtype=np.int64)
-    found = [np.flatnonzero(np.isin(row, wanted[q])) for q, row in enumerate(lists)]
-    places = np.concatenate([np.empty(0, np.int64), *found])
-    query_index = np.repeat(np.arange(len(lists)), [len(place) for place in found])
-    columns = lists[query_index, places].astype(np.int64)
-    return TargetRanks(query_index, columns, places + 1.0, total)
+    none = np.empty(0, np.int64)
+    columns, ranks, sizes = [none], [np.empty(0)], np.zeros(len(lists), np.int64)
+    for q, row in enumerate(lists):
+        there = row >= 0
+        listed = row[there].astype(np.int64)
+        places = np.flatnonzero(np.isin(listed, wanted[q]))
+        places, rank = _rank_row(scores[q][there], places, none)
+        columns.append(listed[places])
+        ranks.append(rank)
+        sizes[q] = len(rank)
+    query_index = np.repeat(np.arange(len(lists)), sizes)
+    return TargetRanks(query_index, np.concatenate(columns), np.concatenate(ranks), wanted.sizes)
 
 
 def joined(parts: Sequence[TargetRanks]) -> TargetRanks:

@@ -112,9 +112,14 @@ class ServedLists:
         self.scorer, self.index = scorer, index
         self._position = {item_id: at for at, item_id in enumerate(scorer.ids)}
 
-    def lists(self, batch: SequenceBatch, k: int, *, exclude_seen: bool) -> NDArray[np.int64]:
-        """(B, k) item_index, best first, -1 where a list is shorter. The latest MAX_EXCLUDED
-        events of a history are left out where the seen are."""
+    def lists(
+        self, batch: SequenceBatch, k: int, *, exclude_seen: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(B, k) item_index, best first, -1 where a list is shorter, and their scores.
+
+        The latest MAX_EXCLUDED events of a history are left out where the seen are. Items that all
+        have one score are in no order, and the list is empty. So k should be at least 2.
+        """
         interests = self.scorer.encode(batch)
         vectors, weights = (part.float().cpu().numpy() for part in interests)
         finite = np.asarray(np.isfinite(vectors).all(axis=2))  # an index takes no other
@@ -128,9 +133,12 @@ class ServedLists:
             exclude = [list(set(part)) for part in np.split(events, ends[:-1])]
         found = recall_interests(self.index, users, k, by="score", exclude=exclude)
         lists = np.full((len(batch), k), -1, np.int64)
+        scores = np.zeros((len(batch), k), np.float32)
         for row, recalled in enumerate(found):
-            lists[row, : len(recalled.ids)] = [self._position[i] for i in recalled.ids]
-        return lists
+            if len(np.unique(recalled.scores)) > 1:
+                lists[row, : len(recalled.ids)] = [self._position[i] for i in recalled.ids]
+                scores[row, : len(recalled.ids)] = recalled.scores
+        return lists, scores
 
 
 def index_of(scorer: EncoderScorer, config: IndexConfig) -> Index:

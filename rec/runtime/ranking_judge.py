@@ -122,10 +122,11 @@ class Judge:
         """Answers by the lists that an index returns."""
 
         def answer(question: Question) -> Answer:
-            lists = served.lists(
-                question.batch, self.cutoffs[-1], exclude_seen=question.seen is not None
+            # one more than is asked for: what is tied with it is lost
+            lists, scores = served.lists(
+                question.batch, self.cutoffs[-1] + 1, exclude_seen=question.seen is not None
             )
-            return rank_lists(lists, question.relevant), lists
+            return rank_lists(lists, scores, question.relevant), lists
 
         return answer
 

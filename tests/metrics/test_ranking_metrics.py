@@ -163,15 +163,17 @@ def test_a_slice_keeps_the_places_of_its_items(problem) -> None:
     assert part.num_relevant.tolist() == [int(relevant[q, odd].sum()) for q in queries]
 
 
-def test_ready_lists_rank_by_place() -> None:
-    relevant = sparse.csr_array(np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]))
-    ranks = rank_lists(np.array([[3, 2, 0], [0, 2, -1], [2, -1, -1]]), relevant)
-    assert ranks.query_index.tolist() == [0, 0, 2]
-    assert ranks.column_index.tolist() == [3, 0, 2]
-    assert ranks.rank.tolist() == [1, 3, 1]
-    assert hit_rate(ranks, 10).tolist() == [1, 0, 1]
+def test_ready_lists_rank_by_place_and_lose_ties() -> None:
+    relevant = sparse.csr_array(np.array([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]]))
+    lists = np.array([[3, 2, 0], [0, 2, -1], [2, 1, -1], [0, 3, 1]])
+    scores = np.array([[4.0, 3.0, 2.0], [5.0, 4.0, 9.0], [1.0, 0.0, 9.0], [2.0, 2.0, 1.0]])
+    ranks = rank_lists(lists, scores, relevant)
+    assert ranks.query_index.tolist() == [0, 0, 2, 3, 3]
+    assert ranks.column_index.tolist() == [3, 0, 2, 0, 1]
+    assert ranks.rank.tolist() == [1, 3, 1, 2, 3]
+    assert hit_rate(ranks, 10).tolist() == [1, 0, 1, 1]
     exact = rank_targets(np.array([[2.0, 1.0, 3.0, 4.0]]), np.array([[True, False, False, True]]))
-    assert recall(rank_lists(np.array([[3, 2, 0]]), relevant[:1]), 2) == recall(exact, 2)
+    assert recall(rank_lists(lists[:1], scores[:1], relevant[:1]), 2) == recall(exact, 2)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf, -math.inf])

@@ -237,6 +237,20 @@ def test_the_served_path_stands_beside_the_exact_one(left_out: str) -> None:
     assert served == pytest.approx(lists["circle"].model_dump(exclude={"method"}))
 
 
+@pytest.mark.parametrize("num_kinds", [1, 2, 8])
+def test_ties_are_lost_as_served_as_they_are_exactly(left_out: str, num_kinds: int) -> None:
+    """Items of a kind have one vector, and a user wants the kind of the latest item."""
+    kinds = np.eye(8, dtype=np.float32)[np.arange(NUM_ITEMS) * num_kinds // NUM_ITEMS]
+    alike = Table({f"i{n:02d}": kinds[n].tolist() for n in range(NUM_ITEMS)})
+    config = FAST.model_copy(update={"rows": left_out, "cutoffs": (1, 3, 10)})
+    found = evaluate_ranking(config, {"alike": alike})
+    for name in ("hit rate", "NDCG"):
+        for k in config.cutoffs:
+            exact = found.figure("alike", f"{name}@{k}").value
+            assert found.figure("alike, served", f"{name}@{k}").value == pytest.approx(exact)
+    assert (found.figure("alike", "hit rate@10").value == 0) == (num_kinds == 1)
+
+
 def test_items_that_an_encoder_does_not_know_come_last_and_are_told(left_out: str) -> None:
     config = FAST.model_copy(update={"rows": left_out, "baselines": ()})
     half = evaluate_ranking(config, {"half": turned(range(0, NUM_ITEMS, 2))})
