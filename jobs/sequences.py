@@ -123,9 +123,11 @@ def _tell(manifest: Manifest, out: str, seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     try:
+        config = config_of(given)
+        start_ray(given)
         run(
             given.behaviour,
-            config_of(given),
+            config,
             given.out,
             content=given.content,
             overwrite=given.overwrite,

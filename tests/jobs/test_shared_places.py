@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import parser, place, start_ray
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 # In a process of its own: nodes started beside a Ray that other tests use would take its address.
 _PROGRAM = """
@@ -32,6 +35,7 @@ commands = [
     ["jobs.neighbours", ["--index", local, "--out", local]],
     ["jobs.clusters", ["--embeddings", local, "--out", local]],
     ["jobs.behaviour", ["--logs", local, "--out", local, "--cutoff", "2026-01-01"]],
+    ["jobs.sequences", ["--behaviour", local, "--out", local, "--leave-one-out"]],
     ["jobs.pipeline", ["--out", local]],
 ]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -65,7 +69,7 @@ def test_every_job_refuses_a_local_place_on_several_nodes(tmp_path: Path) -> Non
     _, status, said = found["head alone"]
     assert status == 1
     assert "(this node takes no tasks)" in said
-    assert len(found["all"]) == 8
+    assert len(found["all"]) == 9
     for module, status, said in found["all"]:
         assert status == 1, module
         assert f"{local}: a path of this machine" in said, (module, said)
@@ -83,9 +87,17 @@ def test_places_are_noted_however_they_are_given(tmp_path: Path) -> None:
     flags.add_argument("--run", type=place, nargs="+", default=[])
     flags.add_argument("--path", type=place)
     flags.add_argument("--name")
-    options = flags.parse_args(["--out", "a", "--run", "s3://b/c", "/d", "--name", "/e"])
+    options = flags.parse_args(["--out", "a", "--run", "s3://b/c", "file:///d", "--name", "/e"])
     assert options.places == [os.path.abspath("a"), "s3://b/c", "/d"]
     assert options.shared_mount == []
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_job_that_starts_ray_has_its_places_looked_at(path: Path) -> None:
+    """start_ray() of a job's run is for other jobs; its own main says start_ray(options)."""
+    text = path.read_text()
+    if path.stem != "cli" and "start_ray(" in text:
+        assert re.search(r"start_ray\((given|options)\)", text)
 
 
 @pytest.mark.ray
