@@ -101,7 +101,12 @@ def phase_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def place(text: str) -> str:
-    """A folder or URI as given, local ones made absolute: workers run in folders of their own."""
+    """A folder or URI as given, local ones made absolute: workers run in folders of their own.
+
+    >>> place("s3://b/runs"), place("file:///data/../runs")
+    ('s3://b/runs', '/runs')
+    """
+    text = text.removeprefix("file://")  # a path of this machine however it is spelled
     return text if "://" in text else os.path.abspath(text)
 
 

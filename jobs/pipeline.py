@@ -8,7 +8,7 @@ and an answered HTTP query.
 Every step is also a job of its own (`python -m jobs.STEP --help`) and goes on where it was: the
 same command, given again, continues a run that was stopped or broke, and leaves alone what is
 done: OUT/steps holds a stamp of each step's settings and of the hashes of what it read and made.
---dry-run says what is done and what would run. On a cluster:
+--dry-run says what is done and what would run. One pipeline at a time in an --out. On a cluster:
 `ray job submit -- python -m jobs.pipeline ...`, with an --out that all nodes reach.
 """
 
@@ -50,6 +50,7 @@ from rec.runtime.evaluate import METRICS
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.partition import EmbedError
 from rec.sources import AnySource
+from rec.train.checkpoint import MAY_CHANGE
 from rec.train.engine import TrainError
 
 _ERRORS = (*ingest.ERRORS, TrainError, EmbedError, IndexBuildError)
@@ -148,6 +149,17 @@ def steps_of(
     def done(work: Callable[[], object]) -> Callable[[], bool]:
         return lambda: work() is not None
 
+    def unless_told(changed: Sequence[str]) -> str:  # noqa: ARG001
+        return "" if overwrite else "refused without --overwrite"
+
+    def going_on(changed: Sequence[str]) -> str:
+        if set(changed) <= MAY_CHANGE or not last_step(join(out, "train")):
+            return ""
+        return (
+            f"refused: training goes on from {join(out, 'train')}, which is of another recipe or "
+            "other rows; give another --out, or remove that folder"
+        )
+
     return [
         Step(
             "tables",
@@ -156,7 +168,7 @@ def steps_of(
             lambda: read_tables(tables).version if exists(join(tables, LEDGER)) else None,
             done(lambda: ingest.run_tables(ingested, out, overwrite=overwrite)),
             lambda: _count(finished_shards(join(tables, "state")), "shards stand already"),
-            keeps=not overwrite,
+            refuses=unless_told,
             always=True,
         ),
         Step(
@@ -165,7 +177,7 @@ def steps_of(
             ("tables",),
             lambda: _published(rows, "content-rows"),
             done(lambda: ingest.run_rows(ingested, out, overwrite=overwrite)),
-            keeps=not overwrite,
+            refuses=unless_told,
         ),
         Step(
             "encoder",
@@ -174,6 +186,7 @@ def steps_of(
             lambda: _published(encoder, "content-encoder"),
             run_training,
             lambda: _count(last_step(join(out, "train")), "steps are trained and saved"),
+            refuses=going_on,
         ),
         Step(
             "embeddings",
@@ -222,7 +235,7 @@ def last_step(run: str) -> int:
 def show_plan(steps: Sequence[Step], out: str) -> None:
     """Print what a run would do; nothing is written and Ray is not started."""
     for step, now in plan(steps, out):
-        refused = "; refused without --overwrite" if step.keeps and now.replaces else ""
+        refused = f"; {now.refused}" if now.refused else ""
         print(f"  {step.name:<12}{'done' if now.done else 'to do':<7}{now.why}{refused}")
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rec.artifacts import exists, join, read_bytes, write_atomic
-from rec.config import Config
+from rec.config import Config, ConfigError
 from rec.data.ingest import changes
+from rec.train.checkpoint import differing
 
 
 class Stamp(Config):
@@ -20,6 +21,10 @@ class Stamp(Config):
     settings: dict[str, Any]
     inputs: dict[str, str | None]  # step -> version of what it had made
     version: str  # of what this one made: a hash of its contents
+
+
+def _never(changed: Sequence[str]) -> str:  # noqa: ARG001
+    return ""
 
 
 class Step(NamedTuple):
@@ -31,7 +36,9 @@ class Step(NamedTuple):
     version: Callable[[], str | None]  # of what stands at its place, None where nothing whole does
     run: Callable[[], bool]  # False: stopped on request, before its end
     progress: Callable[[], str] = str  # what an earlier run left unfinished, for people
-    keeps: bool = False  # refuses to replace what stands there unless told to
+    # given the settings and steps that are others now: why what stands there is not replaced, and
+    # the way out; empty where it is
+    refuses: Callable[[Sequence[str]], str] = _never
     always: bool = False  # is run even so: it looks for what is new and leaves what stands
 
 
@@ -40,7 +47,7 @@ class State(NamedTuple):
 
     done: bool
     why: str
-    replaces: bool = False  # something else stands there that a run would replace
+    refused: str = ""  # why it will not run, and the way out
 
 
 def state(step: Step, out: str, versions: Mapping[str, str | None]) -> State:
@@ -56,13 +63,19 @@ def state(step: Step, out: str, versions: Mapping[str, str | None]) -> State:
     place = _place(out, step)
     if not exists(place):
         return State(False, f"version {there} is there without a stamp; looked at again")
-    stamp = Stamp.from_json(read_bytes(place).decode())
+    try:
+        stamp = Stamp.from_json(read_bytes(place).decode())
+    except ValueError:  # of another version of this program, or mended by hand
+        return State(False, f"version {there} is there, {place} is no stamp; looked at again")
     if stamp.version != there:
         return State(False, f"version {there} is there, this pipeline made {stamp.version}")
     if differ := changes(stamp.settings, step.settings):
-        return State(False, f"other settings ({differ})", replaces=True)
-    if differ := changes(stamp.inputs, _inputs(step, versions)):
-        return State(False, f"made from others ({differ})", replaces=True)
+        refused = step.refuses(differing(stamp.settings, step.settings))
+        return State(False, f"other settings ({differ})", refused)
+    inputs = _inputs(step, versions)
+    if differ := changes(stamp.inputs, inputs):
+        refused = step.refuses(differing(stamp.inputs, inputs))
+        return State(False, f"made from others ({differ})", refused)
     return State(True, f"version {there}")
 
 
@@ -74,13 +87,22 @@ def plan(steps: Sequence[Step], out: str) -> list[tuple[Step, State]]:
         now = state(step, out, versions)
         before = [one.name for one, how in found if one.name in step.inputs and not how.done]
         if now.done and before:
-            now = State(False, f"unless {' and '.join(before)} come out as before")
+            refused = step.refuses(before)
+            otherwise = f", else {refused}" if refused else ""
+            now = State(False, f"unless {' and '.join(before)} come out as before{otherwise}")
         found.append((step, now))
     return found
 
 
 def run(steps: Sequence[Step], out: str) -> bool:
-    """Run the steps that are not done, in order; False when one was stopped before its end."""
+    """Run the steps that are not done, in order; False when one was stopped before its end.
+
+    Raises:
+        ConfigError: a step refuses to replace what stands; no step has run then.
+    """
+    for step, now in plan(steps, out):
+        if now.refused:
+            raise ConfigError(f"{step.name}: {now.why}; {now.refused}")
     versions: dict[str, str | None] = {}
     for step in steps:
         versions[step.name] = step.version()

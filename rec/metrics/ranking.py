@@ -221,7 +221,9 @@ def rank_lists(
     """
     wanted = _Columns(relevant)
     none = np.empty(0, np.int64)
-    columns, ranks, sizes = [none], [np.empty(0)], np.zeros(len(lists), np.int64)
+    columns: list[NDArray[np.int64]] = [none]
+    ranks: list[Floats] = [np.empty(0)]
+    sizes = np.zeros(len(lists), np.int64)
     for q, row in enumerate(lists):
         there = row >= 0
         listed = row[there].astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,31 @@ def test_serve_takes_the_config_and_it_is_that_of_the_application() -> None:
     assert found == own
 
 
+def test_a_service_of_another_run_is_another_cluster() -> None:
+    """KubeRay brings up a second cluster for a change below rayClusterConfig alone."""
+    (service,) = documents(FOLDER / "rayservice.yaml")
+    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]
+    run = head["template"]["metadata"]["annotations"]["raycall/run"]
+    assert {args["encoder"], args["index"]} == {
+        f"s3://BUCKET/runs/{run}/{name}" for name in ("encoder", "index")
+    }
+
+
+def test_no_two_resources_ask_for_one_head_service() -> None:
+    """KubeRay calls it NAME-head-svc, of a RayCluster and of a RayService alike."""
+    names = [
+        document["metadata"]["name"]
+        for path in FILES
+        for document in documents(path)
+        if document["kind"] in ("RayCluster", "RayJob", "RayService")
+    ]
+    assert len(names) == len(set(names)) == 3
+    page = (ROOT / "docs" / "operations.md").read_text()
+    forwarded = set(re.findall(r"svc/([\w-]+)-(?:head|serve)-svc", page))
+    assert forwarded <= set(names)
+
+
 def test_the_job_is_one_that_the_pipeline_takes() -> None:
     from jobs import pipeline
 
@@ -145,6 +171,7 @@ def test_the_job_is_one_that_the_pipeline_takes() -> None:
 def test_all_clusters_are_of_one_making() -> None:
     job, plain, service = (cluster_of(name) for name in ("rayjob", "raycluster", "rayservice"))
     assert job == plain
+    del service["headGroupSpec"]["template"]["metadata"]  # the run that is served
     assert service["headGroupSpec"] == plain["headGroupSpec"]
     for one in (job, plain, service):
         assert one["authOptions"] == {"mode": "token"}

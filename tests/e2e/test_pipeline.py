@@ -149,3 +149,20 @@ def test_settings_can_be_shown_and_read_back(capsys: pytest.CaptureFixture[str])
     assert config.recipe.train.steps == 7
     with pytest.raises(ConfigError, match="no section"):
         config.override(["nothing.here=1"])
+
+
+def test_training_is_gone_on_with_or_refused_but_not_replaced(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), *_SMALL]
+    config = pipeline.configure(pipeline.arguments(flags).parse_args(flags))
+    steps = pipeline.steps_of(config, str(tmp_path), overwrite=True)
+    (training,) = [step for step in steps if step.name == "encoder"]
+    assert training.refuses(["rows"]) == ""  # nothing is trained yet
+    (tmp_path / "train" / "step-00000003").mkdir(parents=True)
+    assert training.refuses(["train.steps", "train.log_every"]) == ""
+    for changed in (["rows"], ["train.seed", "train.steps"], ["model.dim"]):
+        assert "give another --out" in training.refuses(changed)
+    tables, rows = steps[:2]
+    assert tables.refuses(["source.seed"]) == rows.refuses(["tables"]) == ""
+    tables, rows = pipeline.steps_of(config, str(tmp_path))[:2]
+    assert tables.refuses(["source.seed"]) == "refused without --overwrite"
+    assert rows.refuses(["tables"]) == "refused without --overwrite"

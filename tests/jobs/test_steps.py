@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from jobs.steps import Step, plan, run
+from rec.config import ConfigError
 
 
 class Kitchen:
@@ -17,6 +18,7 @@ class Kitchen:
         self.out, self.ran = out, []
         self.first, self.second = {"a": 1}, {"b": {"c": 2}}
         self.stops = False
+        self.may_change = {"b.c", "first"}  # and the second is made all the same
 
     def _version(self, name: str) -> Callable[[], str | None]:
         place = self.out / name
@@ -31,6 +33,9 @@ class Kitchen:
             return True
 
         return work
+
+    def _refuses(self, changed: Sequence[str]) -> str:
+        return "" if set(changed) <= self.may_change else f"refused: {', '.join(changed)}"
 
     def steps(self, *, always: bool = False) -> list[Step]:
         return [
@@ -49,6 +54,7 @@ class Kitchen:
                 self._version("second"),
                 self._write("second", lambda: f"s{self.second['b']['c']}"),
                 lambda: "half done" if self.stops else "",
+                self._refuses,
             ),
         ]
 
@@ -105,6 +111,34 @@ def test_what_something_else_put_there_is_not_taken_for_its_own(kitchen: Kitchen
     assert kitchen.run() == ["first", "second"]
     (kitchen.out / "second").unlink()
     assert kitchen.why()[1] == (False, "nothing there yet")
+
+
+def test_a_step_that_refuses_stops_all_before_anything_is_replaced(kitchen: Kitchen) -> None:
+    kitchen.run()
+    kitchen.may_change = set()
+    kitchen.first["a"], kitchen.second["b"]["c"] = 2, 3
+    (_, _), (second, now) = plan(kitchen.steps(), str(kitchen.out))
+    assert (second.name, now.refused) == ("second", "refused: b.c")
+    with pytest.raises(ConfigError, match=r"second: other settings \(b.c: 2 .*; refused: b.c"):
+        kitchen.run()
+    assert kitchen.ran == []
+    assert (kitchen.out / "first").read_text() == "f1"
+    kitchen.second["b"]["c"] = 2  # now it hangs on how the first comes out
+    assert kitchen.why()[1] == (
+        False,
+        "unless first come out as before, else refused: first",
+    )
+
+
+def test_a_stamp_that_cannot_be_read_is_none(kitchen: Kitchen) -> None:
+    kitchen.run()
+    stamp = kitchen.out / "steps" / "second.json"
+    stamp.write_text('{"settings": {}, "of": "another program"}')
+    done, why = kitchen.why()[1]
+    assert not done
+    assert f"{stamp} is no stamp" in why
+    assert kitchen.run() == ["second"]
+    assert kitchen.why()[1] == (True, "version s2")
 
 
 def test_a_step_that_was_stopped_is_no_finished_one(kitchen: Kitchen) -> None:
