@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,22 @@ def test_nothing_is_open(path: Path) -> None:
             node["node_config"]["SecurityGroupIds"]  # else Ray makes one that is open for SSH
             for node in config["available_node_types"].values()
         )
+
+
+def test_keys_of_storage_are_no_one_elses_to_read(tmp_path: Path) -> None:
+    config = load(ONPREM)
+    (file,) = [o.split()[1] for o in config["docker"]["run_options"] if "--env-file" in o]
+    folder = str(Path(file).parent)
+    lines = [line for line in config["initialization_commands"] if folder in line]
+    place = str(tmp_path / "raycall")
+    script = "\n".join(lines).replace(folder, place).replace("sudo ", "")
+    script = re.sub(r"-[og] 1000", "", script)  # whoever runs the test
+    for _ in range(2):  # at every start; what is written in it stays
+        subprocess.run(["sh", "-euc", f"umask 022\n{script}"], check=True)
+        held = Path(place, Path(file).name)
+        assert held.stat().st_mode & 0o077 == held.parent.stat().st_mode & 0o077 == 0
+        held.write_text("AWS_ACCESS_KEY_ID=x\n")
+    assert held.read_text() == "AWS_ACCESS_KEY_ID=x\n"
 
 
 @pytest.mark.parametrize("path", [AWS, ONPREM], ids=lambda path: path.name)
