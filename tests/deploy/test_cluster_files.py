@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,36 @@ def test_the_head_takes_no_tasks_and_spot_comes_before_the_same_on_demand() -> N
     assert all("idle_timeout_s" in kind for name, kind in types.items() if name != "head")
 
 
+def launched(*demand: dict[str, float], without: str | None = None) -> dict[str, int]:
+    """What autoscaler v2 starts for a demand, `without` one type that was asked for in vain."""
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+    config = AutoscalingConfig(load(AWS), skip_content_hash=True)
+    requests = [ResourceRequestUtil.make(one) for one in demand]
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            max_num_nodes=config.get_max_num_nodes(),
+            resource_requests=ResourceRequestUtil.group_by_count(requests),
+            recoverable_resource_availabilities={without: 0.0} if without else {},
+        )
+    )
+    assert not reply.infeasible_resource_requests
+    return {one.instance_type: one.count for one in reply.to_launch}
+
+
+def test_the_autoscaler_starts_what_the_file_says() -> None:
+    driver, training = {"CPU": 4}, {"CPU": 1, "GPU": 1}
+    assert launched(driver) == {"cpu": 1}  # whatever the priority of GPU nodes
+    assert launched(*[{"CPU": 1}] * 40) == {"cpu": 3}
+    assert launched(training) == {"gpu-spot": 1}
+    assert launched(training, without="gpu-spot") == {"gpu": 1}
+    assert launched(*[training] * 10) == {"gpu-spot": 8, "gpu": 2}
+
+
 @pytest.mark.parametrize("path", [AWS, ONPREM], ids=lambda path: path.name)
 def test_nothing_is_open(path: Path) -> None:
     config = load(path)
@@ -128,6 +159,22 @@ def test_nothing_is_open(path: Path) -> None:
             node["node_config"]["SecurityGroupIds"]  # else Ray makes one that is open for SSH
             for node in config["available_node_types"].values()
         )
+
+
+def test_keys_of_storage_are_no_one_elses_to_read(tmp_path: Path) -> None:
+    config = load(ONPREM)
+    (file,) = [o.split()[1] for o in config["docker"]["run_options"] if "--env-file" in o]
+    folder = str(Path(file).parent)
+    lines = [line for line in config["initialization_commands"] if folder in line]
+    place = str(tmp_path / "raycall")
+    script = "\n".join(lines).replace(folder, place).replace("sudo ", "")
+    script = re.sub(r"-[og] 1000", "", script)  # whoever runs the test
+    for _ in range(2):  # at every start; what is written in it stays
+        subprocess.run(["sh", "-euc", f"umask 022\n{script}"], check=True)
+        held = Path(place, Path(file).name)
+        assert held.stat().st_mode & 0o077 == held.parent.stat().st_mode & 0o077 == 0
+        held.write_text("AWS_ACCESS_KEY_ID=x\n")
+    assert held.read_text() == "AWS_ACCESS_KEY_ID=x\n"
 
 
 @pytest.mark.parametrize("path", [AWS, ONPREM], ids=lambda path: path.name)

@@ -105,7 +105,12 @@ def test_the_autoscaler_reads_what_is_meant() -> None:
     assert spot["resources"]["GPU"] == 1
     assert spot["priority"] > demand["priority"]
     assert {types[name]["idle_timeout_s"] for name in ("cpu", "gpu-spot", "gpu")} == {300, 600, 180}
-    assert spot["labels"] == {"market-type": "spot"}
+    assert {name: kind["labels"].get("market-type") for name, kind in types.items()} == {
+        "headgroup": None,  # takes no tasks
+        "cpu": "on-demand",
+        "gpu-spot": "spot",
+        "gpu": "on-demand",
+    }
     assert "GPU" not in types["cpu"]["resources"]
 
 
@@ -182,6 +187,10 @@ def test_all_clusters_are_of_one_making() -> None:
             (container,) = pod["containers"]
             spill = group["rayStartParams"]["object-spilling-directory"]
             assert spill in [mount["mountPath"] for mount in container["volumeMounts"]]
+            # labels are true, and no head ends with a spot node
+            market = group.get("labels", {}).get("market-type", "on-demand")
+            (selected,) = pod["nodeSelector"].values()
+            assert selected == market.upper().replace("-", "_")
             gpus = container["resources"]["limits"].get("nvidia.com/gpu")
             kind = "cuda" if gpus else "cpu"
             assert container["image"] == f"registry.example.com/raycall:0.1.0-{kind}"

@@ -65,6 +65,43 @@ def test_no_placeholder_is_left_in_the_kubernetes_files(tmp_path: Path) -> None:
     assert "arn:aws:iam::123456789012:role/raycall-pods" in text
 
 
+def test_nodes_of_eks_have_the_disk_that_pods_ask_for() -> None:
+    """eksctl's volumes are of 80 GB: a pod that asks for more would wait for ever."""
+    asked = [
+        int(size)
+        for path in (ROOT / "deploy" / "kubernetes").glob("ray*.yaml")
+        for size in re.findall(r"requests: .*ephemeral-storage: (\d+)Gi", path.read_text())
+    ]
+    groups = [line for line in commands() if re.match("eksctl create (cluster|nodegroup)", line)]
+    assert len(groups) == 3
+    for line in groups:
+        (volume,) = re.findall(r"--node-volume-size (\d+)", line)
+        assert int(volume) > 1.1 * max(asked) + 30  # and images, logs, what the kubelet keeps back
+
+
+def test_prometheus_reads_what_was_sent() -> None:
+    from ray.autoscaler.sdk import get_docker_host_mount_location
+
+    name = yaml.safe_load((ROOT / "cluster.yaml").read_text())["cluster_name"]
+    (sent,) = re.findall(r"ray rsync-up cluster.yaml deploy/monitoring/ (\S+)/\n", PAGE)
+    (mounted, inside) = re.findall(r"-v (\S+):(\S+):ro prom/prometheus", PAGE)[0]
+    assert mounted == get_docker_host_mount_location(name) + sent
+    (config,) = re.findall(r"--config.file=(\S+)", PAGE)
+    assert config.startswith(inside)
+    assert (ROOT / "deploy" / "monitoring" / Path(config).name).exists()
+
+
+def test_commands_of_the_launcher_have_the_options() -> None:
+    from ray.scripts.scripts import cli
+
+    found = [line for line in commands() if re.match(r"ray (up|down|attach|dashboard) ", line)]
+    assert len(found) >= 5
+    for line in found:
+        words = shlex.split(line, comments=True)
+        known = {name for option in cli.commands[words[1]].params for name in option.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+
+
 def test_the_service_is_pointed_at_the_bucket(tmp_path: Path) -> None:
     (line,) = [one for one in commands() if one.startswith("sed ") and "serve.yaml" in one]
     made = tmp_path / "serve.yaml"
