@@ -35,7 +35,19 @@ from rec.train.schedule import lr_factor
 
 _AHEAD = 4  # batches collated ahead, as in RowStream
 _MARKS = "steps.txt"
-_TURN_S = 12.0  # Ray has to catch up after each stop
+_TURN_S = 15.0  # Ray has to catch up after each stop
+# the least size that would be trained in earnest (the films recipe's); what a step costs besides
+# arithmetic (hooks, logging, daemons) weighs more the smaller a model is
+_SIZES = (
+    "model.vision.hidden_size=192",
+    "model.vision.num_layers=6",
+    "model.vision.num_heads=6",
+    "model.text.hidden_size=384",
+    "model.text.num_layers=6",
+    "model.text.num_heads=6",
+    "model.fusion_dim=256",
+    "model.embedding_dim=256",
+)
 
 
 def _ours(rank: int, recipe: ContentRecipe, rows: str, out: str, workers: int) -> None:  # noqa: ARG001
@@ -109,10 +121,11 @@ def _collated(
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, warm_up, every = (400, 12, 3, 3) if options.quick else (2000, 140, 20, 10)
+    items, steps, warm_up, every = (400, 12, 3, 3) if options.quick else (2000, 60, 10, 10)
     turn_s = 1.0 if options.quick else _TURN_S
     recipe = MarkedRecipe.model_validate(demo().model_dump()).override(
         [
+            *_SIZES,
             "rows.heldout_fraction=0.05",
             f"train.steps={steps}",
             f"train.log_every={every}",
@@ -144,11 +157,11 @@ def measure(options: argparse.Namespace, report: Report) -> None:
             report.add(f"{name} / bare, {steps} steps with start-up", whole[0] / whole[1])
             report.note(f"{name}: first step after {ours.start_s:.1f} s, bare {bare.start_s:.1f} s")
     report.note(
-        f"demo recipe, {items} synthetic items, batches of {recipe.train.batch_size}, "
-        f"{cores()} threads shared by the workers. Both sides stand side by side and run in turns "
-        f"of {turn_s:g} s, the other stopped with all its processes, from step {warm_up} on, until "
-        f"one has made {steps}; a rate is steps by the side's own time. Ours includes logging and "
-        f"collapse statistics every {every} steps"
+        f"demo recipe with the films recipe's sizes, {items} synthetic items, batches of "
+        f"{recipe.train.batch_size}, {cores()} threads shared by the workers. Both sides stand "
+        f"side by side and run in turns of {turn_s:g} s, the other stopped with all its processes, "
+        f"from step {warm_up} on, until one has made {steps}; a rate is steps by the side's own "
+        f"time. Ours includes logging and collapse statistics every {every} steps"
     )
 
 

@@ -18,6 +18,9 @@ from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 
 Summary = dict[str, Any]
 _ERROR = "error"
+# bytes that one task of a shuffle brings to their partitions. Ray's own gigabyte, with its copies
+# in the task, is most of a small node's memory, and more tasks of less go as fast
+_SHUFFLED_AT_ONCE = 32 << 20
 
 
 class ShardError(ValueError):
@@ -72,6 +75,7 @@ def _told(work: Callable[[int], Summary], index: int) -> Summary:
 
 def stream(rows: ray.data.Dataset) -> Iterator[pa.Table]:
     """The dataset's blocks that hold rows, one after the other, never all at once."""
+    rows.context.shuffle_input_batch_bytes = _SHUFFLED_AT_ONCE
     # the name keeps the iterator from ending itself before what follows has
     batches = iter(rows.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=1))
     try:

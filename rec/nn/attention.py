@@ -3,12 +3,29 @@ that follows either."""
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rec.config import Config
 from rec.nn.dropout import Dropout
 from rec.nn.histories import Layout
+
+
+class HeadsConfig(Config):
+    """Width and heads of attention, of which one divides the other."""
+
+    dim: int = Field(default=64, ge=1)
+    num_heads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
+        return self
 
 
 class CrossAttention(nn.Module):

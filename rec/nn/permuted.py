@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from rec.config import Config
+from rec.nn.attention import HeadsConfig
 from rec.nn.histories import positions, users
 
 
-class PermutedConfig(Config):
+class PermutedConfig(HeadsConfig):
     """Two-stream attention with relative positions (Yang et al. 2019, XLNet)."""
 
     kind: Literal["permuted"] = "permuted"
-    dim: int = 64
     num_layers: int = 2
-    num_heads: int = 2
+    num_heads: int = Field(default=2, ge=1)
     widening: int = 4
     dropout: float = Field(default=0.2, ge=0, lt=1)
     max_length: int = Field(default=200, ge=1)  # events it reads, the one to predict beside them

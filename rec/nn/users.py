@@ -17,19 +17,17 @@ from torch import Tensor, nn
 from rec.batch import SequenceBatch
 from rec.config import Config
 from rec.contract import Interests
-from rec.nn.attention import HistoryBlock
+from rec.nn.attention import HeadsConfig, HistoryBlock
 from rec.nn.dropout import Dropout
 from rec.nn.histories import last_states, layout, positions, users
 from rec.nn.permuted import PermutedBody, PermutedConfig
 
 
-class CausalConfig(Config):
+class CausalConfig(HeadsConfig):
     """A transformer in which an event sees those before it (Kang & McAuley 2018, SASRec)."""
 
     kind: Literal["causal"] = "causal"
-    dim: int = 64
     num_layers: int = 2
-    num_heads: int = 1
     widening: int = 1  # of the feed-forward layers; SASRec's are as wide as its events
     dropout: float = Field(default=0.2, ge=0, lt=1)
     max_length: int = Field(default=200, ge=1)  # events it reads; there is a position for each
@@ -38,13 +36,12 @@ class CausalConfig(Config):
     positions: Literal["end", "start"] = "end"
 
 
-class MaskedConfig(Config):
+class MaskedConfig(HeadsConfig):
     """A transformer in which an event sees all others (Sun et al. 2019, BERT4Rec)."""
 
     kind: Literal["masked"] = "masked"
-    dim: int = 64
     num_layers: int = 2
-    num_heads: int = 2
+    num_heads: int = Field(default=2, ge=1)
     widening: int = 4
     dropout: float = Field(default=0.2, ge=0, lt=1)
     max_length: int = Field(default=200, ge=1)  # events it reads, the mask beside them

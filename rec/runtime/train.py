@@ -26,6 +26,7 @@ from rec.data.stream import RowPass, RowStream, StreamError, open_rows
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.train import checkpoint, loop
 from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
+from rec.train.malloc import keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
@@ -167,6 +168,8 @@ def work(
         measure: see loop.run.
     """
     torch.set_num_threads(num_threads)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     recipe, config = job.recipe, job.recipe.train
     log: MetricLog | None = None

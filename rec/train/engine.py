@@ -156,7 +156,11 @@ class DDPEngine(PlainEngine):
     def __init__(self, recipe: Recipe[Any], model: nn.Module, device: torch.device) -> None:
         super().__init__(recipe, model, device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._ddp = DistributedDataParallel(self._dispatch, process_group=dist.new_group())
+        # ranks build equal buffers and keep them equal (rec.nn.batchnorm): sending rank 0's in
+        # every step, by default, would carry a catalogue's columns each time
+        self._ddp = DistributedDataParallel(
+            self._dispatch, process_group=dist.new_group(), broadcast_buffers=False
+        )
         self._dispatch = self._ddp
 
     def micro(self, last: bool) -> AbstractContextManager[Any]:

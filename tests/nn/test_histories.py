@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rec.config import Config, ConfigError
 from rec.nn.attention import HistoryAttention
 from rec.nn.dropout import Dropout
 from rec.nn.histories import last_states, layout, positions, users
@@ -183,6 +184,12 @@ def test_a_pooled_body_weighs_by_recency():
     weights = torch.tensor([0.5, 2**-0.5, 1.0])
     torch.testing.assert_close(seen[0][2], (weights[:, None] * items).sum(0) / weights.sum())
     torch.testing.assert_close(seen[0][0], items[0])
+
+
+@pytest.mark.parametrize("code", [CausalConfig, MaskedConfig, PermutedConfig])
+def test_heads_that_do_not_divide_the_width_are_refused(code: type[Config]) -> None:
+    with pytest.raises(ConfigError, match="dim 64 must be a multiple of num_heads 3"):
+        code().override(["num_heads=3"])
 
 
 def test_dropout_drops_its_share_and_scales_the_rest():
