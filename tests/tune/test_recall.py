@@ -58,7 +58,7 @@ def test_a_search_killed_half_way_goes_on_and_finds_better_than_the_recipe(
             time.sleep(0.05)
     finally:
         first.kill()
-    first.communicate()  # until its last worker is gone
+    first.communicate()
     before = trials.all()
     done = ended(before)
     assert len(done) < TRIALS
@@ -73,7 +73,9 @@ def test_a_search_killed_half_way_goes_on_and_finds_better_than_the_recipe(
         assert not re.search(rf"trial {one.number}: (step|on from)", printed)
     for one in before:
         if one.state == "running" and one.figures:
-            assert f"trial {one.number}: on from step {one.step}: " in printed
+            resumed = re.search(rf"trial {one.number}: on from step (\d+): ", printed)
+            assert resumed, printed
+            assert int(resumed[1]) >= one.step  # its process may outlive the driver by a report
     assert {one.state for one in after.values()} == {"finished", "stopped", "failed"}
     for one in after.values():
         steps = [step for step, _ in one.figures]
@@ -81,8 +83,8 @@ def test_a_search_killed_half_way_goes_on_and_finds_better_than_the_recipe(
         assert (one.state == "finished") == (one.step == STEPS)
 
     assert after[1].state == "failed"
-    assert "RuntimeError" in after[1].error
-    assert re.search(r" 1  failed .*model.num_heads=3.*RuntimeError", printed)
+    assert "must be a multiple of num_heads 3" in after[1].error
+    assert re.search(r" 1  failed .*model.num_heads=3.*multiple of num_heads 3", printed)
     found = best(list(after.values()))
     assert found is not None
     assert after[0].state == "finished"
