@@ -315,6 +315,24 @@ def test_lists_of_users_items_are_events_in_order(tmp_path: Path) -> None:
     assert read(path) == ([], [])
 
 
+_MARKED = {
+    "a.txt": "u i\n",
+    "a.txt.gz": "u i\n",
+    "a.jsonl": json.dumps({**GOOD, "user_id": "u"}),
+    "a.csv": "user_id,item_id,event,event_time\nu,i,click,1\n",
+    "a.inter": "user_id:token\titem_id:token\tevent:token\tevent_time:float\nu\ti\tclick\t1\n",
+}
+
+
+@pytest.mark.parametrize("name", _MARKED)
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, name: str) -> None:
+    data = _MARKED[name].encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    good, bad = read(tmp_path / name)
+    assert not bad
+    assert [row["user_id"] for row in good] == ["u"]
+
+
 def test_a_line_of_items_may_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_read, "_BLOCK_BYTES", 16)
     path = tmp_path / "sequences.txt"
