@@ -75,8 +75,8 @@ def build_behaviour(
         progress: called with the phase's name, and its finished and all tasks.
 
     Raises:
-        BehaviourError: what is published cannot be extended to this, or no day of interactions
-            begins before the cut-off.
+        BehaviourError: what is published cannot be extended to this, no day of interactions
+            begins before the cut-off, or those that do have no row.
         LogError: a log has no files, or its files' names do not fit.
         ShardError: a file cannot be read, or a column is absent; its own message.
     """
@@ -94,6 +94,11 @@ def build_behaviour(
         tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
         return old
     ledger = _run(plan, progress)
+    if not ledger.stages.get("read interactions", StageCounts()).rows_in:
+        raise BehaviourError(
+            f"{config.interactions.path}: no rows in its files so far, so nothing to publish; a "
+            "header alone is none"
+        )
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
     manifest = seal(
         out_uri,
