@@ -314,7 +314,8 @@ def write_vectors(place: Path, ids: list[str], cutoff: datetime | None = None) -
     vectors = [[3.0, 4.0 * n, 0.0] for n in range(len(ids))]
     if "zero" in ids:
         vectors[ids.index("zero")] = [0.0, 0.0, 0.0]
-    columns = [ids, [0] * len(ids), [1.0] * len(ids), vectors]
+    weights = [0.0 if item == "inactive" else 1.0 for item in ids]
+    columns = [ids, [0] * len(ids), weights, vectors]
     (place / "e").mkdir(parents=True)
     pq.write_table(
         pa.Table.from_arrays(
@@ -330,7 +331,7 @@ def write_vectors(place: Path, ids: list[str], cutoff: datetime | None = None) -
 
 def test_content_vectors_are_of_unit_length_and_bring_items(tmp_path: Path) -> None:
     source, out = publish(str(tmp_path / "behaviour"), USERS), str(tmp_path / "out")
-    content = write_vectors(tmp_path / "content", ["a", "c", "x", "zero"], CUT)
+    content = write_vectors(tmp_path / "content", ["a", "c", "x", "zero", "inactive"], CUT)
     manifest = build_sequence_rows(source, out, BY_TIME, content_uri=content)
     assert manifest.metrics["content_dim"] == 3
     assert manifest.metrics["content_cutoff"] == CUT.isoformat()
@@ -340,7 +341,9 @@ def test_content_vectors_are_of_unit_length_and_bring_items(tmp_path: Path) -> N
     assert found["mask"].tolist() == [True, False, True, False, True, False]
     np.testing.assert_allclose(found["vectors"][2], [0.6, 0.8, 0.0], rtol=1e-6)
     assert not found["vectors"][[1, 3, 5]].any()
-    assert read_ledger(out).stages["content vectors"].dropped == {"zero or not finite": 1}
+    told = read_ledger(out).stages["content vectors"]
+    assert (told.rows_in, told.rows_out) == (5, 3)
+    assert told.dropped == {"not active (weight 0)": 1, "zero or not finite": 1}
     twice = write_vectors(tmp_path / "twice", ["a", "a"])
     with pytest.raises((ShardError, ValueError), match="one vector an item"):
         build_sequence_rows(source, str(tmp_path / "b"), BY_TIME, content_uri=twice)
