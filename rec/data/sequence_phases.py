@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     cutoffs: Cutoffs | None
     domain: str | None
     minima: tuple[int, int, int]  # events of an item, of a user, items of a label
+    target_share: float  # of a user's events in a held-out stretch of time
     tasks: tuple[LogTask, ...]  # files of the items table
     end: int  # microseconds since 1970: items published later are left out
     content: str | None  # an embedding table
@@ -216,7 +217,9 @@ def write_rows(plan: Plan, index: int, num_trained: int) -> Summary:
     sequences, _ = _sequences(plan, index)
     events = events_of(sequences)
     item_index = look_up(plan.lookup, events.items)
-    sides = split_rows(events, item_index, num_trained, plan.cutoffs, plan.minima[1])
+    sides = split_rows(
+        events, item_index, num_trained, plan.cutoffs, plan.minima[1], plan.target_share
+    )
     for side, table in sides.tables.items():
         with ParquetFile(shard_file(plan.place, side, index), SEQUENCE_ROWS) as file:
             file.write(table)

@@ -68,6 +68,9 @@ class SequenceRowsConfig(Config):
     min_item_events: int = Field(default=1, ge=1)  # on the training side, else not trained on
     min_user_events: int = Field(default=1, ge=1)  # on the training side, else no training row
     min_label_items: int = Field(default=2, ge=1)  # trained on, with a tag, category or uploader
+    # of a user's events in validation, and in the test, the last so many are targets and those
+    # before are history: with 1, a user without an event before has no history
+    target_share: float = Field(default=1.0, gt=0, le=1)
     items: LogFiles | None = None  # what is told of items, as a log of the table items
 
 
@@ -129,6 +132,7 @@ def build_sequence_rows(
         cutoffs=cutoffs,
         domain=config.domain,
         minima=(config.min_item_events, config.min_user_events, config.min_label_items),
+        target_share=config.target_share,
         tasks=tuple(tasks),
         end=micros(state.cutoff) if state.timed else _ALL_TIME,
         content=content_uri,

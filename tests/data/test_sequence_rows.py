@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fractions
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -136,6 +138,9 @@ def plain_sides(
     counts = Counter({i: n for i, n in counts.items() if n >= config.min_item_events})
     sides: dict[str, dict[str, Row]] = {"train": {}, "heldout": {}, "test": {}}
 
+    def last(events: list[tuple[str, int]]) -> int:
+        return math.ceil(fractions.Fraction(str(config.target_share)) * len(events))
+
     def add(side: str, user: str, events: list[tuple[str, int]], targets: int) -> None:
         items, weights = [item for item, _ in events], [float(day + 1) for _, day in events]
         sides[side][user] = Row(items, weights, targets)
@@ -145,9 +150,9 @@ def plain_sides(
         if user in fine and known:
             add("train", user, known, 0)
         if middle:
-            add("heldout", user, known + middle, len(middle))
+            add("heldout", user, known + middle, last(middle))
         if late:
-            add("test", user, known + middle + late, len(late))
+            add("test", user, known + middle + late, last(late))
     return sides, counts
 
 
@@ -164,13 +169,15 @@ def users_strategy(draw: st.DrawFn) -> Users:
     by_time=st.booleans(),
     min_item=st.integers(1, 3),
     min_user=st.integers(1, 3),
+    share=st.sampled_from([1.0, 0.2, 0.6]),
 )
 @settings(max_examples=40)
 def test_rows_agree_with_plain_loops(
-    users: Users, by_time: bool, min_item: int, min_user: int
+    users: Users, by_time: bool, min_item: int, min_user: int, share: float
 ) -> None:
     config = BY_TIME if by_time else SequenceRowsConfig()
     config = config.override([f"min_item_events={min_item}", f"min_user_events={min_user}"])
+    config = config.override([f"target_share={share}"])
     sides, counts = plain_sides(users, config)
     with tempfile.TemporaryDirectory() as folder:
         source, out = publish(join(folder, "behaviour"), users), join(folder, "out")
