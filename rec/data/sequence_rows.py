@@ -43,7 +43,7 @@ from rec.data.behaviour_config import State
 from rec.data.ingest import changes
 from rec.data.ledger import Ledger
 from rec.data.log_rows import LogTask, micros
-from rec.data.logs import TASK_BYTES, LogFiles, list_days, pack
+from rec.data.logs import TASK_BYTES, LogFiles, check_names, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
 from rec.data.tasks import tidy
@@ -114,6 +114,7 @@ def build_sequence_rows(
         lineage[CONTENT] = content.version
     tasks: list[LogTask] = []
     if config.items is not None:
+        check_names(config.items, "items")
         days = list_days(config.items)
         pieces = [piece for day in days.values() for piece in day.pieces]
         tasks = [

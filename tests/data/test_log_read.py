@@ -245,6 +245,13 @@ def test_an_absent_column_is_the_file_s_fault(tmp_path: Path) -> None:
     assert good[0]["event_time"] == datetime(2026, 1, 2, tzinfo=UTC)
 
 
+def test_an_optional_column_that_is_asked_for_by_name_is_there(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.csv", ["user_id,item_id,event,event_time", "u,i,click,1"])
+    with pytest.raises(SchemaError, match=r"'stars' is missing; it should hold value"):
+        read(path, LogFiles(columns={"value": "stars"}))
+    assert read(path)[0][0]["value"] is None
+
+
 def test_a_column_of_another_kind_is_the_file_s_fault(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([{**GOOD, "item_id": ["i1"]}] * 3), path)
