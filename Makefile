@@ -50,7 +50,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "== packages (about 2 GB; minutes)"
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-c constraints.txt "torch==2.13.0" setuptools wheel
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,s3,quality,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,s3,tune,quality,dev]"
 	@echo "== DeepSpeed's CPU operators (compiled once, about a minute)"
 	$(BIN)/python -m rec.train.deepspeed --prebuild
 	@touch $(READY)

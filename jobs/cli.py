@@ -14,6 +14,7 @@ import ray
 import ray.data
 from tqdm import tqdm
 
+from rec.artifacts import read_bytes
 from rec.config import Config, ConfigError, settings
 
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
@@ -123,6 +124,30 @@ class _Parser(argparse.ArgumentParser):
         return options, rest
 
 
+class _Assignments(argparse.Action):
+    """Adds PATH=VALUE as they are, and the lines of @FILE but for empty ones and comments (#)."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        found = list(getattr(namespace, self.dest))
+        for value in values or []:
+            if not value.startswith("@"):
+                found.append(value)
+                continue
+            try:
+                text = read_bytes(place(value[1:])).decode()
+            except (OSError, UnicodeDecodeError) as error:
+                parser.error(f"{option_string} {value}: {error}")
+            lines = (line.strip() for line in text.splitlines())
+            found += [line for line in lines if line and not line.startswith("#")]
+        setattr(namespace, self.dest, found)
+
+
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m module`, explained by the module's docstring."""
     flags = _Parser(
@@ -169,11 +194,12 @@ def add_overrides(
     """
     to.add_argument(
         "--set",
-        action="extend",
+        action=_Assignments,
         nargs="+",
         default=[],
         metavar="PATH=VALUE",
-        help="typed overrides of the settings below; may be repeated",
+        help="typed overrides of the settings below, the last of a path counts; @FILE, local or "
+        "s3://, holds one a line; may be repeated",
     )
     lines = [without] if config is None else settings(config)
     to.epilog = "\n".join(["settings and their defaults:", *(f"  {line}" for line in lines)])

@@ -48,8 +48,8 @@ class TrainOutcome:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What every worker is told."""
+class Job:
+    """What every worker is told; `run` is the run's folder."""
 
     recipe: Recipe[Any]
     rows: str
@@ -57,7 +57,9 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class Ended:
+    """How one rank's part ended."""
+
     step: int
     stopped: bool
     error: str | None  # one that would come again: not worth a restart
@@ -98,7 +100,7 @@ def train(
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")
-    job = _Job(recipe, rows, run)
+    job = Job(recipe, rows, run)
     clear_stop(run)
     with stop_on_sigterm(run):
         if num_workers:
@@ -130,11 +132,11 @@ def export(recipe: Recipe[Any], rows: str, folder: str, encoder: str) -> None:
     recipe.export(model, rows, encoder, {"step": state.step, **state.metrics})
 
 
-def _train_here(job: _Job) -> TrainOutcome:
+def _train_here(job: Job) -> TrainOutcome:
     if "://" in job.run:
         raise TrainError(f"{job.run}: without workers the run needs a local folder")
     store = checkpoint.LocalStore(Path(job.run) / "checkpoints", job.recipe.train.keep_checkpoints)
-    ended = _work(job, store, store.last(), num_threads=torch.get_num_threads())
+    ended = work(job, store, store.last(), num_threads=torch.get_num_threads())
     if ended.error:
         raise TrainError(ended.error)
     best, last = store.best(), store.last()
@@ -144,14 +146,27 @@ def _train_here(job: _Job) -> TrainOutcome:
 
 
 def _outcome(
-    job: _Job, ended: _Ended, best: str, last: str, metrics: dict[str, float]
+    job: Job, ended: Ended, best: str, last: str, metrics: dict[str, float]
 ) -> TrainOutcome:
     logs = artifacts.join(job.run, LOGS)
     return TrainOutcome(ended.step, ended.stopped, metrics, best, last, logs, None)
 
 
-def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads: int) -> _Ended:
-    """What one rank does. Errors that would come again are returned, so that nobody retries."""
+def work(
+    job: Job,
+    store: checkpoint.Store,
+    resumed: Path | None,
+    num_threads: int,
+    measure: loop.Measure | None = None,
+) -> Ended:
+    """What one rank does. Errors that would come again are returned, so that nobody retries.
+
+    Args:
+        store: where checkpoints go.
+        resumed: the checkpoint to start from.
+        num_threads: of this process.
+        measure: see loop.run.
+    """
     torch.set_num_threads(num_threads)
     if not torch.cuda.is_available():
         keep_freed_memory()
@@ -181,17 +196,26 @@ def _work(job: _Job, store: checkpoint.Store, resumed: Path | None, num_threads:
             log = MetricLog(artifacts.join(job.run, LOGS), start, config.steps)
         with watch_stop(job.run, rank) as stop:
             outcome = loop.run(
-                recipe, engine, stream, heldout, store, log, data=data, start_step=start, stop=stop
+                recipe,
+                engine,
+                stream,
+                heldout,
+                store,
+                log,
+                data=data,
+                start_step=start,
+                stop=stop,
+                measure=measure,
             )
-        return _Ended(outcome.step, outcome.stopped, None)
+        return Ended(outcome.step, outcome.stopped, None)
     except (TrainError, StreamError, ConfigError, artifacts.ArtifactError) as error:
-        return _Ended(0, False, f"{error}")
+        return Ended(0, False, f"{error}")
     finally:
         if log is not None:
             log.close()
 
 
-def _held_out(job: _Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
+def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
     """The held-out rows, in batches of one micro-batch; None where nothing is held out."""
     root = artifacts.read_manifest(job.rows, job.recipe.kind).root
     if not artifacts.exists(artifacts.join(job.rows, root, "heldout")):
@@ -237,18 +261,18 @@ class _RayStore:
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train as ray_train
 
-    job: _Job = config["job"]
+    job: Job = config["job"]
     context = ray_train.get_context()
     threads = max(len(os.sched_getaffinity(0)) // context.get_local_world_size(), 1)
     found = ray_train.get_checkpoint()
     if found is None:
-        return _work(job, _RayStore(), None, threads).__dict__
+        return work(job, _RayStore(), None, threads).__dict__
     with found.as_directory() as folder:
-        return _work(job, _RayStore(), Path(folder), threads).__dict__
+        return work(job, _RayStore(), Path(folder), threads).__dict__
 
 
 def _train_on_ray(
-    job: _Job, storage: str, name: str, num_workers: int, use_gpu: bool | None, max_failures: int
+    job: Job, storage: str, name: str, num_workers: int, use_gpu: bool | None, max_failures: int
 ) -> TrainOutcome:
     import ray
     from ray import train as ray_train
@@ -276,7 +300,7 @@ def _train_on_ray(
             ),
         ),
     ).fit()
-    ended = _Ended(**cast(dict[str, Any], result.return_value))
+    ended = Ended(**cast(dict[str, Any], result.return_value))
     if ended.error:
         raise TrainError(ended.error)
     if result.checkpoint is None:

@@ -29,6 +29,7 @@ _STEP, _TRANSFORM, _VALIDATION = range(3)  # what a random number is for
 _COLLAPSE_ROWS = 128  # item vectors that the collapse statistics look at
 
 
+Measure = Callable[[Engine], dict[str, float]]
 B = TypeVar("B", bound=Rows)
 B_co = TypeVar("B_co", bound=Rows, covariant=True)
 
@@ -140,6 +141,7 @@ def run(
     data: Mapping[str, Any],
     start_step: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    measure: Measure | None = None,
 ) -> Outcome:
     """Train to train.steps, or to the end of the step in which any rank's `stop()` is true.
 
@@ -147,6 +149,7 @@ def run(
         data: names the rows, for the checkpoints.
         log: given on rank 0 alone.
         start_step: steps that the engine's restored state has behind it.
+        measure: gives more figures of each validation; called on every rank.
 
     Raises:
         TrainError: a loss or the gradient is not finite, or the parts do not fit together.
@@ -179,8 +182,11 @@ def run(
             record |= clock.read(train.batch_size)
             record["memory_mb"] = memory_mb(engine.device)
             record |= _collapse(engine, batch)
-        if heldout is not None and (step % train.validate_every == 0 or step == train.steps):
-            validated = validate(engine, recipe, heldout)
+        if step % train.validate_every == 0 or step == train.steps:
+            if heldout is not None:
+                validated = validate(engine, recipe, heldout)
+            if measure is not None:
+                validated |= measure(engine)
         if log and (step % train.log_every == 0 or ending or validated):
             log.write(step, {**record, **validated})
         if step % train.checkpoint_every == 0 or ending or validated:

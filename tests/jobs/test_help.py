@@ -8,6 +8,7 @@ import pytest
 
 import serve_apps.__main__ as serve
 from jobs import embed, evaluate, index, ingest, pipeline, sequences, train
+from tune import recall
 
 Main = Callable[[list[str]], int]
 
@@ -22,6 +23,7 @@ Main = Callable[[list[str]], int]
         (ingest.main, ["--recipe", "rec.recipes.content:demo"], ["rows.max_frames = 2  (int)"]),
         (train.main, [], ["those of the recipe: add --recipe to --help"]),
         (train.main, ["--recipe", "rec.recipes.content:debug"], ["train.steps = 30  (int)"]),
+        (recall.main, ["--recipe", "rec.recipes.matching:dssm"], ["model.temperature = 0.07"]),
         (pipeline.main, [], ["recipe.train.steps = 200", "source.num_items = 500", "index."]),
         (pipeline.main, ["--recipe", "rec.recipes.content:debug"], ["recipe.train.steps = 30"]),
         (pipeline.main, ["--source", "exercises"], ["source.path = PATH"]),

@@ -1,0 +1,90 @@
+"""A trial trains as jobs.train does, is judged on validation rows, and goes on where it was cut."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sequence_cases import NUM_ITEMS, read_side
+
+from rec.features.sequences import histories
+from rec.recipes import matching, sequence
+from rec.train.engine import MODEL_FILE, load_weights
+from tune.trial import Task, train_trial
+from tune.trials import TrialRecord, Trials
+
+SETTINGS = ["train.steps=12", "train.validate_every=4", "train.checkpoint_every=4"]
+Figures = list[tuple[int, float]]
+
+
+def figures(recipe: Any, rows: str, out: Path, values: dict[str, Any], cut: int = 0) -> Figures:
+    """What a trial reports; at step `cut` it is ended as Tune ends it."""
+    trials, found = Trials(str(out)), Figures()
+    if not trials.all():
+        trials.write(TrialRecord(number=7, values=values))
+
+    def report(step: int, figure: float) -> None:
+        found.append((step, figure))
+        if step == cut:
+            raise SystemExit
+
+    if cut:
+        with pytest.raises(SystemExit):
+            train_trial(Task(recipe, rows, str(out)), trials, 7, report)
+    else:
+        assert train_trial(Task(recipe, rows, str(out)), trials, 7, report) is None
+    return found
+
+
+def naive_ndcg(model: Any, rows: str) -> float:
+    """NDCG@10 one row and one target at a time, seen items left out."""
+    values = []
+    table = read_side(rows, "heldout")
+    for row in range(table.num_rows):
+        batch, targets = histories(table.slice(row, 1))
+        with torch.no_grad():
+            scores = model.score(batch)[0]
+        seen, wanted = set(batch.item_index.tolist()), set(targets.item_index.tolist())
+        candidates = [item for item in range(NUM_ITEMS) if item not in seen]
+        gain = 0.0
+        for target in wanted & set(candidates):
+            above = [i for i in candidates if i not in wanted and scores[i] >= scores[target]]
+            better = [i for i in wanted & set(candidates) if scores[i] > scores[target]]
+            rank = 1 + len(above) + len(better)
+            gain += 1 / math.log2(1 + rank) if rank <= 10 else 0.0
+        if len({float(scores[i]) for i in candidates}) == 1:
+            gain = 0.0  # knows nothing
+        values.append(gain / sum(1 / math.log2(1 + n) for n in range(1, min(len(wanted), 10) + 1)))
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        (sequence.debug(), {"model.dim": 8, "train.learning_rate": 0.01}),
+        (matching.debug(), {"model.temperature": 0.1}),
+    ],
+    ids=["sasrec", "dssm"],
+)
+def test_a_cut_trial_goes_on_to_the_figures_of_the_whole_one(
+    recipe: Any, values: dict[str, Any], sequence_rows: str, tmp_path: Path
+) -> None:
+    recipe = recipe.override(SETTINGS)
+    whole = figures(recipe, sequence_rows, tmp_path / "whole", values)
+    assert [step for step, _ in whole] == [4, 8, 12]
+    assert figures(recipe, sequence_rows, tmp_path / "cut", values, cut=8) == whole[:2]
+    # the checkpoint that it goes on from is told of again
+    assert figures(recipe, sequence_rows, tmp_path / "cut", values) == whole[1:]
+    for name in ("whole", "cut"):
+        trials = Trials(str(tmp_path / name))
+        assert trials.read(7).figures == tuple(whole)
+    changed = recipe.override([f"{path}={value}" for path, value in values.items()])
+    model = changed.build(sequence_rows)
+    last = tmp_path / "whole" / "trials" / "007" / "checkpoints" / "step-00000012"
+    load_weights(model, last / MODEL_FILE)
+    model.eval()
+    assert whole[-1][1] == pytest.approx(naive_ndcg(model, sequence_rows), abs=1e-6)
