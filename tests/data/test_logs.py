@@ -38,9 +38,10 @@ def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
 def test_columns_that_a_table_has_not_are_refused(where: str) -> None:
     check_names(LogFiles.model_validate({where: {"item_id": "video", "text": "x"}}), "comments")
     message = rf"logs/a: {where} name 'itm_id'.* of interactions there are: user_id, item_id, "
+    wrong = {"path": "logs/a", where: {"item_id": "video", "itm_id": "x"}}
+    files = LogFiles.model_validate(wrong)
     with pytest.raises(LogError, match=message):
-        wrong = {"path": "logs/a", where: {"item_id": "video", "itm_id": "x"}}
-        check_names(LogFiles.model_validate(wrong), "interactions")
+        check_names(files, "interactions")
 
 
 def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
