@@ -29,14 +29,8 @@ from rec.contract import Scorer
 from rec.features.histories import seen_matrix
 from rec.metrics.coverage import coverage, exposures
 from rec.metrics.diversity import intra_list_diversity
-from rec.metrics.ranking import (
-    TargetRanks,
-    hit_rate,
-    mrr,
-    ndcg,
-    rank_in_chunks,
-    recall,
-)
+from rec.metrics.ranking import hit_rate, mrr, ndcg, recall
+from rec.metrics.ranks import TargetRanks, rank_in_chunks
 from rec.metrics.vectors import unit_rows
 from rec.models.estimators.ease import EASE
 from rec.models.estimators.item2vec import Item2Vec

@@ -8,9 +8,10 @@
 By time: training ends at CUTOFF, validation at TEST_CUTOFF, and the test where the behaviour ends,
 so run jobs.behaviour with a later cut-off than TEST_CUTOFF. A held-out row has what its user did
 before as history and all that follows in that stretch of time as targets; users and items that
-are new there stay in. Leave one out, for published figures: each user's last event is test, the
-one before it validation; who has fewer than three is trained on alone. Behaviour of logs without
-times has no other split.
+are new there stay in. Where users come once and for a short time, `--set target_share=.2` makes
+targets of the last fifth of what follows, and history of the rest. Leave one out, for published
+figures: each user's last event is test, the one before it validation; who has fewer than three is
+trained on alone. Behaviour of logs without times has no other split.
 
 ITEMS is read as jobs.behaviour reads logs: item_id, tags, categories, uploader_id, published_at,
 each but the first optional; tables/items of jobs.ingest is one. Its items stay in even if nobody

@@ -39,7 +39,16 @@ from rec.data.behaviour_phases import Plan, run_phases
 from rec.data.ingest import changes
 from rec.data.ledger import Ledger, StageCounts
 from rec.data.log_rows import LATE, LogTask, day_start, micros
-from rec.data.logs import ALL_DAYS, TASK_BYTES, Day, LogFiles, is_timed, list_days, pack
+from rec.data.logs import (
+    ALL_DAYS,
+    TASK_BYTES,
+    Day,
+    LogFiles,
+    check_names,
+    is_timed,
+    list_days,
+    pack,
+)
 from rec.data.sequences import CUT
 from rec.data.tasks import tidy
 
@@ -75,11 +84,13 @@ def build_behaviour(
         progress: called with the phase's name, and its finished and all tasks.
 
     Raises:
-        BehaviourError: what is published cannot be extended to this, or no day of interactions
-            begins before the cut-off.
-        LogError: a log has no files, or its files' names do not fit.
+        BehaviourError: what is published cannot be extended to this, no day of interactions
+            begins before the cut-off, or those that do have no row.
+        LogError: a log has no files, or names of its files or columns do not fit.
         ShardError: a file cannot be read, or a column is absent; its own message.
     """
+    for table, log in config.logs().items():
+        check_names(log, table)
     found = {table: list_days(log) for table, log in config.logs().items()}
     old: Manifest | None = None
     if exists(join(out_uri, MANIFEST)):
@@ -94,6 +105,11 @@ def build_behaviour(
         tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
         return old
     ledger = _run(plan, progress)
+    if not ledger.stages.get("read interactions", StageCounts()).rows_in:
+        raise BehaviourError(
+            f"{config.interactions.path}: no rows in its files so far, so nothing to publish; a "
+            "header alone is none"
+        )
     write_atomic(join(plan.place, "ledger.json"), ledger.to_json().encode())
     manifest = seal(
         out_uri,

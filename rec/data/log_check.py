@@ -38,8 +38,8 @@ def conform(batch: Batch, schema: pa.Schema, log: LogFiles, place: str) -> Check
         place: the file, for messages.
 
     Raises:
-        SchemaError: a required column is absent from the file or of a type that nothing is made of,
-            which no row can be blamed for.
+        SchemaError: a column that is required, or named by `log`, is absent from the file or of a
+            type that nothing is made of, which no row can be blamed for.
     """
     num_rows = batch.table.num_rows
     columns: list[pa.ChunkedArray] = []
@@ -79,7 +79,7 @@ def _column(table: pa.Table, field: pa.Field, log: LogFiles, place: str) -> pa.C
         return pa.chunked_array([pa.repeat(value, table.num_rows)])
     if name in table.column_names:
         return table.column(name)
-    if not field.nullable:
+    if not field.nullable or field.name in log.columns:
         raise SchemaError(
             f"{place}: column '{name}' is missing; it should hold {field.name} ({field.type}); "
             f"found of the wanted ones {table.column_names}; name it in columns.{field.name} or "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -179,8 +180,11 @@ def _json_lines(
 
 
 def _whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
-    """Lines, a block of them at a time; nothing in place of one that is longer than a block."""
-    rest, skipping = b"", False
+    """Lines, a block of them at a time; nothing in place of one that is longer than a block.
+
+    A byte-order mark, with which some editors begin a file, is no part of its first line.
+    """
+    rest, skipping = stream.read(len(BOM_UTF8)).removeprefix(BOM_UTF8), False
     while block := stream.read(_BLOCK_BYTES):
         if skipping:
             end = block.find(b"\n") + 1

@@ -46,6 +46,7 @@ def _used(schema: pa.Schema) -> pa.Schema:
     )
 
 
+_WHOLE = {"interactions": INTERACTIONS, "searches": SEARCHES, "comments": COMMENTS, "items": ITEMS}
 LOG_TABLES: dict[str, pa.Schema] = {
     "interactions": _used(INTERACTIONS),
     "searches": _used(SEARCHES),
@@ -86,6 +87,16 @@ class LogFiles(Config):
     time_unit: Literal["s", "ms", "us", "ns"] = "us"  # of times that are numbers, since 1970
     utc_offset_hours: float = Field(default=0.0, ge=-14, le=14)  # of the clock that days are by
     list_separator: str = Field(default="|", min_length=1)  # of tags that are one text
+
+
+def check_names(log: LogFiles, table: str) -> None:
+    """Raise LogError where `columns` or `constants` name a column that the table has not."""
+    for where, given in (("columns", log.columns), ("constants", log.constants)):
+        if wrong := sorted(set(given) - set(_WHOLE[table].names)):
+            raise LogError(
+                f"{log.path}: {where} name {wrong[0]!r}, which is no column of ours; of {table} "
+                f"there are: {', '.join(_WHOLE[table].names)}"
+            )
 
 
 def format_of(name: str) -> str | None:

@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     cutoffs: Cutoffs | None
     domain: str | None
     minima: tuple[int, int, int]  # events of an item, of a user, items of a label
+    target_share: float  # of a user's events in a held-out stretch of time
     tasks: tuple[LogTask, ...]  # files of the items table
     end: int  # microseconds since 1970: items published later are left out
     content: str | None  # an embedding table
@@ -97,23 +98,23 @@ def read_items(plan: Plan, index: int) -> Summary:
 def read_ids(plan: Plan, index: int) -> Summary:
     """The ids of the embedding table to buckets."""
     with BucketWriter(plan.spill("vectors", index), _EMBEDDED, plan.num_buckets) as writer:
-        for batch in _vectors(plan, ["id", "weight"]):
+        for batch, _ in _vectors(plan, ["id", "weight"]):
             rows = pa.Table.from_arrays([batch.column("id").cast(pa.string())], schema=_EMBEDDED)
             writer.write(rows, bucket_of(hash_strings(rows.column("item_id")), plan.num_buckets))
     return {"index": index}
 
 
-def _vectors(plan: Plan, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The active rows of the embedding table, a batch at a time."""
+def _vectors(plan: Plan, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The active rows of the embedding table, a batch at a time, and how many beside them are not.
+    `columns` has "weight" among them."""
     assert plan.content is not None
     _, folder = open_artifact(plan.content, "embedding-table")
     files = [str(path) for path in sorted(folder.rglob("*.parquet"))]
-    active = pc.field("weight") > 0
     for batch in pads.dataset(files).to_batches(
-        columns=columns, filter=active, batch_size=_BATCH_ROWS, use_threads=False
+        columns=columns, batch_size=_BATCH_ROWS, use_threads=False
     ):
-        if batch.num_rows:
-            yield batch
+        active = batch.filter(pc.greater(batch.column("weight"), 0))
+        yield active, batch.num_rows - active.num_rows
 
 
 def _sequences(plan: Plan, index: int) -> tuple[pa.Table, dict[str, int]]:
@@ -183,7 +184,10 @@ def write_content(plan: Plan, index: int, num_items: int) -> Summary:
     vectors: NDArray[np.float32] | None = None
     mask = np.zeros(num_items, bool)
     ledger = Ledger()
-    for batch in _vectors(plan, ["id", "weight", "vector"]):
+    for batch, inactive in _vectors(plan, ["id", "weight", "vector"]):
+        ledger = ledger.record("content vectors", inactive, 0, {"not active (weight 0)": inactive})
+        if not batch.num_rows:
+            continue
         rows = look_up(plan.lookup, batch.column("id").cast(pa.string()))
         sizes = pc.unique(pc.list_value_length(batch.column("vector"))).to_pylist()
         dim = sizes[0] if vectors is None else vectors.shape[1]
@@ -213,7 +217,9 @@ def write_rows(plan: Plan, index: int, num_trained: int) -> Summary:
     sequences, _ = _sequences(plan, index)
     events = events_of(sequences)
     item_index = look_up(plan.lookup, events.items)
-    sides = split_rows(events, item_index, num_trained, plan.cutoffs, plan.minima[1])
+    sides = split_rows(
+        events, item_index, num_trained, plan.cutoffs, plan.minima[1], plan.target_share
+    )
     for side, table in sides.tables.items():
         with ParquetFile(shard_file(plan.place, side, index), SEQUENCE_ROWS) as file:
             file.write(table)

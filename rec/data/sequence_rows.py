@@ -43,7 +43,7 @@ from rec.data.behaviour_config import State
 from rec.data.ingest import changes
 from rec.data.ledger import Ledger
 from rec.data.log_rows import LogTask, micros
-from rec.data.logs import TASK_BYTES, LogFiles, list_days, pack
+from rec.data.logs import TASK_BYTES, LogFiles, check_names, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
 from rec.data.tasks import tidy
@@ -68,6 +68,9 @@ class SequenceRowsConfig(Config):
     min_item_events: int = Field(default=1, ge=1)  # on the training side, else not trained on
     min_user_events: int = Field(default=1, ge=1)  # on the training side, else no training row
     min_label_items: int = Field(default=2, ge=1)  # trained on, with a tag, category or uploader
+    # of a user's events in validation, and in the test, the last so many are targets and those
+    # before are history: with 1, a user without an event before has no history
+    target_share: float = Field(default=1.0, gt=0, le=1)
     items: LogFiles | None = None  # what is told of items, as a log of the table items
 
 
@@ -111,6 +114,7 @@ def build_sequence_rows(
         lineage[CONTENT] = content.version
     tasks: list[LogTask] = []
     if config.items is not None:
+        check_names(config.items, "items")
         days = list_days(config.items)
         pieces = [piece for day in days.values() for piece in day.pieces]
         tasks = [
@@ -129,6 +133,7 @@ def build_sequence_rows(
         cutoffs=cutoffs,
         domain=config.domain,
         minima=(config.min_item_events, config.min_user_events, config.min_label_items),
+        target_share=config.target_share,
         tasks=tuple(tasks),
         end=micros(state.cutoff) if state.timed else _ALL_TIME,
         content=content_uri,

@@ -4,6 +4,9 @@ Leave one out: a user's last event is test, the one before it validation; who ha
 is trained on alone. By time: validation begins after one cut-off and test after another. Either
 way what is trained on of a user is known from that user's events up to there, so nothing that
 happens later changes a training row of whom behaviour cut no events.
+
+Of a user's events in a held-out stretch of time all are targets, or a share of them, the latest:
+those before are history then, so that a user who is new in that stretch has one, too.
 """
 
 from __future__ import annotations
@@ -86,13 +89,14 @@ def split_rows(
     num_trained: int,
     cutoffs: Cutoffs | None,
     min_user_events: int,
+    target_share: float = 1.0,
 ) -> Sides:
     """Rows of each side, in the order of a hash of their users.
 
     A training row holds the user's events on the training side whose items are trained on. A
-    held-out row holds the same (also of a user with too few for a training row) and then, as
-    targets, all events in validation; a test row all of that and then all in the test. Targets
-    are kept whatever is known of their items.
+    held-out row holds the same (also of a user with too few for a training row) and then all
+    events in validation; a test row all of that and then all in the test. Of the events that a
+    row adds, the targets come last. Both are kept whatever is known of their items.
 
     Args:
         events: of one shard.
@@ -100,6 +104,7 @@ def split_rows(
         num_trained: items with num_events above 0.
         cutoffs: None leaves one out.
         min_user_events: fewer on the training side make no training row.
+        target_share: of a user's events in a held-out stretch, rounded up; above 0, at most 1.
     """
     role = roles(events, cutoffs)
     known = item_index < num_trained
@@ -110,7 +115,11 @@ def split_rows(
         "heldout": history | (role == HELDOUT),
         "test": history | (role >= HELDOUT),
     }
-    targets = {"heldout": _sizes(events, role == HELDOUT), "test": _sizes(events, role == TEST)}
+    aimed = {
+        "heldout": _targets(events, role == HELDOUT, target_share),
+        "test": _targets(events, role == TEST, target_share),
+    }
+    targets = {side: _sizes(events, mask) for side, mask in aimed.items()}
     tables = {
         side: _rows(events, item_index, mask, targets.get(side)) for side, mask in masks.items()
     }
@@ -119,14 +128,24 @@ def split_rows(
     }
     for side, number in targets.items():
         before = _sizes(events, masks[side]) - number
-        held = (role == SIDES.index(side)) & ~known
         counts[side] = {
             "rows": tables[side].num_rows,
             "events": int(number.sum()),
-            "events_of_cold_items": int(held.sum()),
+            "events_of_cold_items": int((aimed[side] & ~known).sum()),
             "rows_without_history": int(((number > 0) & (before == 0)).sum()),
         }
     return Sides(tables, counts, _ledger(events, role, enough, known, counts, cutoffs is None))
+
+
+def _targets(events: Events, mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """(E,) the last `share` of each user's events in the mask, rounded up."""
+    sizes = _sizes(events, mask)
+    user = events.user[mask]
+    left = np.cumsum(sizes)[user] - np.arange(len(user))  # 1: the user's last
+    found = np.zeros(len(mask), bool)
+    # not past a whole number that the product misses by its rounding alone
+    found[mask] = left <= np.ceil(sizes * share - 1e-9)[user]
+    return found
 
 
 def _rows(
@@ -173,6 +192,8 @@ def _ledger(
         {
             "of a user with too few": int((early & ~enough).sum()),
             "of an item with too few": int((enough & ~known).sum()),
+            "before a held-out row's targets": int((role != TRAIN).sum())
+            - sum(counts[side]["events"] for side in SIDES[1:]),
         },
     )
     num_users = len(events.users)

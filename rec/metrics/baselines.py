@@ -20,7 +20,8 @@ from sklearn.linear_model import Ridge
 
 from rec.artifacts import ArtifactError
 from rec.metrics.content import cross_modal_ranks
-from rec.metrics.ranking import TargetRanks, mrr
+from rec.metrics.ranking import mrr
+from rec.metrics.ranks import TargetRanks
 from rec.metrics.vectors import Vectors, unit_rows
 
 Floats = NDArray[np.floating]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from rec.metrics.ranking import TargetRanks, rank_in_chunks
+from rec.metrics.ranks import TargetRanks, rank_in_chunks
 from rec.metrics.vectors import Floats, Index, similarity
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from rec.metrics.ranking import average_precision, rank_in_chunks, recall
+from rec.metrics.ranking import average_precision, recall
+from rec.metrics.ranks import rank_in_chunks
 from rec.metrics.vectors import Floats, Index, Neighbours, Vectors, nearest
 
 _BACK_OFF = 1e-6  # weight of the label prior, which only orders labels that votes leave equal

@@ -21,7 +21,8 @@ from scipy import sparse
 from rec.config import Config
 from rec.metrics.content import CoLiked, co_liked, item_to_item_ranks
 from rec.metrics.labels import LabelProblem, evaluate_labels, label_figures, label_problem
-from rec.metrics.ranking import TargetRanks, first_rank, ndcg, recall
+from rec.metrics.ranking import first_rank, ndcg, recall
+from rec.metrics.ranks import TargetRanks
 from rec.metrics.vectors import Vectors, similarity
 from rec.runtime.evaluation_data import EvaluationItems
 from rec.runtime.evaluation_likes import Likes, read_likes

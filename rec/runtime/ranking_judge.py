@@ -16,17 +16,14 @@ from rec.features.histories import seen_matrix
 from rec.metrics.coverage import coverage, exposures, share_of, tail_mask, unique_items
 from rec.metrics.diversity import category_entropy, intra_list_diversity
 from rec.metrics.lists import top_lists
-from rec.metrics.ranking import (
+from rec.metrics.ranking import hit_rate, mrr, ndcg, recall
+from rec.metrics.ranks import (
     CHUNK_SCORES,
     TargetRanks,
-    hit_rate,
     joined,
-    mrr,
-    ndcg,
     only_columns,
     rank_in_chunks,
     rank_lists,
-    recall,
 )
 from rec.runtime.ranking_data import Aims, RankedItems, Side, questions, read_aims
 from rec.runtime.ranking_encoder import ServedLists

@@ -26,7 +26,7 @@ from rec.data.stream import RowPass, RowStream, StreamError, open_rows
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.train import checkpoint, loop
 from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
-from rec.train.malloc import keep_freed_memory
+from rec.train.malloc import ONE_ARENA, keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
@@ -291,6 +291,7 @@ def _train_on_ray(
             name=name,
             storage_path=path,
             storage_filesystem=files,
+            worker_runtime_env={"env_vars": {} if use_gpu else ONE_ARENA},
             failure_config=ray_train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=config.keep_checkpoints + 1,

@@ -11,6 +11,9 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE = 2**31 - 1  # an int in C
+# for the environment of processes that train in another thread than their main one, as Ray
+# Train's workers do: such a thread's own arena takes no block above 64 MB
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 
 def keep_freed_memory() -> bool:

@@ -316,6 +316,21 @@ def test_domains_are_sequences_of_their_own_day_by_day(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.inter"])
+def test_a_header_alone_is_no_log(tmp_path: Path, name: str) -> None:
+    log, out = tmp_path / name, tmp_path / "out"
+    header = ["user_id", "item_id", "event", "event_time"]
+    log.write_text(("," if name.endswith("csv") else "\t").join(header) + "\n")
+    settings = BehaviourConfig(interactions=LogFiles(path=str(log)))
+    with pytest.raises(BehaviourError, match=f"{name}: no rows in its files so far"):
+        build_behaviour(str(out), settings, LATE)
+    assert not (out / "manifest.json").exists()
+    with log.open("a") as stream:
+        stream.write(("," if name.endswith("csv") else "\t").join(["u", "i", "click", "1"]) + "\n")
+    build_behaviour(str(out), settings, LATE)
+    assert [row["item_ids"] for row in sequences(str(out))] == [["i"]]
+
+
 def test_lists_of_items_keep_their_order_and_tell_that_they_have_no_times(tmp_path: Path) -> None:
     path, out = tmp_path / "sequences.txt", str(tmp_path / "out")
     path.write_text("u c a b\nv a a\n")

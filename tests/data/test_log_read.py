@@ -245,6 +245,13 @@ def test_an_absent_column_is_the_file_s_fault(tmp_path: Path) -> None:
     assert good[0]["event_time"] == datetime(2026, 1, 2, tzinfo=UTC)
 
 
+def test_an_optional_column_that_is_asked_for_by_name_is_there(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.csv", ["user_id,item_id,event,event_time", "u,i,click,1"])
+    with pytest.raises(SchemaError, match=r"'stars' is missing; it should hold value"):
+        read(path, LogFiles(columns={"value": "stars"}))
+    assert read(path)[0][0]["value"] is None
+
+
 def test_a_column_of_another_kind_is_the_file_s_fault(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([{**GOOD, "item_id": ["i1"]}] * 3), path)
@@ -313,6 +320,24 @@ def test_lists_of_users_items_are_events_in_order(tmp_path: Path) -> None:
         read_as(path, ITEMS)
     path.write_text("\n")
     assert read(path) == ([], [])
+
+
+_MARKED = {
+    "a.txt": "u i\n",
+    "a.txt.gz": "u i\n",
+    "a.jsonl": json.dumps({**GOOD, "user_id": "u"}),
+    "a.csv": "user_id,item_id,event,event_time\nu,i,click,1\n",
+    "a.inter": "user_id:token\titem_id:token\tevent:token\tevent_time:float\nu\ti\tclick\t1\n",
+}
+
+
+@pytest.mark.parametrize("name", _MARKED)
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, name: str) -> None:
+    data = _MARKED[name].encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    good, bad = read(tmp_path / name)
+    assert not bad
+    assert [row["user_id"] for row in good] == ["u"]
 
 
 def test_a_line_of_items_may_be_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

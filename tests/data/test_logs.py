@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rec.data.logs import LogError, LogFiles, is_timed, list_days
+from rec.data.logs import LogError, LogFiles, check_names, is_timed, list_days
 
 
 def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
@@ -32,6 +32,16 @@ def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
     pacsv.write_csv(table, tmp_path / "day=2026-01-02" / "c.csv")
     again = list_days(LogFiles(path=str(tmp_path), day=r"day=(\d{8}|\d{4}-\d\d-\d\d)"))
     assert again["2026-01-02"].fingerprint != before
+
+
+@pytest.mark.parametrize("where", ["columns", "constants"])
+def test_columns_that_a_table_has_not_are_refused(where: str) -> None:
+    check_names(LogFiles.model_validate({where: {"item_id": "video", "text": "x"}}), "comments")
+    message = rf"logs/a: {where} name 'itm_id'.* of interactions there are: user_id, item_id, "
+    wrong = {"path": "logs/a", where: {"item_id": "video", "itm_id": "x"}}
+    files = LogFiles.model_validate(wrong)
+    with pytest.raises(LogError, match=message):
+        check_names(files, "interactions")
 
 
 def test_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fractions
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -136,6 +138,9 @@ def plain_sides(
     counts = Counter({i: n for i, n in counts.items() if n >= config.min_item_events})
     sides: dict[str, dict[str, Row]] = {"train": {}, "heldout": {}, "test": {}}
 
+    def last(events: list[tuple[str, int]]) -> int:
+        return math.ceil(fractions.Fraction(str(config.target_share)) * len(events))
+
     def add(side: str, user: str, events: list[tuple[str, int]], targets: int) -> None:
         items, weights = [item for item, _ in events], [float(day + 1) for _, day in events]
         sides[side][user] = Row(items, weights, targets)
@@ -145,9 +150,9 @@ def plain_sides(
         if user in fine and known:
             add("train", user, known, 0)
         if middle:
-            add("heldout", user, known + middle, len(middle))
+            add("heldout", user, known + middle, last(middle))
         if late:
-            add("test", user, known + middle + late, len(late))
+            add("test", user, known + middle + late, last(late))
     return sides, counts
 
 
@@ -164,13 +169,15 @@ def users_strategy(draw: st.DrawFn) -> Users:
     by_time=st.booleans(),
     min_item=st.integers(1, 3),
     min_user=st.integers(1, 3),
+    share=st.sampled_from([1.0, 0.2, 0.6]),
 )
 @settings(max_examples=40)
 def test_rows_agree_with_plain_loops(
-    users: Users, by_time: bool, min_item: int, min_user: int
+    users: Users, by_time: bool, min_item: int, min_user: int, share: float
 ) -> None:
     config = BY_TIME if by_time else SequenceRowsConfig()
     config = config.override([f"min_item_events={min_item}", f"min_user_events={min_user}"])
+    config = config.override([f"target_share={share}"])
     sides, counts = plain_sides(users, config)
     with tempfile.TemporaryDirectory() as folder:
         source, out = publish(join(folder, "behaviour"), users), join(folder, "out")
@@ -314,7 +321,8 @@ def write_vectors(place: Path, ids: list[str], cutoff: datetime | None = None) -
     vectors = [[3.0, 4.0 * n, 0.0] for n in range(len(ids))]
     if "zero" in ids:
         vectors[ids.index("zero")] = [0.0, 0.0, 0.0]
-    columns = [ids, [0] * len(ids), [1.0] * len(ids), vectors]
+    weights = [0.0 if item == "inactive" else 1.0 for item in ids]
+    columns = [ids, [0] * len(ids), weights, vectors]
     (place / "e").mkdir(parents=True)
     pq.write_table(
         pa.Table.from_arrays(
@@ -330,7 +338,7 @@ def write_vectors(place: Path, ids: list[str], cutoff: datetime | None = None) -
 
 def test_content_vectors_are_of_unit_length_and_bring_items(tmp_path: Path) -> None:
     source, out = publish(str(tmp_path / "behaviour"), USERS), str(tmp_path / "out")
-    content = write_vectors(tmp_path / "content", ["a", "c", "x", "zero"], CUT)
+    content = write_vectors(tmp_path / "content", ["a", "c", "x", "zero", "inactive"], CUT)
     manifest = build_sequence_rows(source, out, BY_TIME, content_uri=content)
     assert manifest.metrics["content_dim"] == 3
     assert manifest.metrics["content_cutoff"] == CUT.isoformat()
@@ -340,7 +348,9 @@ def test_content_vectors_are_of_unit_length_and_bring_items(tmp_path: Path) -> N
     assert found["mask"].tolist() == [True, False, True, False, True, False]
     np.testing.assert_allclose(found["vectors"][2], [0.6, 0.8, 0.0], rtol=1e-6)
     assert not found["vectors"][[1, 3, 5]].any()
-    assert read_ledger(out).stages["content vectors"].dropped == {"zero or not finite": 1}
+    told = read_ledger(out).stages["content vectors"]
+    assert (told.rows_in, told.rows_out) == (5, 3)
+    assert told.dropped == {"not active (weight 0)": 1, "zero or not finite": 1}
     twice = write_vectors(tmp_path / "twice", ["a", "a"])
     with pytest.raises((ShardError, ValueError), match="one vector an item"):
         build_sequence_rows(source, str(tmp_path / "b"), BY_TIME, content_uri=twice)

@@ -13,19 +13,9 @@ from scipy import sparse
 
 import rec.metrics.bootstrap
 import rec.metrics.ranking
-from rec.metrics.ranking import (
-    average_precision,
-    first_rank,
-    hit_rate,
-    joined,
-    mrr,
-    ndcg,
-    only_columns,
-    rank_in_chunks,
-    rank_lists,
-    rank_targets,
-    recall,
-)
+import rec.metrics.ranks
+from rec.metrics.ranking import average_precision, first_rank, hit_rate, mrr, ndcg, recall
+from rec.metrics.ranks import joined, only_columns, rank_in_chunks, rank_lists, rank_targets
 
 K = 3
 
@@ -53,7 +43,7 @@ def plain_metrics(order: list[bool], num_relevant: int) -> dict[str, float]:
     }
 
 
-def all_metrics(ranks: rec.metrics.ranking.TargetRanks) -> dict[str, np.ndarray]:
+def all_metrics(ranks: rec.metrics.ranks.TargetRanks) -> dict[str, np.ndarray]:
     return {
         "hit": hit_rate(ranks, K),
         "recall": recall(ranks, K),
@@ -83,7 +73,7 @@ def problems(draw: st.DrawFn):
 def test_every_metric_equals_its_plain_loop(max_counted: int, problem) -> None:
     scores, relevant, keep, total = problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rec.metrics.ranking, "_MAX_COUNTED", max_counted)
+        patch.setattr(rec.metrics.ranks, "_MAX_COUNTED", max_counted)
         found = all_metrics(rank_targets(scores, relevant, keep, total))
     for q in range(len(scores)):
         order = plain_order(scores[q].tolist(), relevant[q].tolist(), keep[q].tolist())

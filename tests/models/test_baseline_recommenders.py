@@ -251,10 +251,12 @@ def test_new_users_get_popularity(name: str) -> None:
 def test_fitting_twice_gives_the_same_bits(name: str) -> None:
     draws = np.random.default_rng(1)
     train = [draws.integers(NUM_ITEMS, size=draws.integers(1, 9)).tolist() for _ in range(40)]
-    one, two = (
-        scores(MODELS[name]().fit(in_parts(train, 8)), train[:5])  # type: ignore[attr-defined]
-        for _ in range(2)
+    model = MODELS[name]()
+    one, again, two = (
+        scores(each.fit(in_parts(train, 8)), train[:5])  # type: ignore[attr-defined]
+        for each in (model, model, MODELS[name]())
     )
+    np.testing.assert_array_equal(one, again)  # what was fitted before is forgotten
     np.testing.assert_array_equal(one, two)
 
 

@@ -28,7 +28,7 @@ from rec.data.ledger import Ledger
 from rec.data.logs import LogFiles
 from rec.data.parquet import write_table
 from rec.data.sequence_rows import CONTENT, KIND, SequenceRowsConfig, build_sequence_rows
-from rec.metrics.ranking import TargetRanks
+from rec.metrics.ranks import TargetRanks
 from rec.models.sequence.encoder import save_encoder
 from rec.nn.users import PooledConfig, build_body
 from rec.report.render import render

@@ -97,6 +97,7 @@ class Item2Vec:
         self, sequences: Iterable[SequenceBatch]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """(E,) items and users of all events, users numbered through."""
+        self._counts = np.zeros_like(self._counts)
         items, users, num_users = [np.empty(0, np.int32)], [np.empty(0, np.int32)], 0
         for batch in sequences:
             self._counts += item_counts(batch, self.num_items)

@@ -25,6 +25,8 @@ class Markov:
         self._follows = sparse.csr_array((num_items, num_items), dtype=np.float32)
 
     def fit(self, sequences: Iterable[SequenceBatch]) -> Self:
+        self._counts = np.zeros_like(self._counts)
+        self._follows = sparse.csr_array(self._follows.shape, dtype=np.float32)
         for batch in sequences:
             self._counts += item_counts(batch, len(self._counts))
             self._follows = self._follows + transitions(batch, len(self._counts))

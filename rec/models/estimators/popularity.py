@@ -22,6 +22,7 @@ class Popularity:
         self._counts = np.zeros(num_items)
 
     def fit(self, sequences: Iterable[SequenceBatch]) -> Self:
+        self._counts = np.zeros_like(self._counts)
         for batch in sequences:
             self._counts += item_counts(batch, len(self._counts))
         return self
@@ -50,6 +51,8 @@ class RecentPopularity:
         self._latest: int | None = None  # microseconds; the moment that `_recent` is as of
 
     def fit(self, sequences: Iterable[SequenceBatch]) -> Self:
+        self._recent, self._counts = np.zeros_like(self._recent), np.zeros_like(self._counts)
+        self._latest = None
         for batch in sequences:
             if not len(batch.item_index):
                 continue
