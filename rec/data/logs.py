@@ -128,7 +128,8 @@ ALL_DAYS = "all"  # the one day of a log that is not by day
 def list_days(log: LogFiles) -> dict[str, Day]:
     """The files of a log by day (ISO dates, ascending), each day's in the order of their names.
 
-    Names that begin with "_" or "." and empty files are no part of a log.
+    Names that begin with "_" or ".", what a killed worker was writing aside (.tmp) and empty files
+    are no part of a log.
 
     Raises:
         LogError: there is no such place, it has no file, a name has an unknown ending or no
@@ -139,7 +140,7 @@ def list_days(log: LogFiles) -> dict[str, Day]:
     for info in sorted(found, key=lambda info: info.path):
         name = info.path[len(root) :].lstrip("/")
         hidden = any(part.startswith(("_", ".")) for part in name.split("/"))
-        if info.type != pafs.FileType.File or hidden or not info.size:
+        if info.type != pafs.FileType.File or hidden or name.endswith(".tmp") or not info.size:
             continue
         if not format_of(name):
             raise LogError(

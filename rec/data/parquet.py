@@ -95,9 +95,13 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def stream_folder(uri: str) -> Iterator[pa.Table]:
-    """The rows of a folder's files, in the order of their names, a batch at a time."""
+    """The rows of a folder's files, in the order of their names, a batch at a time.
+
+    What a killed worker was writing aside is none of them.
+    """
     files, path = filesystem(uri)
-    for name in sorted(info.path for info in files.get_file_info(pafs.FileSelector(path))):
+    found = (info.path for info in files.get_file_info(pafs.FileSelector(path)))
+    for name in sorted(name for name in found if name.endswith(".parquet")):
         with files.open_input_file(name) as stream:
             for batch in pq.ParquetFile(stream).iter_batches():
                 yield pa.Table.from_batches([batch])

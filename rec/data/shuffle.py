@@ -119,9 +119,11 @@ class BucketWriter:
         order = np.argsort(bucket, kind="stable")  # a radix sort, for 16 bits
         (rows,) = table.combine_chunks().to_batches()
         rows = rows.take(pa.array(order))
+        # of an empty slice of strings the offsets of all rows would be written
+        empty = pa.RecordBatch.from_pylist([], schema=self._schema)
         start = 0
         for count in np.bincount(bucket, minlength=self.num_buckets).tolist():
-            self._writer.write_batch(rows.slice(start, count))
+            self._writer.write_batch(rows.slice(start, count) if count else empty)
             start += count
 
     def __enter__(self) -> Self:

@@ -161,6 +161,16 @@ def test_a_duplicated_day_changes_nothing_but_the_ledger(tmp_path: Path) -> None
     assert stages["filter interactions"].dropped == {"duplicate": 5}
 
 
+def test_what_a_killed_worker_left_aside_is_not_in_the_next_day_s_list(tmp_path: Path) -> None:
+    logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
+    for day in range(2):
+        write_log(logs, "interactions", day, interactions([(day, 0, "", "a", 9000)], day))
+        root = build_behaviour(out, config(logs), LATE).root
+        aside = Path(out, root, "problems", "shard-00001.parquet.0123.tmp")
+        aside.write_bytes(b"PAR1")
+    assert len(problems(out)) == 2
+
+
 def test_nothing_after_the_cut_off_gets_in(tmp_path: Path) -> None:
     logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
     found = [(0, 60 * n, "u", f"i{n}", 9000) for n in range(5)]

@@ -18,12 +18,14 @@ def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / f"{name}.parquet")
     (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "day=2026-01-03/c.parquet.0123.tmp").write_text("left by a killed worker")
     days = list_days(LogFiles(path=str(tmp_path), day=r"day=(\d{4}-\d\d-\d\d)"))
     assert list(days) == ["2026-01-02", "2026-01-03"]
     assert [p.path.rsplit("/", 1)[-1] for p in days["2026-01-02"].pieces] == [
         "a.parquet",
         "b.parquet",
     ]
+    assert len(days["2026-01-03"].pieces) == 1
     assert days["2026-01-03"].pieces[0].day == date(2026, 1, 3)
     three = list_days(LogFiles(path=str(tmp_path), day=r"day=(\d+)-(\d+)-(\d+)"))
     assert three == days

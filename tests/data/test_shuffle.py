@@ -98,6 +98,18 @@ def test_many_small_tables_are_one_round(tmp_path: Path, monkeypatch: pytest.Mon
         ]
 
 
+def test_buckets_without_rows_cost_next_to_nothing(tmp_path: Path) -> None:
+    rows = pa.table({"id": [f"item-{n}" for n in range(2000)]})
+    sizes = []
+    for num_buckets in (1, 300):
+        uri = str(tmp_path / f"{num_buckets}.arrow")
+        with BucketWriter(uri, rows.schema, num_buckets) as writer:
+            writer.write(rows, np.zeros(2000, np.uint16))
+        assert read_bucket([uri], 0, num_buckets, rows.schema) == rows
+        sizes.append(Path(uri).stat().st_size)
+    assert sizes[1] - sizes[0] < 300 * 400
+
+
 def test_a_file_that_failed_is_not_there_and_a_strange_one_is_refused(tmp_path: Path) -> None:
     place = str(tmp_path / "task.arrow")
     with pytest.raises(RuntimeError), BucketWriter(place, SCHEMA, 2):
