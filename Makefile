@@ -1,4 +1,4 @@
-# make demo   set everything up, run the whole path on the simulated platform, answer a query
+# make demo   set everything up, run the whole path on the simulated platform, answer a query, recommend
 # make test   set everything up, run every test
 # make check  formatting, lint, types, import rules
 # make clean  remove what the above made

@@ -1,5 +1,6 @@
 """The whole path: raw items to tables, rows, a trained encoder, embeddings, an index, a report
-and an answered HTTP query.
+and an answered HTTP query; where the source tells what users did, also to sequences, a trained
+encoder of users, an index for it and recommendations over HTTP (--set users=null leaves that out).
 
     python -m jobs.pipeline --out runs/demo
     python -m jobs.pipeline --source movielens --path DIR --recipe rec.recipes.content:films \\
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import subprocess
 import sys
 import time
@@ -25,9 +25,8 @@ from collections.abc import Callable, Sequence
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
-from pyarrow import fs as pafs
 
-from jobs import embed, evaluate, index, ingest, train
+from jobs import behaviour, embed, evaluate, index, ingest, sequences, train
 from jobs.cli import (
     add_overrides,
     load_recipe,
@@ -37,8 +36,10 @@ from jobs.cli import (
     recipe_settings,
     start_ray,
 )
-from jobs.steps import Step, plan, run
-from rec.artifacts import MANIFEST, exists, filesystem, join, read_bytes, read_manifest
+from jobs.pipeline_users import FOLDER as USERS
+from jobs.pipeline_users import UsersConfig, somebody, steps_of_users
+from jobs.steps import Step, counted, going_on, last_step, plan, published, run
+from rec.artifacts import exists, filesystem, join, read_bytes
 from rec.config import Config, ConfigError
 from rec.data.ingest import LEDGER, read_tables
 from rec.data.tasks import finished_shards
@@ -50,10 +51,16 @@ from rec.runtime.evaluate import METRICS
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.partition import EmbedError
 from rec.sources import AnySource
-from rec.train.checkpoint import MAY_CHANGE
 from rec.train.engine import TrainError
 
-_ERRORS = (*ingest.ERRORS, TrainError, EmbedError, IndexBuildError)
+_ERRORS = (
+    *ingest.ERRORS,
+    *behaviour.ERRORS,
+    *sequences.ERRORS,
+    TrainError,
+    EmbedError,
+    IndexBuildError,
+)
 
 
 class PipelineConfig(Config):
@@ -64,6 +71,11 @@ class PipelineConfig(Config):
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluationConfig
+    users: UsersConfig | None  # None: nothing is made of what users did
+
+
+def _users_of(source: AnySource) -> UsersConfig | None:
+    return UsersConfig() if "interactions" in source.tables else None
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -88,6 +100,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     flags.add_argument("--ask", help="text to search for over HTTP at the end; default: a title")
     flags.add_argument(
+        "--ask-user",
+        metavar="ID",
+        help="whom to recommend to at the end; default: one who did much",
+    )
+    flags.add_argument(
         "--overwrite", action="store_true", help="replace tables and rows of another config there"
     )
     flags.add_argument("--no-serve", action="store_true", help="end with the report")
@@ -98,10 +115,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         help="print which steps are done, which would run and why, and do nothing",
     )
     recipe = recipe_settings(peek(argv, "--recipe"))
+    source = ingest.shown_source(argv)
     defaults = PipelineConfig(
-        source=ingest.shown_source(argv),
+        source=source,
         recipe=recipe if isinstance(recipe, ContentRecipe) else demo(),
         evaluate=EvaluationConfig(run="OUT"),
+        users=_users_of(source),
     )
     add_overrides(flags, defaults)
     return flags
@@ -118,12 +137,16 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
         raise ConfigError(
             f"--recipe {options.recipe}: {type(recipe).__name__}, expected a content recipe"
         )
+    source = ingest.source_of(options.source, options.path)
     config = PipelineConfig(
-        source=ingest.source_of(options.source, options.path),
+        source=source,
         recipe=recipe,
         evaluate=EvaluationConfig(run=options.out),
-    )
-    return config.override(options.set)
+        users=_users_of(source),
+    ).override(options.set)
+    if options.ask_user and config.users is None:
+        raise ConfigError("--ask-user: nothing is made of what users did, or the source tells none")
+    return config
 
 
 def steps_of(
@@ -134,7 +157,8 @@ def steps_of(
     use_gpu: bool | None = None,
     overwrite: bool = False,
 ) -> list[Step]:
-    """The steps from raw items to the report, each with how to know what it made."""
+    """The steps from raw items to the report, and where the source tells of users to an index for
+    them; each with how to know what it made."""
     tables, rows, encoder, embeddings, built = (
         join(out, name) for name in ("tables", "rows", "encoder", "embeddings", "index")
     )
@@ -152,22 +176,14 @@ def steps_of(
     def unless_told(changed: Sequence[str]) -> str:  # noqa: ARG001
         return "" if overwrite else "refused without --overwrite"
 
-    def going_on(changed: Sequence[str]) -> str:
-        if set(changed) <= MAY_CHANGE or not last_step(join(out, "train")):
-            return ""
-        return (
-            f"refused: training goes on from {join(out, 'train')}, which is of another recipe or "
-            "other rows; give another --out, or remove that folder"
-        )
-
-    return [
+    steps = [
         Step(
             "tables",
             ingested.model_dump(mode="json", include={"source", "media"}),
             (),
             lambda: read_tables(tables).version if exists(join(tables, LEDGER)) else None,
             done(lambda: ingest.run_tables(ingested, out, overwrite=overwrite)),
-            lambda: _count(finished_shards(join(tables, "state")), "shards stand already"),
+            lambda: counted(finished_shards(join(tables, "state")), "shards stand already"),
             refuses=unless_told,
             always=True,
         ),
@@ -175,7 +191,7 @@ def steps_of(
             "rows",
             config.recipe.rows.model_dump(mode="json"),
             ("tables",),
-            lambda: _published(rows, "content-rows"),
+            lambda: published(rows, "content-rows"),
             done(lambda: ingest.run_rows(ingested, out, overwrite=overwrite)),
             refuses=unless_told,
         ),
@@ -183,23 +199,23 @@ def steps_of(
             "encoder",
             config.recipe.model_dump(mode="json"),
             ("rows",),
-            lambda: _published(encoder, "content-encoder"),
+            lambda: published(encoder, "content-encoder"),
             run_training,
-            lambda: _count(last_step(join(out, "train")), "steps are trained and saved"),
-            refuses=going_on,
+            lambda: counted(last_step(join(out, "train")), "steps are trained and saved"),
+            refuses=going_on(join(out, "train")),
         ),
         Step(
             "embeddings",
             config.embed.model_dump(mode="json"),
             ("encoder", "rows"),
-            lambda: _published(embeddings, "embedding-table"),
+            lambda: published(embeddings, "embedding-table"),
             done(lambda: embed.run(encoder, rows, embeddings, config.embed)),
         ),
         Step(
             "index",
             config.index.model_dump(mode="json"),
             ("embeddings",),
-            lambda: _published(built, "index"),
+            lambda: published(built, "index"),
             done(lambda: index.run(embeddings, built, config.index)),
         ),
         Step(
@@ -210,26 +226,13 @@ def steps_of(
             done(lambda: evaluate.run(config.evaluate)),
         ),
     ]
-
-
-def _published(uri: str, kind: str) -> str | None:
-    return read_manifest(uri, kind).version if exists(join(uri, MANIFEST)) else None
+    if config.users is not None:
+        steps += steps_of_users(config.users, out, workers=workers, use_gpu=use_gpu)
+    return steps
 
 
 def _digest(uri: str) -> str | None:
     return hashlib.sha256(read_bytes(uri)).hexdigest()[:16] if exists(uri) else None
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number else ""
-
-
-def last_step(run: str) -> int:
-    """Optimiser steps of the newest checkpoint of a training run; 0 where there is none."""
-    files, path = filesystem(run)
-    infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    names = (info.base_name for info in infos)
-    return max((int(n.partition("-")[2]) for n in names if re.fullmatch(r"step-\d+", n)), default=0)
 
 
 def show_plan(steps: Sequence[Step], out: str) -> None:
@@ -257,11 +260,20 @@ def newest_title(out: str) -> str:
     return best[1]
 
 
-def serve_once(out: str, question: str) -> int:
-    """Serve the run over HTTP, put one question to it, print the answer, stop."""
+def serve_once(out: str, question: str, user: str | None = None) -> int:
+    """Serve the run over HTTP, put one question to it, print the answer, stop.
+
+    Args:
+        user: whom to recommend to as well; None where the run has no users.
+    """
     command = [sys.executable, "-m", "serve_apps", "--encoder", join(out, "encoder")]
     command += ["--index", join(out, "index"), "--port", "0", "--ask", question]
     command += ["--titles", join(out, "tables", "items")]
+    if user is not None:
+        flags = {"user-encoder": "encoder", "item-index": "index", "sequences": "sequences"}
+        for flag, name in flags.items():
+            command += [f"--{flag}", join(out, USERS, name)]
+        command += ["--ask-user", user]
     command += ["--address", ray.get_runtime_context().gcs_address]  # the Ray of this run
     return subprocess.run(command, check=False).returncode
 
@@ -288,7 +300,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not run(steps, options.out):
             return 0
         if not options.no_serve:
-            status = serve_once(options.out, options.ask or newest_title(options.out))
+            question = options.ask or newest_title(options.out)
+            user = options.ask_user
+            if user is None and config.users is not None:
+                user = somebody(options.out)
+            status = serve_once(options.out, question, user)
             if status:
                 return status
     except _ERRORS as error:

@@ -6,13 +6,24 @@ of what it made. A step whose stamp still fits is not run again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rec.artifacts import exists, join, read_bytes, write_atomic
+from pyarrow import fs as pafs
+
+from rec.artifacts import (
+    MANIFEST,
+    exists,
+    filesystem,
+    join,
+    read_bytes,
+    read_manifest,
+    write_atomic,
+)
 from rec.config import Config, ConfigError
 from rec.data.ingest import changes
-from rec.train.checkpoint import differing
+from rec.train.checkpoint import MAY_CHANGE, differing
 
 
 class Stamp(Config):
@@ -126,3 +137,35 @@ def _inputs(step: Step, versions: Mapping[str, str | None]) -> dict[str, str | N
 
 def _place(out: str, step: Step) -> str:
     return join(out, "steps", f"{step.name}.json")
+
+
+def published(uri: str, kind: str) -> str | None:
+    """Version of the artifact at `uri`, None where there is none."""
+    return read_manifest(uri, kind).version if exists(join(uri, MANIFEST)) else None
+
+
+def counted(number: int, what: str) -> str:
+    """What an earlier run left, for people; empty where that is nothing."""
+    return f"{number:,} {what}" if number else ""
+
+
+def last_step(run: str) -> int:
+    """Optimiser steps of the newest checkpoint of a training run; 0 where there is none."""
+    files, path = filesystem(run)
+    infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = (info.base_name for info in infos)
+    return max((int(n.partition("-")[2]) for n in names if re.fullmatch(r"step-\d+", n)), default=0)
+
+
+def going_on(run: str) -> Callable[[Sequence[str]], str]:
+    """`Step.refuses` of the training in the folder `run`, which goes on from its checkpoints."""
+
+    def refuses(changed: Sequence[str]) -> str:
+        if set(changed) <= MAY_CHANGE or not last_step(run):
+            return ""
+        return (
+            f"refused: training goes on from {run}, which is of another recipe or other rows; give "
+            "another --out, or remove that folder"
+        )
+
+    return refuses

@@ -209,20 +209,21 @@ def _copy_arguments(source: str, target: str) -> tuple[str, str, pafs.FileSystem
     return source_path, target_path, source_files, target_files
 
 
-def read_manifest(uri: str | os.PathLike[str], kind: str) -> Manifest:
-    """The manifest at `uri`.
+def read_manifest(uri: str | os.PathLike[str], kind: str | None = None) -> Manifest:
+    """The manifest at `uri`, of an artifact of this kind; None: of any.
 
     Raises:
         ArtifactError: there is none, it cannot be read, or it is of another kind.
     """
     place = join(uri, MANIFEST)
     if not exists(place):
-        raise ArtifactError(f"{place}: not found; expected a published '{kind}' artifact there")
+        what = f"'{kind}' artifact" if kind else "artifact"
+        raise ArtifactError(f"{place}: not found; expected a published {what} there")
     try:
         manifest = Manifest.from_json(read_bytes(place).decode())
     except ValueError as error:
         raise ArtifactError(f"{place}: not a manifest: {error}") from error
-    if manifest.kind != kind:
+    if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{place}: a '{manifest.kind}' artifact, expected '{kind}'")
     return manifest
 

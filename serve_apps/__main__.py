@@ -1,6 +1,6 @@
-"""`python -m serve_apps`: serve an encoder and its index over HTTP until stopped.
+"""`python -m serve_apps`: serve encoders and their indexes over HTTP until stopped.
 
-With --ask or --ask-image it answers that one question through HTTP, prints it and stops.
+With --ask, --ask-image or --ask-user it answers just that through HTTP, prints it and stops.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -23,17 +23,29 @@ from pyarrow.lib import ArrowInvalid
 from rec.artifacts import ArtifactError
 from rec.config import ConfigError, settings
 
+if TYPE_CHECKING:  # Ray is imported after --haproxy's switches are set
+    from serve_apps.app import ServeArgs
+    from serve_apps.recommend_app import RecommendArgs
+
+
+_USERS = "users."  # what settings of recommendations begin with
+
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve_apps",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Serve a content encoder and its index over HTTP: /v1/embed, /v1/knn, "
-        "/v1/version, /healthz, /docs. Stops cleanly on Ctrl-C and SIGTERM.",
+        description="Serve over HTTP, of these one or both: a content encoder and its index "
+        "(/v1/embed, /v1/knn, /v1/version, /healthz, /docs); an encoder of users, the index of its "
+        "items and users' histories (/v1/recommend, and below it version, healthz, docs). Stops "
+        "cleanly on Ctrl-C and SIGTERM.",
     )
     add = parser.add_argument
-    add("--encoder", required=True, help="content-encoder artifact, a folder or s3:// URI")
-    add("--index", required=True, help="index artifact made with that encoder")
+    add("--encoder", help="content-encoder artifact, a folder or s3:// URI")
+    add("--index", help="index artifact made with that encoder")
+    add("--user-encoder", metavar="ENCODER", help="sequence-encoder artifact")
+    add("--item-index", metavar="INDEX", help="index artifact of that encoder's items")
+    add("--sequences", metavar="ROWS", help="sequence-rows artifact, of users' histories")
     add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces; there is no password")
     add("--port", type=int, default=8000, help="0 picks a free one (default: 8000)")
     add("--address", help="Ray cluster to run on (default: RAY_ADDRESS, a running one, or own)")
@@ -53,12 +65,17 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     add("--ask", metavar="TEXT", help="find the nearest items of this text, print them and stop")
     add("--ask-image", metavar="FILE", help="the same for a picture; with --ask, for both at once")
+    add("--ask-user", metavar="ID", help="recommend to this user, print it and stop")
     add("--k", type=int, default=5, help="how many to find (default: 5)")
     add("--titles", metavar="TABLE", help="folder of the items table, to print titles beside ids")
     if {"-h", "--help"} & set(argv):
-        from serve_apps.app import ServeArgs  # with Ray: seconds, and ahead of --haproxy's switches
+        # with Ray: seconds, and ahead of --haproxy's switches
+        from serve_apps.app import ServeArgs
+        from serve_apps.recommend_app import RecommendArgs
 
+        users = RecommendArgs(encoder="ENCODER", index="INDEX", rows="ROWS")
         lines = [f"  {line}" for line in settings(ServeArgs(encoder="ENCODER", index="INDEX"))]
+        lines += [f"  {_USERS}{line}" for line in settings(users)]
         parser.epilog = "\n".join(["settings and their defaults:", *lines])
     return parser
 
@@ -76,20 +93,78 @@ def _titles(table: str, ids: Sequence[str]) -> dict[str, str]:
     return dict(zip(found["item_id"].to_pylist(), found["title"].to_pylist(), strict=True))
 
 
+def _print_items(titles: str | None, ids: Sequence[str], scores: Sequence[float]) -> None:
+    named = _titles(titles, ids) if titles else {}
+    for item_id, score in zip(ids, scores, strict=True):
+        print(f"  {score:6.3f}  {item_id}  {named.get(item_id) or ''}".rstrip())
+
+
 def _print_answer(asked: argparse.Namespace, found: dict[str, Any]) -> None:
     parts = [f'"{asked.ask}"'] if asked.ask is not None else []
     parts += [f"picture {asked.ask_image}"] if asked.ask_image is not None else []
-    titles = _titles(asked.titles, found["ids"]) if asked.titles else {}
     print(f"nearest to {' and '.join(parts)}:")
-    for item_id, score in zip(found["ids"], found["scores"], strict=True):
-        print(f"  {score:6.3f}  {item_id}  {titles.get(item_id) or ''}".rstrip())
+    _print_items(asked.titles, found["ids"], found["scores"])
 
 
-def _print_welcome(url: str) -> None:
-    sample = json.dumps({"queries": [{"text": "a crew lost in space"}], "k": 5})
-    print(f"serving at {url}  (interactive documentation at {url}/docs)")
-    print(f"  curl -s {url}/v1/knn -H 'Content-Type: application/json' -d '{sample}'")
+def _print_recommended(asked: argparse.Namespace, found: dict[str, Any]) -> None:
+    known, unknown = found["num_known"], found["num_unknown"]
+    by = f"by model {found['model_version']}" if found["source"] == "model" else "what is popular"
+    print(f"recommended to {asked.ask_user}, {by}, from {known} of their {known + unknown} events:")
+    _print_items(asked.titles, found["ids"], found["scores"])
+
+
+def _print_welcome(url: str, *, content: bool, users: bool) -> None:
+    samples: list[tuple[str, str, dict[str, Any]]] = []
+    if content:
+        samples.append(("", "/v1/knn", {"queries": [{"text": "a crew lost in space"}], "k": 5}))
+    if users:
+        samples.append(("/v1/recommend", "/v1/recommend", {"history": [], "k": 5}))
+    places = " and ".join(f"{url}{below}/docs" for below, _, _ in samples)
+    print(f"serving at {url}  (interactive documentation at {places})")
+    for _, path, body in samples:
+        asking = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        print(f"  curl -s {url}{path} {asking}")
     print("stop with Ctrl-C", flush=True)
+
+
+def _refuse_parts(asked: argparse.Namespace) -> None:
+    """Raise ConfigError where what is given makes no service, or cannot be asked."""
+    content = {"--encoder": asked.encoder, "--index": asked.index}
+    users = {
+        "--user-encoder": asked.user_encoder,
+        "--item-index": asked.item_index,
+        "--sequences": asked.sequences,
+    }
+    if not any([*content.values(), *users.values()]):
+        raise ConfigError(f"nothing to serve: give {', '.join(content)}, or {', '.join(users)}")
+    for part in (content, users):
+        if any(part.values()) and (missing := [name for name, uri in part.items() if not uri]):
+            raise ConfigError(f"{', '.join(missing)}: missing; {', '.join(part)} go together")
+    if (asked.ask or asked.ask_image) and not asked.encoder:
+        raise ConfigError("--ask and --ask-image need --encoder and --index")
+    if asked.ask_user and not asked.user_encoder:
+        raise ConfigError(f"--ask-user needs {', '.join(users)}")
+
+
+def _services(asked: argparse.Namespace) -> tuple[ServeArgs | None, RecommendArgs | None]:
+    """The content service and recommendations, None where not asked for; raises ConfigError."""
+    from serve_apps.app import ServeArgs
+    from serve_apps.recommend_app import RecommendArgs
+
+    _refuse_parts(asked)
+    content = users = None
+    theirs = [one.removeprefix(_USERS) for one in asked.set if one.startswith(_USERS)]
+    others = [one for one in asked.set if not one.startswith(_USERS)]
+    if asked.encoder:
+        content = ServeArgs(encoder=asked.encoder, index=asked.index).override(others)
+    elif others:
+        raise ConfigError(f"--set {others[0]}: a setting of the content service; see --help")
+    if asked.user_encoder:
+        places = {"encoder": asked.user_encoder, "index": asked.item_index}
+        users = RecommendArgs(**places, rows=asked.sequences).override(theirs)
+    elif theirs:
+        raise ConfigError(f"--set {_USERS}{theirs[0]}: recommendations are not served")
+    return content, users
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,23 +176,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
         os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
-    from serve_apps.app import ServeArgs
     from serve_apps.launch import ServiceError, call, serving
 
     stop = threading.Event()
     try:
-        args = ServeArgs(encoder=asked.encoder, index=asked.index).override(asked.set)
+        content, users = _services(asked)
         question = _question(asked.ask, asked.ask_image)
-        print(f"starting the service of {args.encoder} and {args.index} ...", flush=True)
-        with serving(args, host=asked.host, port=asked.port, address=asked.address) as url:
+        served = " and ".join(f"{one.encoder} and {one.index}" for one in (content, users) if one)
+        print(f"starting the service of {served} ...", flush=True)
+        where = {"host": asked.host, "port": asked.port, "address": asked.address}
+        with serving(content, users, **where) as url:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             if question:
                 print(f"POST {url}/v1/knn")
                 answer = call(f"{url}/v1/knn", {"queries": [question], "k": asked.k})
                 _print_answer(asked, answer["results"][0])
-            else:
-                _print_welcome(url)
+            if asked.ask_user:
+                print(f"POST {url}/v1/recommend")
+                asking = {"user": asked.ask_user, "k": asked.k}
+                _print_recommended(asked, call(f"{url}/v1/recommend", asking))
+            if not (question or asked.ask_user):
+                _print_welcome(url, content=content is not None, users=users is not None)
                 stop.wait()
             print("stopping: requests under way are finished first", flush=True)
     except KeyboardInterrupt:  # before the service was up

@@ -1,10 +1,10 @@
-"""Bodies of the content service's requests and answers, as `/docs` shows them."""
+"""Bodies of the services' requests and answers, as `/docs` shows them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -110,6 +110,63 @@ class Version(BaseModel):
 
     model_version: str
     index_version: str
+    dim: int
+    num_items: int
+    raycall: str
+
+
+class RecommendRequest(_Body):
+    """Whom to recommend to: what they did, or who they are."""
+
+    history: list[Text] | None = Field(
+        None, description="ids of the items that the user chose, the newest last"
+    )
+    user: Text | None = Field(
+        None, description="a user of the rows that are served; a new one is shown what is popular"
+    )
+    k: int = Field(default=10, ge=1, description="items; fewer where no more are left")
+    exclude: list[Text] = Field([], description="ids of further items to leave out")
+    exclude_seen: bool = Field(True, description="leave out the items of the history")
+    domain: Text | None = Field(
+        None, description="refuse (404) unless the items that are served are of this domain"
+    )
+    model_version: Text | None = Field(
+        None, description="refuse (409) unless this is the model that answers"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.history is None) == (self.user is None):
+            raise ValueError("expected exactly one of: history; user")
+        return self
+
+
+class RecommendResponse(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    ids: list[str] = Field(description="of items, the best first")
+    scores: list[float] = Field(
+        description="falling; of the model: inner products of user and item; of what is popular: "
+        "the items' events on the training side"
+    )
+    source: Literal["model", "popular"] = Field(
+        description="popular: nothing that the model knows is known of the user"
+    )
+    num_known: int = Field(description="events of the history whose items the model knows")
+    num_unknown: int = Field(description="events of other items, which were passed over")
+    model_version: str
+    index_version: str
+
+
+class RecommendVersion(BaseModel):
+    """What is being served."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model_version: str
+    index_version: str
+    rows_version: str = Field(description="of the rows that tell users' histories")
+    domain: str = Field(description="of the items; empty where the logs told none apart")
     dim: int
     num_items: int
     raycall: str

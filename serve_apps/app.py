@@ -6,7 +6,6 @@
 # no `from __future__ import annotations`: Ray reads the class that `build` takes off its signature
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +13,12 @@ import numpy as np
 import torch
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve import Application
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from rec.config import Config
 from serve_apps.api import Version
+from serve_apps.deployment import COMMON, answered, ask, check_transport
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
 from serve_apps.gateway import Content, Found, ItemQuery, Limits, make_app
@@ -40,19 +38,7 @@ class ServeArgs(Config):
     limits: Limits = Limits()
 
 
-# Serve's defaults are five requests at once a replica, an endless queue and no deadline.
-_COMMON: dict[str, Any] = {
-    "max_ongoing_requests": 64,
-    "max_queued_requests": 256,
-    "health_check_period_s": 10,
-    "health_check_timeout_s": 30,
-    "graceful_shutdown_timeout_s": 20,
-    "graceful_shutdown_wait_loop_s": 0.2,
-    "max_constructor_retry_count": 3,
-}
-
-
-@serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 1})
+@serve.deployment(**COMMON, ray_actor_options={"num_cpus": 1})
 class Encoder:
     """Texts and pictures to vectors; one model, one thread, batches over all callers."""
 
@@ -70,23 +56,16 @@ class Encoder:
         )
 
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray | ApiError:
-        try:
-            return await self._embedder.encode(inputs)
-        except ApiError as error:
-            return error
+        return await answered(self._embedder.encode(inputs))
 
     async def canary(self) -> ApiError | None:
-        try:
-            await self._embedder.canary()
-        except ApiError as error:
-            return error
-        return None
+        return await answered(self._embedder.canary())
 
     async def check_health(self) -> None:
         await self._embedder.canary()
 
 
-@serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 0.5})
+@serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.5})
 class Knn:
     """Vectors and item ids to neighbours; the whole index in memory."""
 
@@ -97,17 +76,10 @@ class Knn:
     async def search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
     ) -> list[Found] | ApiError:
-        try:
-            return await self._searcher.search(queries, k, exclude_self)
-        except ApiError as error:
-            return error
+        return await answered(self._searcher.search(queries, k, exclude_self))
 
     async def canary(self) -> ApiError | None:
-        try:
-            await self._searcher.canary()
-        except ApiError as error:
-            return error
-        return None
+        return await answered(self._searcher.canary())
 
     async def check_health(self) -> None:
         await self._searcher.canary()
@@ -119,50 +91,20 @@ class ServeBackend:
     def __init__(self, encoder: DeploymentHandle, knn: DeploymentHandle, timeout_s: float) -> None:
         self._encoder, self._knn, self._timeout_s = encoder, knn, timeout_s
 
-    async def _call(self, method: Any, *args: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await method.remote(*args)
-        except TimeoutError as error:
-            raise ApiError(504, "timeout", f"no answer within {self._timeout_s} s") from error
-        except BackPressureError as error:
-            raise ApiError(503, "overloaded", "too many requests", retry_after_s=1) from error
-        except (DeploymentUnavailableError, RayActorError) as error:
-            raise ApiError(
-                503, "unavailable", "a replica is being replaced", retry_after_s=1
-            ) from error
-        if isinstance(answer, ApiError):
-            raise answer
-        return answer
-
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
-        return await self._call(self._encoder.encode, inputs)
+        return await ask(self._timeout_s, self._encoder.encode, inputs)
 
     async def search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
     ) -> list[Found]:
-        return await self._call(self._knn.search, queries, k, exclude_self)
+        return await ask(self._timeout_s, self._knn.search, queries, k, exclude_self)
 
     async def canary(self) -> None:
-        await self._call(self._knn.canary)
-        await self._call(self._encoder.canary)
+        await ask(self._timeout_s, self._knn.canary)
+        await ask(self._timeout_s, self._encoder.canary)
 
 
-def _check_transport(max_body_bytes: int) -> None:
-    """Replicas that talk by gRPC drop messages over 4 MiB unless told otherwise: large pictures
-    would end in a 500, so that is refused at the start."""
-    if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") != "1":
-        return
-    name = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
-    allowed = int(os.environ.get(name, 4 << 20))
-    if allowed < max_body_bytes:
-        raise ValueError(
-            f"with RAY_SERVE_THROUGHPUT_OPTIMIZED=1 replicas take messages of {allowed} bytes, "
-            f"limits.max_body_bytes is {max_body_bytes}: set {name}={max_body_bytes} on the cluster"
-        )
-
-
-@serve.deployment(**_COMMON, ray_actor_options={"num_cpus": 0.25})
+@serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.25})
 @serve.ingress()
 class Gateway:
     """The HTTP ingress; see `serve_apps.gateway`."""
@@ -175,7 +117,7 @@ class Gateway:
         knn: DeploymentHandle,
     ) -> None:
         self._args = ServeArgs.model_validate(args)
-        _check_transport(self._args.limits.max_body_bytes)
+        check_transport(self._args.limits.max_body_bytes)
         self._version = Version.model_validate(version)
         self._backend = ServeBackend(encoder, knn, self._args.timeout_s)
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rec.artifacts import ArtifactError
 from rec.features.media import MediaError
 from rec.models.content.encoder import load_encoder
 from serve_apps.batcher import Batcher
 from serve_apps.errors import ApiError, invalid
 from serve_apps.gateway import Content
+from serve_apps.versions import same
 
 
 class _Prepared(NamedTuple):
@@ -37,11 +37,7 @@ class Embedder:
         self, uri: str, version: str, *, max_batch: int, max_wait_s: float, device: str = "cpu"
     ) -> None:
         self._encoder = load_encoder(uri, device)
-        if self._encoder.version != version:
-            raise ArtifactError(
-                f"{uri}: holds version {self._encoder.version} since it was published again; this "
-                f"deployment serves {version}: deploy again"
-            )
+        same(uri, self._encoder.version, version)
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
         self._batcher: Batcher[_Prepared, np.ndarray] | None = None
         # decoding and tokenising release the GIL

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from rec.artifacts import ArtifactError
 from rec.retrieval.errors import UnknownIdError
 from rec.retrieval.index import Index
 from serve_apps.errors import ApiError
 from serve_apps.gateway import Found, ItemQuery
+from serve_apps.versions import same
 
 
 class Searcher:
@@ -26,11 +26,7 @@ class Searcher:
 
     def __init__(self, uri: str, version: str) -> None:
         self._index = Index.open(uri)
-        if self._index.version != version:
-            raise ArtifactError(
-                f"{uri}: holds version {self._index.version} since it was published again; this "
-                f"deployment serves {version}: deploy again"
-            )
+        same(uri, self._index.version, version)
         # each search runs on one OpenMP thread, and FAISS releases the GIL
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="search")
         self._canary = np.full((1, self._index.dim), self._index.dim**-0.5, np.float32)

@@ -1,6 +1,6 @@
-"""Starts the content service on this machine or a cluster, waits until it answers, stops it.
+"""Starts the services on this machine or a cluster, waits until they answer, stops them.
 
-A long-lived service on a cluster is better deployed with `serve deploy serve_apps/config.yaml`.
+Long-lived services on a cluster are better deployed with `serve deploy serve_apps/config.yaml`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import Any
 import ray
 from ray import serve
 
-from serve_apps.app import ServeArgs, build
-
-APP_NAME = "content"
+from serve_apps import app, recommend_app
+from serve_apps.recommend_gateway import PATH
 
 
 class ServiceError(RuntimeError):
@@ -53,11 +52,11 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def _await_healthy(url: str, timeout_s: float) -> None:
+def _await_healthy(health: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            call(f"{url}/healthz", timeout_s=10)
+            call(health, timeout_s=10)
             return
         except ServiceError:
             if time.monotonic() > deadline:
@@ -84,7 +83,8 @@ def _reasons() -> str:
     """Why deployments did not start: the last exception of each one's traceback."""
     last = {
         name: re.split(r"\n(?=[A-Za-z_.]+: )", status.message.strip())[-1]
-        for name, status in serve.status().applications[APP_NAME].deployments.items()
+        for application in serve.status().applications.values()
+        for name, status in application.deployments.items()
         if status.status == "DEPLOY_FAILED"
     }
     return "; ".join(f"{name}: {error}" for name, error in last.items())
@@ -92,17 +92,19 @@ def _reasons() -> str:
 
 @contextmanager
 def serving(
-    args: ServeArgs,
+    args: app.ServeArgs | None = None,
+    users: recommend_app.RecommendArgs | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
     address: str | None = None,
     startup_timeout_s: float = 120,
 ) -> Iterator[str]:
-    """Runs the service within the block and yields its base URL, http://host:port.
+    """Runs the services within the block and yields their base URL, http://host:port.
 
     Args:
-        args: what to serve.
+        args: the content service; None: not served.
+        users: recommendations, below PATH; None: not served.
         host: interface to listen on; 0.0.0.0 is all of them. The service has no authentication.
         port: 0 picks a free one.
         address: a Ray cluster's; None takes RAY_ADDRESS or a running `ray start`, else starts
@@ -115,7 +117,13 @@ def serving(
         ServiceError: Serve already runs on that cluster, or the service does not start, for
             instance because a file of an artifact is not as published.
     """
-    application = build(args)  # refuses bad artifacts before anything is started
+    applications: dict[str, serve.RunTarget] = {}  # built first: bad artifacts start nothing
+    if args is not None:
+        applications[""] = serve.RunTarget(app.build(args), "content", "/")
+    if users is not None:
+        applications[PATH] = serve.RunTarget(recommend_app.build(users), "recommend", PATH)
+    if not applications:
+        raise ServiceError("nothing to serve: give the content service, recommendations or both")
     connected = not ray.is_initialized()
     started = connected and _connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -126,18 +134,21 @@ def serving(
                 "with `serve deploy serve_apps/config.yaml`"
             )
         port = port or free_port()
-        timeout_s = args.timeout_s + 5  # the gateway's own deadlines answer better than Serve's
+        # the gateways' own deadlines answer better than Serve's
+        timeout_s = max(one.timeout_s for one in (args, users) if one is not None) + 5
         serve.start(http_options={"host": host, "port": port, "request_timeout_s": timeout_s})
         try:
+            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
             try:
-                serve.run(application, name=APP_NAME, route_prefix="/")
+                serve.run_many(list(applications.values()))
             except RuntimeError as error:
                 raise ServiceError(f"the service did not start: {_reasons() or error}") from error
-            url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-            _await_healthy(url, startup_timeout_s)
+            for below in applications:
+                _await_healthy(f"{url}{below}/healthz", startup_timeout_s)
             yield url
         finally:
-            serve.delete(APP_NAME)  # lets requests under way finish
+            for one in applications.values():
+                serve.delete(one.name)  # lets requests under way finish
             if not started:
                 serve.shutdown()
     finally:

@@ -1,10 +1,10 @@
-"""Holds encoder and index to each other before anything is loaded."""
+"""Holds what is served together to each other before anything is loaded."""
 
 from __future__ import annotations
 
 from rec import __version__
-from rec.artifacts import ArtifactError, read_manifest
-from serve_apps.api import Version
+from rec.artifacts import ArtifactError, Manifest, read_manifest
+from serve_apps.api import RecommendVersion, Version
 
 
 def match(encoder: str, index: str) -> Version:
@@ -17,19 +17,7 @@ def match(encoder: str, index: str) -> Version:
     Raises:
         ArtifactError: a manifest cannot be read, or the index holds another model's vectors.
     """
-    model, items = read_manifest(encoder, "content-encoder"), read_manifest(index, "index")
-    made_with = items.lineage.get("encoder")
-    if made_with != model.version:
-        held = f"vectors of encoder {made_with}" if made_with else "no record of its encoder"
-        raise ArtifactError(
-            f"{index}: {held}, but {encoder} is version {model.version}; embed the items with "
-            "this encoder and build the index again, or serve the encoder that it was built with"
-        )
-    dims = model.config.get("embedding_dim"), items.config.get("dimension")
-    if dims[0] != dims[1]:
-        raise ArtifactError(
-            f"{encoder} makes vectors of {dims[0]} numbers, {index} holds {dims[1]}"
-        )
+    model, items = _pair(encoder, "content-encoder", "embedding_dim", index)
     return Version(
         model_version=model.version,
         index_version=items.version,
@@ -37,3 +25,56 @@ def match(encoder: str, index: str) -> Version:
         num_items=items.config["num_items"],
         raycall=__version__,
     )
+
+
+def match_users(encoder: str, index: str, rows: str) -> RecommendVersion:
+    """What an encoder of users, an index and users' histories serve together; reads manifests only.
+
+    The rows may be newer than those that the encoder was trained on.
+
+    Args:
+        encoder: URI of a "sequence-encoder" artifact.
+        index: URI of an "index" artifact of that encoder's items.
+        rows: URI of a "sequence-rows" artifact.
+
+    Raises:
+        ArtifactError: as `match`.
+    """
+    model, items = _pair(encoder, "sequence-encoder", "dim", index)
+    histories = read_manifest(rows, "sequence-rows")
+    return RecommendVersion(
+        model_version=model.version,
+        index_version=items.version,
+        rows_version=histories.version,
+        domain=histories.metrics.get("domain", ""),
+        dim=items.config["dimension"],
+        num_items=items.config["num_items"],
+        raycall=__version__,
+    )
+
+
+def same(uri: str, version: str, deployed: str) -> None:
+    """Raise ArtifactError where `uri` holds another version than the one that was deployed."""
+    if version != deployed:
+        raise ArtifactError(
+            f"{uri}: holds version {version} since it was published again; this deployment serves "
+            f"{deployed}: deploy again"
+        )
+
+
+def _pair(encoder: str, kind: str, dim: str, index: str) -> tuple[Manifest, Manifest]:
+    """The manifests of an encoder, of the dimension that its config calls `dim`, and its index."""
+    model, items = read_manifest(encoder, kind), read_manifest(index, "index")
+    made_with = items.lineage.get("encoder")
+    if made_with != model.version:
+        held = f"vectors of encoder {made_with}" if made_with else "no record of its encoder"
+        raise ArtifactError(
+            f"{index}: {held}, but {encoder} is version {model.version}; embed the items with "
+            "this encoder and build the index again, or serve the encoder that it was built with"
+        )
+    dims = model.config.get(dim), items.config.get("dimension")
+    if dims[0] != dims[1]:
+        raise ArtifactError(
+            f"{encoder} makes vectors of {dims[0]} numbers, {index} holds {dims[1]}"
+        )
+    return model, items

@@ -198,6 +198,26 @@ def debug() -> SASRecRecipe:
     )
 
 
+def demo() -> SASRecRecipe:
+    """SASRec in seconds on the few users of the simulated platform: what `make demo` trains."""
+    recipe = debug()
+    return recipe.model_copy(
+        update={
+            "name": "sasrec-demo",
+            "model": CausalConfig(dim=32, max_length=50),
+            "train": recipe.train.model_copy(
+                update={
+                    "steps": 300,
+                    "batch_size": 64,
+                    "log_every": 50,
+                    "checkpoint_every": 150,
+                    "validate_every": 150,
+                }
+            ),
+        }
+    )
+
+
 def debug_sampled() -> SASRecRecipe:
     """debug() over sampled items, with all that is known of them but content vectors."""
     return debug().model_copy(

@@ -80,4 +80,6 @@ def export_encoder(model: Trained, rows: str, uri: str, metrics: Mapping[str, An
     manifest = read_manifest(rows, KIND)
     ids = _items(rows, manifest).column("item_id")
     lineage = {KIND: manifest.version, **manifest.lineage}
+    # what uses the encoder holds it to its own cut-off
+    metrics = {**metrics, "cutoff": manifest.metrics.get("cutoff")}
     save_encoder(model, ids, uri, lineage=lineage, metrics=metrics)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,8 +19,8 @@ from rec.retrieval.build import build_index
 from rec.retrieval.index import MAX_EXCLUDED, Index
 from rec.retrieval.interests import UserInterests, recall_interests
 from rec.retrieval.spec import IndexConfig
+from rec.runtime.item_vectors import write_vectors
 from rec.runtime.ranking_data import RankedItems, position_of
-from rec.schema import EMBEDDINGS
 
 
 class SequenceEncoder(Protocol):
@@ -148,21 +146,10 @@ def index_of(scorer: EncoderScorer, config: IndexConfig) -> Index:
         IndexBuildError: the vectors are not finite, or FAISS refuses them.
     """
     columns, vectors = scorer.known_vectors()
-    values = pa.array(vectors.ravel(), pa.float32())
-    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
-    table = pa.Table.from_arrays(
-        [
-            scorer.items.item_ids.take(pa.array(columns)),
-            pa.array(np.zeros(len(vectors), np.int32)),
-            pa.array(np.ones(len(vectors), np.float32)),
-            pa.ListArray.from_arrays(pa.array(offsets), values),
-        ],
-        schema=EMBEDDINGS,
-    )
+    item_ids = scorer.items.item_ids.take(pa.array(columns))
     with tempfile.TemporaryDirectory(prefix="raycall-served-") as folder:
         table_uri, index_uri = join(folder, "vectors"), join(folder, "index")
-        Path(table_uri, "v1").mkdir(parents=True)
-        pq.write_table(table, Path(table_uri, "v1", "part-00000.parquet"))
+        write_vectors(join(table_uri, "v1", "part-00000.parquet"), item_ids, vectors)
         seal(table_uri, "v1", "embedding-table")
         build_index(table_uri, index_uri, config)
         return Index.open(index_uri)

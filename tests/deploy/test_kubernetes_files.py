@@ -114,10 +114,11 @@ def test_the_autoscaler_reads_what_is_meant() -> None:
     assert "GPU" not in types["cpu"]["resources"]
 
 
-def test_serve_takes_the_config_and_it_is_that_of_the_application() -> None:
+def test_serve_takes_the_config_and_it_is_that_of_the_applications() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from serve_apps.app import ServeArgs
+    from serve_apps.recommend_app import RecommendArgs
 
     (service,) = documents(FOLDER / "rayservice.yaml")
     found = yaml.safe_load(service["spec"]["serveConfigV2"])
@@ -125,24 +126,28 @@ def test_serve_takes_the_config_and_it_is_that_of_the_application() -> None:
     own = yaml.safe_load((ROOT / "serve_apps" / "config.yaml").read_text())
     assert own["http_options"].pop("host") == "127.0.0.1"
     assert found["http_options"].pop("host") == "0.0.0.0"
-    args, own_args = (one["applications"][0]["args"] for one in (found, own))
-    ServeArgs.model_validate(args)
-    for name in ("encoder", "index"):
-        assert args.pop(name) == "s3://BUCKET/" + own_args.pop(name)
-    for one, least in ((found, 2), (own, 1)):
-        for deployment in one["applications"][0]["deployments"]:
-            assert deployment["autoscaling_config"].pop("min_replicas") == least
+    kinds = {"content": ServeArgs, "recommend": RecommendArgs}
+    for theirs, ours in zip(found["applications"], own["applications"], strict=True):
+        kinds[theirs["name"]].model_validate(theirs["args"])
+        for name in ("encoder", "index", "rows"):
+            if name in ours["args"]:
+                assert theirs["args"].pop(name) == "s3://BUCKET/" + ours["args"].pop(name)
+        for application, least in ((theirs, 2), (ours, 1)):
+            for deployment in application["deployments"]:
+                assert deployment["autoscaling_config"].pop("min_replicas") == least
     assert found == own
 
 
 def test_a_service_of_another_run_is_another_cluster() -> None:
     """KubeRay brings up a second cluster for a change below rayClusterConfig alone."""
     (service,) = documents(FOLDER / "rayservice.yaml")
-    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    applications = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    args = [one["args"] for one in applications]
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]
     run = head["template"]["metadata"]["annotations"]["raycall/run"]
-    assert {args["encoder"], args["index"]} == {
-        f"s3://BUCKET/runs/{run}/{name}" for name in ("encoder", "index")
+    assert {one[name] for one in args for name in ("encoder", "index", "rows") if name in one} == {
+        f"s3://BUCKET/runs/{run}/{name}"
+        for name in ("encoder", "index", "users/encoder", "users/index", "users/sequences")
     }
 
 

@@ -106,9 +106,10 @@ def test_the_service_is_pointed_at_the_bucket(tmp_path: Path) -> None:
     (line,) = [one for one in commands() if one.startswith("sed ") and "serve.yaml" in one]
     made = tmp_path / "serve.yaml"
     run(line.replace("/tmp/serve.yaml", str(made)), ROOT, BUCKET="mine")
-    (application,) = yaml.safe_load(made.read_text())["applications"]
-    assert application["args"]["encoder"] == "s3://mine/runs/demo/encoder"
-    assert application["args"]["index"] == "s3://mine/runs/demo/index"
+    content, recommend = (a["args"] for a in yaml.safe_load(made.read_text())["applications"])
+    assert content["encoder"] == "s3://mine/runs/demo/encoder"
+    assert content["index"] == "s3://mine/runs/demo/index"
+    assert recommend["rows"] == "s3://mine/runs/demo/users/sequences"
 
 
 @pytest.mark.parametrize("page", ["docs/operations.md", "README.md"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ _SMALL = [
     "recipe.train.steps=6",
     "recipe.train.checkpoint_every=3",
     "recipe.train.validate_every=3",
+    "users.recipe.train.steps=6",
+    "users.recipe.train.batch_size=16",
 ]
 
 
@@ -75,6 +78,9 @@ def test_sigterm_ends_training_with_a_checkpoint_and_status_0(
 def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
     out, printed = finished
     assert "nearest to" in printed
+    assert re.search(
+        r"recommended to u\d+, by model \w+, from (\d+) of their \1 events:\n ", printed
+    )
     versions = {
         kind: read_manifest(str(out / folder), kind)
         for folder, kind in (
@@ -89,6 +95,20 @@ def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
     assert versions["content-encoder"].lineage["content-rows"] == rows.version
     assert versions["index"].lineage["encoder"] == versions["content-encoder"].version
     assert versions["index"].config["num_items"] == 160
+    users = {
+        kind: read_manifest(str(out / "users" / folder), kind)
+        for folder, kind in (
+            ("sequences", "sequence-rows"),
+            ("encoder", "sequence-encoder"),
+            ("index", "index"),
+        )
+    }
+    made = users["sequence-rows"]
+    assert (made.metrics["domain"], made.metrics["cutoff"]) == ("video", rows.metrics["cutoff"])
+    assert users["sequence-encoder"].lineage["sequence-rows"] == made.version
+    assert users["sequence-encoder"].metrics["cutoff"] == rows.metrics["cutoff"]
+    assert users["index"].lineage["encoder"] == users["sequence-encoder"].version
+    assert users["index"].config["num_items"] == made.metrics["num_items"]
 
     figures = json.loads((out / "report" / "metrics.json").read_text())
     assert figures
@@ -115,6 +135,7 @@ def test_given_again_it_runs_what_changed_and_says_so_before(
         return [(line.split()[0], line.split(maxsplit=1)[1][:7].strip()) for line in lines]
 
     names = ["tables", "rows", "encoder", "embeddings", "index", "report"]
+    names += ["behaviour", "sequences", "users", "items", "item-index"]
     assert said() == [(name, "done") for name in names]
     todo = dict(said("index.recall_target=0.5"))
     assert [name for name in names if todo[name] == "to do"] == ["index", "report"]
@@ -126,7 +147,7 @@ def test_given_again_it_runs_what_changed_and_says_so_before(
 
     assert pipeline.main([*command, "index.recall_target=0.5"]) == 0
     printed = capsys.readouterr().out
-    for name in names[1:4]:
+    for name in (*names[1:4], *names[6:]):
         assert f"{name}: done already" in printed
     assert "index: 160 items" in printed
 
@@ -138,6 +159,7 @@ def test_a_wrong_source_recipe_or_override_is_refused(capsys: pytest.CaptureFixt
         (["--recipe", "rec.recipes"], "expected MODULE:FUNCTION"),
         (["--set", "recipe.train.stepz=1"], "no field 'stepz'; there are: steps"),
         (["--set", "source.num_items=many"], "source"),
+        (["--ask-user", "u1", "--set", "users=null"], "nothing is made of what users did"),
     ):
         assert pipeline.main(["--out", "unused", *arguments]) == 1
         assert message in capsys.readouterr().err

@@ -26,13 +26,14 @@ Main = Callable[[list[str]], int]
         (recall.main, ["--recipe", "rec.recipes.matching:dssm"], ["model.temperature = 0.07"]),
         (pipeline.main, [], ["recipe.train.steps = 200", "source.num_items = 500", "index."]),
         (pipeline.main, ["--recipe", "rec.recipes.content:debug"], ["recipe.train.steps = 30"]),
-        (pipeline.main, ["--source", "exercises"], ["source.path = PATH"]),
+        (pipeline.main, [], ["users.recipe.train.steps = 300", "users.domain = None"]),
+        (pipeline.main, ["--source", "exercises"], ["source.path = PATH", "users = None"]),
         (sequences.main, [], ["min_item_events = 1  (int)", "items.list_separator = |"]),
         (embed.main, [], ["batch_size = "]),
         (evaluate.main, [], ["max_items = "]),
         (evaluate.main, ["--rows", "ROWS"], ["tune_users = 5000  (int)", "index.factory = "]),
         (index.main, [], ["recall_target = "]),
-        (serve.main, [], ["limits.max_k = 1000  (int)"]),
+        (serve.main, [], ["limits.max_k = 1000  (int)", "users.limits.max_history = 5000  (int)"]),
     ],
 )
 def test_help_lists_the_settings(

@@ -1,7 +1,8 @@
-"""A small real encoder with random weights, an index of what it makes of twelve items."""
+"""Small real encoders with random weights, of items and of users, and indexes of their items."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,13 @@ from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfi
 from rec.models.content.encoder import ContentEncoder, load_encoder, save_encoder
 from rec.models.content.encoders import new_backbones
 from rec.models.content.pretrain import ContentPretrainer
+from rec.recipes import matching, sequence
 from rec.retrieval.build import build_index
+from rec.runtime.item_vectors import publish_item_vectors
 from rec.schema import EMBEDDINGS
+from serve_apps.recommend import Places
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "support"))
 
 TEXTS = [
     f"{adjective} {noun}"
@@ -99,3 +105,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     vectors = encoder.encode_items(TEXTS, [[data] for data in pictures])
     index_uri = _publish_index(folder, ids, vectors, encoder.version)
     return Served(encoder_uri, index_uri, encoder, ids, TEXTS, pictures, vectors)
+
+
+@pytest.fixture(scope="session")
+def recommendable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Places]:
+    """Encoders of users with the indexes of their items, and rows that all of them are of."""
+    from sequence_cases import publish_rows
+
+    folder = tmp_path_factory.mktemp("recommendable")
+    rows, found = publish_rows(folder), dict[str, Places]()
+    for name, recipe in (("sasrec", sequence.debug_sampled()), ("dssm", matching.debug())):
+        torch.manual_seed(0)
+        places = Places(
+            encoder=f"{folder}/{name}/encoder", index=f"{folder}/{name}/index", rows=rows
+        )
+        recipe.export(recipe.build(rows), rows, places.encoder, {})
+        publish_item_vectors(places.encoder, f"{folder}/{name}/items")
+        build_index(f"{folder}/{name}/items", places.index)
+        found[name] = places
+    return found

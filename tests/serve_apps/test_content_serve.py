@@ -32,30 +32,44 @@ CONFIG = Path(__file__).parents[2] / "serve_apps" / "config.yaml"
 def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from serve_apps import app
+    from serve_apps import app, recommend_app
+    from serve_apps.recommend_gateway import PATH
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
-    (application,) = config.applications
-    assert application.import_path == "serve_apps.app:build"
-    assert app.ServeArgs.model_validate(application.args).limits == app.Limits()
+    content, recommend = config.applications
+    assert content.import_path == "serve_apps.app:build"
+    assert app.ServeArgs.model_validate(content.args).limits == app.Limits()
+    assert (recommend.import_path, recommend.route_prefix) == (
+        "serve_apps.recommend_app:build",
+        PATH,
+    )
+    limits = recommend_app.RecommendArgs.model_validate(recommend.args).limits
+    assert limits == recommend_app.RecommendLimits()
     # Ray converts `args` only where the annotation is a class and not a string
     assert inspect.signature(app.build).parameters["args"].annotation is app.ServeArgs
-    deployments = {d.name: d for d in application.deployments}
-    assert set(deployments) == {"Encoder", "Knn", "Gateway"}
-    for code in (app.Encoder, app.Knn, app.Gateway):
-        stated = deployments[code.name]
-        assert stated.max_ongoing_requests == code.max_ongoing_requests == 64
-        assert stated.max_queued_requests == code.max_queued_requests == 256
+    taken = inspect.signature(recommend_app.build).parameters["args"].annotation
+    assert taken is recommend_app.RecommendArgs
+    for application, deployments in (
+        (content, (app.Encoder, app.Knn, app.Gateway)),
+        (recommend, (recommend_app.Recommend, recommend_app.RecommendGateway)),
+    ):
+        stated = {d.name: d for d in application.deployments}
+        assert set(stated) == {code.name for code in deployments}
+        for code in deployments:
+            assert stated[code.name].max_ongoing_requests == code.max_ongoing_requests == 64
+            assert stated[code.name].max_queued_requests == code.max_queued_requests == 256
 
 
 @pytest.fixture(scope="module")
-def url(ray_local: None, served: Any) -> Iterator[str]:
+def url(ray_local: None, served: Any, recommendable: Any) -> Iterator[str]:
     from serve_apps.app import Limits, ServeArgs
     from serve_apps.launch import serving
+    from serve_apps.recommend_app import RecommendArgs
 
     limits = Limits(max_inputs=4, max_k=20, max_body_bytes=200_000)
     args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, limits=limits)
-    with serving(args, port=0) as url:
+    users = RecommendArgs(**recommendable["sasrec"].model_dump())
+    with serving(args, users, port=0) as url:
         yield url
 
 
@@ -99,6 +113,30 @@ def test_neighbours_over_http(served: Any, url: str) -> None:
 
 
 @pytest.mark.ray
+def test_recommendations_over_http(recommendable: Any, url: str) -> None:
+    """Beside the content service, below a prefix of their own; callers all at once."""
+    from rec.models.sequence.encoder import load_encoder
+    from serve_apps.launch import call
+
+    encoder = load_encoder(recommendable["sasrec"].encoder)
+    vectors = encoder.item_vectors().numpy()
+    asked = [[f"item{(3 * n + step) % 28}" for step in range(1 + n % 5)] for n in range(32)]
+
+    def recommend(history: list[str]) -> list[str]:
+        return call(f"{url}/v1/recommend", {"history": history, "k": 4})["ids"]
+
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(recommend, asked))
+    for history, ids in zip(asked, found, strict=True):
+        scores = vectors @ encoder.encode_user([history]).vectors[0, 0].numpy()
+        best = [encoder.item_ids[i] for i in np.argsort(-scores)]
+        assert ids == [item_id for item_id in best if item_id not in history][:4]
+    assert call(f"{url}/v1/recommend", {"user": "nobody"})["source"] == "popular"
+    assert call(f"{url}/v1/recommend/healthz") == {"status": "ok"}
+    assert call(f"{url}/v1/recommend/version")["model_version"] == encoder.version
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
@@ -112,6 +150,9 @@ def test_neighbours_over_http(served: Any, url: str) -> None:
         ("/v1/embed", {"inputs": [{"image": "?"}]}, "422 .*not base64"),
         ("/v1/embed", {"inputs": [{"image": "aGk="}]}, "422 .*not a picture"),
         ("/v1/embed", {"inputs": [{"text": "x" * 300_000}]}, "413 .*200000 bytes"),
+        ("/v1/recommend", {"history": ["gone"]}, "404 .*unknown_items.*none of its 1 items"),
+        ("/v1/recommend", {}, "422 .*exactly one of: history; user"),
+        ("/v1/recommend/other", None, "404 .*not_found.*/v1/recommend/other"),
         ("/v1/other", None, "404 .*not_found"),
     ],
 )
@@ -222,3 +263,26 @@ def test_the_command_says_what_is_wrong(served: Any, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "manifest.json: not found" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "nothing to serve: give --encoder, --index, or --user-encoder"),
+        (["--encoder", "a"], "--index: missing; --encoder, --index go together"),
+        (["--sequences", "a"], "--user-encoder, --item-index: missing"),
+        (["--encoder", "a", "--index", "b", "--ask-user", "u"], "--ask-user needs --user-encoder"),
+        (
+            ["--user-encoder", "a", "--item-index", "b", "--sequences", "c", "--ask", "t"],
+            "--ask and --ask-image need --encoder",
+        ),
+        (["--encoder", "a", "--index", "b", "--set", "users.limits.max_k=3"], "are not served"),
+    ],
+)
+def test_the_command_serves_whole_parts(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from serve_apps.__main__ import main
+
+    assert main(given) == 1
+    assert said in capsys.readouterr().err

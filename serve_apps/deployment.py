@@ -1,0 +1,70 @@
+"""What the applications' deployments on Ray Serve have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from serve_apps.errors import ApiError
+
+R = TypeVar("R")
+
+# Serve's defaults are five requests at once a replica, an endless queue and no deadline.
+COMMON: dict[str, Any] = {
+    "max_ongoing_requests": 64,
+    "max_queued_requests": 256,
+    "health_check_period_s": 10,
+    "health_check_timeout_s": 30,
+    "graceful_shutdown_timeout_s": 20,
+    "graceful_shutdown_wait_loop_s": 0.2,
+    "max_constructor_retry_count": 3,
+}
+
+
+async def answered(answer: Awaitable[R]) -> R | ApiError:
+    """The answer, or as a value the ApiError that it raised: Ray wraps what is raised."""
+    try:
+        return await answer
+    except ApiError as error:
+        return error
+
+
+async def ask(timeout_s: float, method: Any, *args: Any) -> Any:
+    """What a deployment's method returns, by a deadline.
+
+    Raises:
+        ApiError: the one that it returned, or 503 and 504 where there is no answer.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await method.remote(*args)
+    except TimeoutError as error:
+        raise ApiError(504, "timeout", f"no answer within {timeout_s} s") from error
+    except BackPressureError as error:
+        raise ApiError(503, "overloaded", "too many requests", retry_after_s=1) from error
+    except (DeploymentUnavailableError, RayActorError) as error:
+        raise ApiError(
+            503, "unavailable", "a replica is being replaced", retry_after_s=1
+        ) from error
+    if isinstance(answer, ApiError):
+        raise answer
+    return answer
+
+
+def check_transport(max_body_bytes: int) -> None:
+    """Replicas that talk by gRPC drop messages over 4 MiB unless told otherwise: large pictures
+    would end in a 500, so that is refused at the start."""
+    if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") != "1":
+        return
+    name = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+    allowed = int(os.environ.get(name, 4 << 20))
+    if allowed < max_body_bytes:
+        raise ValueError(
+            f"with RAY_SERVE_THROUGHPUT_OPTIMIZED=1 replicas take messages of {allowed} bytes, "
+            f"limits.max_body_bytes is {max_body_bytes}: set {name}={max_body_bytes} on the cluster"
+        )

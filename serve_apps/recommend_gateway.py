@@ -1,0 +1,95 @@
+"""The HTTP face of recommendations: checks requests, asks a backend, answers in JSON.
+
+Knows nothing of Ray. Refusals are those of `serve_apps.web`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from fastapi import FastAPI
+from pydantic import Field
+
+from rec.config import Config
+from rec.retrieval.index import MAX_EXCLUDED, MAX_K
+from serve_apps.api import RecommendRequest, RecommendResponse, RecommendVersion
+from serve_apps.errors import ApiError, invalid
+from serve_apps.web import add_health, check_version, new_app
+
+PATH = "/v1/recommend"  # Serve's prefix of this application
+
+
+class Asked(NamedTuple):
+    """A checked request: a history or a user, not both."""
+
+    history: Sequence[str] | None  # item ids, the newest last
+    user: str | None
+    k: int  # 1 to 10,000
+    exclude: Sequence[str] = ()  # at most MAX_EXCLUDED
+    exclude_seen: bool = True
+
+
+class Recommended(NamedTuple):
+    ids: list[str]  # the best first, at most k
+    scores: list[float]
+    source: Literal["model", "popular"]
+    num_known: int  # events of the history whose items the model knows
+    num_unknown: int
+
+
+class RecommendLimits(Config):
+    """How much one request may ask."""
+
+    max_k: int = Field(default=1000, ge=1, le=MAX_K)
+    max_history: int = Field(default=5000, ge=1, le=MAX_EXCLUDED)  # items of a request's history
+    max_exclude: int = Field(default=5000, ge=0, le=MAX_EXCLUDED)
+    max_body_bytes: int = Field(default=1 << 20, ge=1)
+
+
+class RecommendBackend(Protocol):
+    """What answers. Both methods raise ApiError."""
+
+    async def recommend(self, asked: Asked) -> Recommended: ...
+
+    async def canary(self) -> None:
+        """One small history, compared with what must come out."""
+        ...
+
+
+def make_recommend_app(
+    backend: RecommendBackend, version: RecommendVersion, limits: RecommendLimits
+) -> FastAPI:
+    """The service as an ASGI application; all its routes are below PATH."""
+    app = new_app("Raycall recommendations", version.raycall, limits.max_body_bytes, below=PATH)
+
+    @app.post(PATH, summary="Items for a user")
+    async def recommend(body: RecommendRequest) -> RecommendResponse:
+        check_version(body.model_version, version.model_version)
+        if body.domain is not None and body.domain != version.domain:
+            message = f"domain: {body.domain!r} asked, {version.domain!r} is served"
+            raise ApiError(404, "unknown_domain", message)
+        if body.k > limits.max_k:
+            raise invalid(f"k: {body.k}, expected 1 to {limits.max_k}")
+        _check_count("history", len(body.history or ()), limits.max_history)
+        _check_count("exclude", len(body.exclude), limits.max_exclude)
+        found = await backend.recommend(
+            Asked(body.history, body.user, body.k, body.exclude, body.exclude_seen)
+        )
+        return RecommendResponse(
+            **found._asdict(),
+            model_version=version.model_version,
+            index_version=version.index_version,
+        )
+
+    @app.get(f"{PATH}/version", summary="What is being served")
+    async def get_version() -> RecommendVersion:
+        return version
+
+    add_health(app, f"{PATH}/healthz", backend.canary)
+    return app
+
+
+def _check_count(name: str, number: int, limit: int) -> None:
+    if number > limit:
+        raise invalid(f"{name}: {number} ids, expected at most {limit}; give the latest")

@@ -1,0 +1,156 @@
+"""What the HTTP services have in common: refusals in one form, limits, no way to end in a 5xx.
+
+Knows nothing of Ray. Every refusal is `{"error": {"type", "message"}}`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_apps.api import ErrorResponse
+from serve_apps.errors import ApiError, invalid
+
+logger = logging.getLogger(__name__)
+
+_STATUS_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def new_app(title: str, version: str, max_body_bytes: int, below: str = "") -> FastAPI:
+    """An application without routes that answers whatever goes wrong in the one form.
+
+    Args:
+        title, version: for its documentation, at `below`/docs.
+        max_body_bytes: reading more of a body is a 413.
+        below: path that all its routes begin with; its own where Serve puts it below that path.
+    """
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse} for status in (400, 404, 409, 413, 415, 422, 503, 504)
+    }
+    app = FastAPI(
+        title=title,
+        version=version,
+        responses=refusals,
+        docs_url=f"{below}/docs",
+        redoc_url=None if below else "/redoc",
+        openapi_url=f"{below}/openapi.json",
+    )
+    app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
+    if below:
+        app.add_middleware(_WholePath, below=below)
+    _add_error_handlers(app)
+    return app
+
+
+def add_health(app: FastAPI, path: str, canary: Callable[[], Awaitable[None]]) -> None:
+    """GET `path` is 200 where `canary` raises no ApiError, else 503 with its message."""
+
+    @app.get(path, summary="Whether a small request comes out as it must")
+    async def healthz() -> dict[str, str]:
+        try:
+            await canary()
+        except ApiError as error:
+            raise ApiError(503, "not_ready", error.message, retry_after_s=1) from error
+        return {"status": "ok"}
+
+
+def check_version(asked: str | None, served: str) -> None:
+    """Refuse (409) a request that is for another model than the one that is served."""
+    if asked is not None and asked != served:
+        raise ApiError(
+            409,
+            "model_mismatch",
+            f"model_version: {asked!r} asked, {served!r} is served; vectors of "
+            "different models cannot be compared",
+        )
+
+
+class _BodyLimit:
+    """ASGI middleware: reading more than `max_bytes` of a body is a 413."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise HTTPException(413, f"body: more than {self._max_bytes} bytes")
+            return message
+
+        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+
+
+class _WholePath:
+    """ASGI middleware: routes are matched with the path as it was asked for, `below` included."""
+
+    def __init__(self, app: ASGIApp, below: str) -> None:
+        self._app = app
+        self._below = below
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            root = scope.get("root_path", "").removesuffix(self._below)
+            scope = {**scope, "root_path": root}
+        await self._app(scope, receive, send)
+
+
+def _refusal(error: ApiError) -> JSONResponse:
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    # an echo of half a surrogate pair could not be encoded
+    message = error.message.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse(
+        {"error": {"type": error.kind, "message": message}}, error.status, headers=headers
+    )
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """Pydantic's ("body", "inputs", 0, "text") as inputs[0].text."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:]]
+    return "".join(parts).lstrip(".") or "body"
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return _refusal(error)
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = _STATUS_KINDS.get(error.status_code, "bad_request")
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return _refusal(ApiError(error.status_code, kind, detail))
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first, *others = error.errors()
+        if first["type"] == "json_invalid":
+            place = f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}"
+            return _refusal(ApiError(400, "malformed_json", place))
+        if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+            message = "body: expected JSON with the header Content-Type: application/json"
+            return _refusal(ApiError(415, "unsupported_media_type", message))
+        more = f" (and {len(others)} more)" if others else ""
+        message = first["msg"].removeprefix("Value error, ")
+        return _refusal(invalid(f"{_path(first['loc'])}: {message}{more}"))
+
+    async def on_failure(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return _refusal(ApiError(500, "internal", "failed; the server's log has the reason"))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_failure)
