@@ -70,13 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     try:
         config = EmbedConfig().override(given.set)
-        if read_manifest(given.encoder).kind == USERS:
-            if given.rows or given.set:
-                raise ConfigError(f"{given.encoder} holds its items' vectors: no --rows, no --set")
+        if given.rows is None:  # works in this process, on any cluster
+            if read_manifest(given.encoder).kind != USERS:
+                raise ConfigError(f"give --rows, what {given.encoder} is to embed")
+            if given.set:
+                raise ConfigError(f"{given.encoder} holds its items' vectors: no --set")
             run_items(given.encoder, given.out)
             return 0
-        if given.rows is None:
-            raise ConfigError(f"give --rows, what {given.encoder} is to embed")
         start_ray(given)
         run(given.encoder, given.rows, given.out, config)
     except (ArtifactError, ConfigError, EmbedError) as error:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from jobs.embed import main
-from rec.artifacts import open_artifact, read_manifest
+from rec.artifacts import ArtifactError, open_artifact, read_manifest
 from rec.models.sequence.encoder import save_encoder
 from rec.nn.users import PooledConfig, build_body
 from rec.retrieval.build import build_index
 from rec.retrieval.index import Index
 from rec.runtime import item_vectors
+from rec.runtime.embed import embed
 from rec.schema import EMBEDDINGS
 
 IDS = [f"i{n}" for n in range(7)]
@@ -84,9 +85,10 @@ def test_rows_go_with_the_other_kind_of_encoder(
     encoder = str(tmp_path / "encoder")
     save_encoder(Trained(0), pa.array(IDS), encoder)
     places = ["--encoder", encoder, "--out", str(tmp_path / "items")]
-    for more in (["--rows", str(tmp_path)], ["--set", "batch_size=3"]):
-        assert main([*places, *more]) == 1
-        assert "holds its items' vectors: no --rows, no --set" in capsys.readouterr().err
+    assert main([*places, "--set", "batch_size=3"]) == 1
+    assert "holds its items' vectors: no --set" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match="content-encoder"):
+        embed(encoder, str(tmp_path), str(tmp_path / "items"))
     assert main(["--encoder", str(tmp_path), "--out", "x"]) == 1
     assert "not found; expected a published artifact" in capsys.readouterr().err
     manifest = Path(encoder, "manifest.json")
