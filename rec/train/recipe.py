@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 import torch
+from pydantic import Field
 
 from rec.config import Config
 from rec.contract import Trainable
@@ -17,22 +18,23 @@ B = TypeVar("B")
 class TrainConfig(Config):
     """Everything the loop needs that does not depend on the model."""
 
-    steps: int = 1000  # optimiser steps
-    batch_size: int = 64  # rows an optimiser step, over all ranks
-    micro_batches: int = 1  # forward passes a step and rank; GradCache where losses couple rows
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.05
-    warmup_steps: int = 100
+    steps: int = Field(default=1000, ge=1)  # optimiser steps
+    batch_size: int = Field(default=64, ge=1)  # rows an optimiser step, over all ranks
+    # forward passes a step and rank; GradCache where losses couple rows
+    micro_batches: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=3e-4, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Field(default=1.0, ge=0)
     engine: Literal["plain", "ddp", "deepspeed"] = "plain"
     zero_stage: Literal[0, 1, 2, 3] = 1  # for deepspeed
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 200
-    validate_every: int = 200
-    keep_checkpoints: int = 2  # besides the best one
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    validate_every: int = Field(default=200, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)  # besides the best one
 
 
 class Recipe(Protocol[B]):

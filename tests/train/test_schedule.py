@@ -9,6 +9,7 @@ import torch
 from tiny_ranks import batch_of
 from tiny_recipe import TinyRecipe
 
+from rec.config import ConfigError
 from rec.train.engine import PlainEngine, clip_gradients
 from rec.train.gradient import backpropagate
 from rec.train.recipe import TrainConfig
@@ -67,3 +68,11 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
     engine.step(0.25)
     rates = [group["lr"] for group in engine._optimizer.param_groups]
     assert rates == [0.25e-2, 0.125e-2]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["steps=0", "batch_size=-8", "micro_batches=0", "log_every=0", "checkpoint_every=0"]
+)
+def test_numbers_that_no_run_can_have_are_refused_by_name(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{wrong.split('=')[0]}: .* greater than or equal to 1"):
+        TrainConfig().override([wrong])
