@@ -29,7 +29,7 @@ class _Exercise(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    id: str
+    id: Annotated[str, StringConstraints(min_length=1)]
     name: str
     category: str
     equipment: str | None = None

@@ -99,6 +99,10 @@ def without(row: dict[str, Any], field: str) -> dict[str, Any]:
         (without(exercise("b"), "name"), ", column 'name', row 2: Field required"),
         (exercise("b", name=5), ", column 'name', row 2: Input should be a valid string (got 5)"),
         (
+            exercise("b") | {"id": ""},
+            ", column 'id', row 2: String should have at least 1 character (got '')",
+        ),
+        (
             exercise("b", instructions=["a", 1]),
             ", column 'instructions.1', row 2: Input should be a valid string (got 1)",
         ),
