@@ -33,7 +33,8 @@ from rec.sources import FolderSource
 _RATE, _SECONDS = 25, 8
 
 
-def _scene(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+def scene(random: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8 in soft colours."""
     coarse = random.integers(0, 256, (9, 16, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -45,15 +46,15 @@ def _samples(random: np.random.Generator, seconds: float) -> np.ndarray:
     return (tone + random.normal(0, 800, len(time))).astype(np.int16)[None]
 
 
-def _video(random: np.random.Generator) -> bytes:
-    """Four scenes that pan, with sound."""
+def video(random: np.random.Generator) -> bytes:
+    """An MP4 file of four scenes that pan, with sound."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as out:
         pictures = out.add_stream("libx264", rate=_RATE, options={"preset": "veryfast"})
         pictures.width, pictures.height, pictures.pix_fmt = 640, 360, "yuv420p"
-        sound = out.add_stream("aac", rate=16_000, layout="mono")
+        heard = out.add_stream("aac", rate=16_000, layout="mono")
         for _ in range(4):
-            wide = _scene(random, 700, 360)
+            wide = scene(random, 700, 360)
             for at in range(_RATE * _SECONDS // 4):
                 picture = np.ascontiguousarray(wide[:, at : at + 640])
                 out.mux(pictures.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
@@ -63,12 +64,12 @@ def _video(random: np.random.Generator) -> bytes:
             piece = np.ascontiguousarray(samples[:, start : start + 1024])
             frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
             frame.sample_rate, frame.time_base, frame.pts = 16_000, Fraction(1, 16_000), start
-            out.mux(sound.encode(frame))
-        out.mux(sound.encode())
+            out.mux(heard.encode(frame))
+        out.mux(heard.encode())
     return target.getvalue()
 
 
-def _sound(random: np.random.Generator) -> bytes:
+def sound(random: np.random.Generator) -> bytes:
     target = io.BytesIO()
     with av.open(target, "w", format="wav") as out:
         stream = out.add_stream("pcm_s16le", rate=16_000, layout="mono")
@@ -83,10 +84,10 @@ def make_folder(folder: Path, items: int, distinct: int) -> None:
     """items.csv and a file of its own for each item, of so many contents of each kind."""
     random = np.random.default_rng(0)
     pictures = [
-        cv2.imencode(".jpg", _scene(random, 1280, 960))[1].tobytes() for _ in range(distinct)
+        cv2.imencode(".jpg", scene(random, 1280, 960))[1].tobytes() for _ in range(distinct)
     ]
-    videos = [_video(random) for _ in range(distinct)]
-    sounds = [_sound(random) for _ in range(distinct)]
+    videos = [video(random) for _ in range(distinct)]
+    sounds = [sound(random) for _ in range(distinct)]
     kinds = [(videos, "mp4"), (pictures, "jpg"), (videos, "mp4"), (sounds, "wav")]
     lines = ["item_id,title,files"]
     for n in range(items):

@@ -1,4 +1,4 @@
-"""Interactions to per-user sequences in Parquet beside polars, DuckDB and PySpark; growth; faults.
+"""Interactions to per-user sequences in Parquet beside polars, DuckDB and PySpark, and growth.
 
 Every engine runs as a process of its own, start included, ours as the job that a user runs
 (`python -m jobs.behaviour`), which also checks every row, looks for bots and duplicates, keeps a
@@ -12,7 +12,6 @@ an environment of their own:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -21,65 +20,29 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import psutil
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from bench.harness import RESULTS, PeakMemory, Report, main
+from bench.logs import checksum, write_logs
 from bench.peers_sequences import EVENTS, MAX_LENGTH, MIN_DWELL_MS
 from bench.workload import cores
 from rec.artifacts import read_manifest
-from rec.data.behaviour import KIND, read_ledger
-from rec.data.shuffle import hash_strings, mix
+from rec.data.behaviour import KIND
 
 PEERS = ("polars", "duckdb", "pyspark")
-_FILE_ROWS = 1_000_000
-_START = 1_767_225_600_000_000  # 2026-01-01, microseconds
-_DAYS = 30
-_ROWS_A_USER = 100
 
 
-def write_logs(folder: Path, num_rows: int) -> None:
-    """Skewed users and items over 30 days, in files by time; no two rows have the same time."""
-    folder.mkdir(parents=True)
-    num_users = max(1, num_rows // _ROWS_A_USER)
-    step = _DAYS * 86_400_000_000 // num_rows
-    for start in range(0, num_rows, _FILE_ROWS):
-        rows = min(_FILE_ROWS, num_rows - start)
-        random = np.random.default_rng([0, start])
-        users = (random.random(rows) ** 2 * num_users).astype(np.int64)
-        items = (random.random(rows) ** 3 * 500_000).astype(np.int64)
-        times = _START + (start + np.arange(rows)) * step + random.integers(0, step, rows)
-        events = random.choice(3, rows, p=[0.2, 0.5, 0.3])
-        table = pa.table(
-            {
-                "user_id": pc.binary_join_element_wise("user", pa.array(users).cast("string"), "-"),
-                "item_id": pc.binary_join_element_wise("item", pa.array(items).cast("string"), "-"),
-                "event": pa.array(["impression", "click", "watch"]).take(pa.array(events)),
-                "value": pa.array(random.random(rows, np.float32)),
-                "dwell_ms": pa.array(random.integers(0, 30_000, rows)),
-                "event_time": pa.array(times, pa.timestamp("us", "UTC")),
-            }
-        )
-        pq.write_table(table, folder / f"part-{start // _FILE_ROWS:05d}.parquet")
-
-
-def ours(logs: Path, out: Path) -> list[str]:
-    """The command of the job, with the peers' filters."""
+def ours(logs: Path, out: Path, cutoff: str = "2030-01-01", more: Sequence[str] = ()) -> list[str]:
+    """The command of the job, with the peers' filters and `more` settings."""
     settings = [
         f"filters.events={json.dumps(EVENTS)}",
         f"filters.min_dwell_ms={MIN_DWELL_MS}",
         f"sequences.max_length={MAX_LENGTH}",
     ]
     job = [sys.executable, "-m", "jobs.behaviour", "--logs", str(logs), "--out", str(out)]
-    return [*job, "--cutoff", "2030-01-01", "--set", *settings]
+    return [*job, "--cutoff", cutoff, "--set", *settings, *more]
 
 
 def peer(python: str, engine: str, logs: Path, out: Path) -> list[str]:
@@ -104,35 +67,6 @@ def timed(command: Sequence[str]) -> tuple[float, int]:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         done.check_returncode()
     return seconds, memory.peak
-
-
-def checksum(folder: Path) -> tuple[int, int]:
-    """Events, and a sum over them of a hash of user, place, item, time and weight.
-
-    Equal for equal rows, in whatever order the users are and in whatever files.
-    """
-    count, total = 0, 0
-    for file in sorted(folder.rglob("*.parquet")):
-        names = ["user_id", "item_ids", "event_times", "weights"]
-        for batch in pq.ParquetFile(file).iter_batches(65_536, columns=names):
-            lists = batch.column("item_ids")
-            sizes = pc.list_value_length(lists).to_numpy()
-            place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            time = batch.column("event_times").flatten().cast(pa.timestamp("us", "UTC"))
-            weight = batch.column("weights").flatten().to_numpy().view(np.uint32)
-            parts = [
-                np.repeat(hash_strings(batch.column("user_id").cast(pa.string())), sizes),
-                place.astype(np.uint64),
-                hash_strings(lists.flatten().cast(pa.string())),
-                time.cast(pa.int64()).to_numpy().astype(np.uint64),
-                weight.astype(np.uint64),
-            ]
-            hashed = np.zeros(len(place), np.uint64)
-            for part in parts:
-                hashed = mix(hashed ^ part)
-            count += len(place)
-            total += int(hashed.sum(dtype=np.uint64))
-    return count, total % 2**64
 
 
 def sequences_of(out: Path) -> Path:
@@ -174,7 +108,7 @@ def compare(work: Path, quick: bool, python: str, report: Report) -> None:
 
 
 def grow(work: Path, quick: bool, report: Report) -> None:
-    """Time and peak memory of ours at two sizes, then the large one once more with faults."""
+    """Time and peak memory of ours at two sizes."""
     sizes = (200_000, 2_000_000) if quick else (5_000_000, 50_000_000)
     times, peaks = [], []
     logs, out = work / "logs", work / "out"
@@ -192,50 +126,6 @@ def grow(work: Path, quick: bool, report: Report) -> None:
     bar = None if quick else 1.25  # the quick run's small size does not fill a bucket
     report.add("peak at the large size / at the small one", peaks[1] / peaks[0], bar, True)
     report.note("the exponent includes what starting costs; both sizes fill all cores")
-    clean = checksum(sequences_of(out))
-    shutil.rmtree(out)
-    survive(logs, out, sizes[1], clean, report)
-
-
-def survive(logs: Path, out: Path, num_rows: int, clean: tuple[int, int], report: Report) -> None:
-    """The same rows come out of a log with bad rows and a file twice, while a worker is killed."""
-    folder = logs / "interactions"
-    shutil.copy(folder / "part-00000.parquet", folder / "part-00000-again.parquet")
-    twice = pq.read_metadata(folder / "part-00000.parquet").num_rows
-    lines = ['{"user_id": "", "item_id": "i", "event": "click", "event_time": 1767225600000000}']
-    lines += ["{broken", '{"user_id": "u", "item_id": "i", "event": "click", "event_time": "x"}']
-    bad = num_rows // 1000
-    (folder / "bad.jsonl").write_text("".join(f"{lines[i % 3]}\n" for i in range(bad)))
-    killer = threading.Thread(target=_kill_a_worker, args=(out,), daemon=True)
-    killer.start()
-    took, _ = timed(ours(logs, out))
-    killer.join()
-    report.add("with faults, s", took)
-    report.add("with faults, rows as without (1 = yes)", checksum(sequences_of(out)) == clean, 1)
-    stages = read_ledger(str(out)).stages
-    dropped = [sum(stage.dropped.values()) for stage in stages.values()]
-    lost = num_rows + twice + bad - sum(dropped) - stages["sequences"].rows_out
-    report.add("rows unaccounted for in the ledger, at least", lost, 0)
-    report.add("rows unaccounted for in the ledger, at most", lost, 0, True)
-    wrong = [n for reason, n in stages["read interactions"].dropped.items() if ":" in reason]
-    wrong.append(stages["read interactions"].dropped.get("not a row", 0))
-    report.add("bad rows found / made", sum(wrong) / bad, 1)
-    report.note(
-        f"faults: {bad:,} bad rows, a file of {twice:,} rows twice, a worker killed while it read"
-    )
-
-
-def _kill_a_worker(out: Path) -> None:
-    """End the first busy Ray worker below this process once the job works on its files."""
-    while not list(out.glob("work-*")):
-        time.sleep(0.05)
-    while True:
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.name().startswith("ray::") and "IDLE" not in process.name():
-                    process.kill()
-                    return
-        time.sleep(0.05)
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
