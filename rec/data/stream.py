@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ from pyarrow import fs as pafs
 from rec import artifacts
 
 B = TypeVar("B")
+
+_FOOTERS = 16  # read at once
 
 
 class StreamError(ValueError):
@@ -66,35 +69,32 @@ class Split:
         return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def open_split(uri: str, threads: int = 16) -> Split:
-    """List the Parquet shards directly below `uri`, local or s3://, and read their footers.
+def open_rows(rows: str, kind: str, split: str) -> Split:
+    """The `split` ("train" or "heldout") of the published rows of this kind at `rows`.
+
+    Lists the shards that the manifest names and reads their footers.
 
     Raises:
-        StreamError: the folder is absent or has no *.parquet file.
+        ArtifactError: there are no published rows.
+        StreamError: they have no such split.
     """
+    manifest = artifacts.read_manifest(rows, kind)
+    uri = artifacts.join(rows, manifest.root)
+    names = sorted(name for name in manifest.files if fnmatch(name, f"{split}/*.parquet"))
+    if not names:
+        raise StreamError(f"{uri}/{split}: no Parquet shards are published there")
     files, path = artifacts.filesystem(uri)
-    if files.get_file_info(path).type != pafs.FileType.Directory:
-        raise StreamError(f"{uri}: no such folder; expected Parquet shards there")
-    infos = files.get_file_info(pafs.FileSelector(path))
-    shards = sorted(info.path for info in infos if info.path.endswith(".parquet"))
-    if not shards:
-        raise StreamError(f"{uri}: no *.parquet file in this folder")
 
-    def footer(shard: str) -> list[Unit]:
+    def footer(name: str) -> list[Unit]:
+        shard = f"{path}/{name}"
         with files.open_input_file(shard) as stream:
             meta = pq.read_metadata(stream)
         groups = ((i, meta.row_group(i).num_rows) for i in range(meta.num_row_groups))
         return [Unit(shard, i, n) for i, n in groups if n]
 
-    with ThreadPoolExecutor(threads) as pool:
-        units = tuple(itertools.chain.from_iterable(pool.map(footer, shards)))
-    return Split(uri, files, units)
-
-
-def open_rows(rows: str, kind: str, split: str) -> Split:
-    """The `split` ("train" or "heldout") of the published rows of this kind at `rows`."""
-    manifest = artifacts.read_manifest(rows, kind)
-    return open_split(artifacts.join(rows, manifest.root, split))
+    with ThreadPoolExecutor(_FOOTERS) as pool:
+        units = tuple(itertools.chain.from_iterable(pool.map(footer, names)))
+    return Split(artifacts.join(uri, split), files, units)
 
 
 def _pieces(units: list[Unit], start: int, stop: int) -> list[Piece]:
@@ -135,7 +135,7 @@ class RowStream(Generic[B]):
     the current epoch and misses others; from the next epoch on all is exact again.
 
     Args:
-        split: what `open_rows` or `open_split` gave.
+        split: what `open_rows` gave.
         collate: rows to a batch; runs in `threads` threads, so it should release the GIL.
         batch_size: rows a batch of this rank.
         seed, rank, world: name the order and this rank's part of it.

@@ -24,6 +24,7 @@ from rec import artifacts
 from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
+from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
 from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
 from rec.train.malloc import ONE_ARENA, keep_freed_memory
@@ -93,13 +94,14 @@ def train(
 
     Raises:
         TrainError: recipe, rows and workers do not fit together, or a loss is not finite.
-        ArtifactError: there are no published rows at `rows`.
+        ArtifactError: there are no published rows at `rows`, or a file is not as published.
     """
     loop.check(recipe, max(num_workers, 1))
-    artifacts.read_manifest(rows, recipe.kind)  # before workers are started
+    published = artifacts.read_manifest(rows, recipe.kind)
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")
+    verify(rows, published, on_ray=num_workers > 0)  # before workers are started
     job = Job(recipe, rows, run)
     clear_stop(run)
     with stop_on_sigterm(run):
@@ -217,8 +219,8 @@ def work(
 
 def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
     """The held-out rows, in batches of one micro-batch; None where nothing is held out."""
-    root = artifacts.read_manifest(job.rows, job.recipe.kind).root
-    if not artifacts.exists(artifacts.join(job.rows, root, "heldout")):
+    published = artifacts.read_manifest(job.rows, job.recipe.kind).files
+    if not any(name.startswith("heldout/") for name in published):
         return None
     split = open_rows(job.rows, job.recipe.kind, "heldout")
     if not split.num_rows:

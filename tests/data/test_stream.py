@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec import artifacts
-from rec.data.stream import RowPass, RowStream, Split, StreamError, open_rows, open_split
+from rec.data.stream import RowPass, RowStream, Split, StreamError, open_rows
 
 shard_sizes = st.lists(st.integers(0, 23), min_size=1, max_size=6)
 layout = {
@@ -33,9 +33,12 @@ def written(sizes: list[int], row_group: int) -> Iterator[Split]:
         first = 0
         for i, size in enumerate(sizes):
             table = pa.table({"row": pa.array(range(first, first + size), pa.int64())})
-            pq.write_table(table, f"{folder}/shard-{i:05d}.parquet", row_group_size=row_group)
+            place = Path(folder, "v-1", "train", f"shard-{i:05d}.parquet")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, place, row_group_size=row_group)
             first += size
-        yield open_split(folder)
+        artifacts.seal(folder, "v-1", "content-rows")
+        yield open_rows(folder, "content-rows", "train")
 
 
 def rows_of(table: pa.Table) -> list[int]:
@@ -155,11 +158,17 @@ def test_published_rows_are_opened_and_wrong_places_are_named(tmp_path: Path) ->
     artifacts.seal(tmp_path / "rows", "v-1", "content-rows")
     assert open_rows(str(tmp_path / "rows"), "content-rows", "train").num_rows == 6
     assert open_rows(str(tmp_path / "rows"), "content-rows", "heldout").num_rows == 2
-    with pytest.raises(StreamError, match="test: no such folder"):
+    with pytest.raises(StreamError, match="v-1/test: no Parquet shards are published"):
         open_rows(str(tmp_path / "rows"), "content-rows", "test")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(StreamError, match=r"no \*.parquet"):
-        open_split(str(tmp_path / "empty"))
+
+
+def test_shards_that_were_not_published_are_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "v-1" / "train"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"row": [1, 2]}), folder / "shard-00000.parquet")
+    artifacts.seal(tmp_path, "v-1", "content-rows")
+    pq.write_table(pa.table({"row": [3, 4, 5]}), folder / "shard-00001.parquet")
+    assert open_rows(str(tmp_path), "content-rows", "train").num_rows == 2
 
 
 def test_fingerprint_sees_another_cut() -> None:

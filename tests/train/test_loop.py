@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import TinyRecipe, write_rows
 
-from rec.artifacts import read_manifest
+from rec.artifacts import ArtifactError, read_manifest
 from rec.runtime.train import TrainOutcome, train
 from rec.train import checkpoint
 from rec.train.engine import MODEL_FILE, TrainError
@@ -160,3 +160,14 @@ def test_sigterm_finishes_the_step_and_saves(rows: str, tmp_path: Path) -> None:
     last = max((tmp_path / "train" / "checkpoints").glob("step-*"))
     assert checkpoint.read_state(last).step == step
     assert read_records(str(records.parent))[-1]["step"] == step
+
+
+def test_rows_that_were_altered_are_refused(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path)
+    shard = sorted(Path(rows).rglob("*.parquet"))[0]
+    whole = bytearray(shard.read_bytes())
+    whole[6] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(ArtifactError, match=f"{shard.name}: .*publish again"):
+        here(recipe(steps=4), rows, tmp_path)
+    assert not (tmp_path / "train").exists()
