@@ -170,22 +170,44 @@ class SchemaError(ValueError):
     """Data does not fit its table. The message names file, column, row and what was expected."""
 
 
+# of the years 1 to 9999, in microseconds since 1970
+_YEARS_US = (-62_135_596_800_000_000, 253_402_300_800_000_000)
+
+
 def _first(mask: pa.ChunkedArray | pa.Array) -> int:
     """Position of the first True of a boolean array, or -1."""
     return pc.index(mask, True).as_py()
+
+
+def _shown(value: pa.Scalar) -> str:
+    if pa.types.is_timestamp(value.type):  # Python knows no year after 9999
+        return f"{value.cast(pa.int64()).as_py()}"
+    return f"{value.as_py()!r}"
+
+
+def _check_years(column: pa.ChunkedArray, name: str, place: str, first_row: int) -> None:
+    """Times that Arrow can hold but no Python date, as milliseconds taken for seconds are."""
+    limits = (pa.scalar(number, pa.int64()).cast(TIMESTAMP) for number in _YEARS_US)
+    first, last = limits
+    strange = pc.or_(pc.less(column, first), pc.greater_equal(column, last))
+    if (row := _first(strange)) >= 0:
+        raise SchemaError(
+            f"{place}, column '{name}', row {first_row + row}: {_shown(column[row])} microseconds "
+            f"since 1970, expected a time of the years 1 to 9999"
+        )
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, place: str, first_row: int) -> pa.ChunkedArray:
     try:
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        for row, value in enumerate(column):
+        for row in range(len(column)):
             try:
-                pa.chunked_array([pa.array([value.as_py()], type=column.type)]).cast(field.type)
+                column.slice(row, 1).cast(field.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 raise SchemaError(
                     f"{place}, column '{field.name}', row {first_row + row}: "
-                    f"{value.as_py()!r} is {column.type}, expected {field.type}"
+                    f"{_shown(column[row])} is {column.type}, expected {field.type}"
                 ) from error
         raise SchemaError(
             f"{place}, column '{field.name}': type {column.type}, expected {field.type}"
@@ -223,6 +245,8 @@ def check(table: pa.Table, name: str, *, place: str, first_row: int = 0) -> pa.T
                 f"{place}, column '{field.name}', row {first_row + _first(pc.is_null(column))}: "
                 f"empty, expected {field.type}"
             )
+        if field.type == TIMESTAMP:
+            _check_years(column, field.name, place, first_row)
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -92,3 +92,16 @@ def test_check_unique_agrees_with_python(values: list[int]) -> None:
     else:
         with pytest.raises(SchemaError):
             check_unique(table, "id", place="here")
+
+
+@pytest.mark.parametrize("number", [999_999_999_999_999, 999_999_999_999, -62_135_596_801])
+def test_a_time_that_no_date_can_hold_is_refused(number: int) -> None:
+    rows = {
+        "user_id": ["u", "u"],
+        "item_id": ["a", "b"],
+        "domain": ["film"] * 2,
+        "event": ["click"] * 2,
+    }
+    times = pa.array([0, number], pa.int64()).cast(pa.timestamp("s", tz="UTC"))
+    with pytest.raises(SchemaError, match=r"r\.csv, column 'event_time', row 3: -?\d+ "):
+        check(pa.table({**rows, "event_time": times}), "interactions", place="r.csv", first_row=2)
