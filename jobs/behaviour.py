@@ -27,7 +27,7 @@ from datetime import datetime
 
 from pyarrow import fs as pafs
 
-from jobs.cli import add_overrides, parser, phase_bars, place, start_ray
+from jobs.cli import add_overrides, alone_in, parser, phase_bars, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, Manifest, exists, filesystem, join
 from rec.config import ConfigError
 from rec.data.behaviour import BehaviourError, build_behaviour, read_ledger
@@ -102,15 +102,13 @@ def run(
     return manifest
 
 
+@tell_errors("behaviour", *ERRORS)
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
-    try:
-        config = config_of(given.logs, given.set)
-        start_ray(given)
+    config = config_of(given.logs, given.set)
+    start_ray(given)
+    with alone_in(given.out):
         run(config, given.out, given.cutoff, overwrite=given.overwrite)
-    except ERRORS as error:
-        print(f"behaviour: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from rec.artifacts import read_bytes
@@ -19,6 +24,12 @@ from rec.config import Config, ConfigError, settings
 
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
     from rec.train.recipe import Recipe
+
+
+class Main(Protocol):
+    """A job's main: the command line, None for the process's own, to the exit status."""
+
+    def __call__(self, argv: list[str] | None = None, /) -> int: ...
 
 
 def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
@@ -39,6 +50,56 @@ def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
     return cast("Recipe[Any]", recipe.override(overrides))
 
 
+def tell_errors(name: str, *expected: type[Exception]) -> Callable[[Main], Main]:
+    """For the main of job `name`: errors that users cause and that the machine has (no space, no
+    rights, no such folder) are told in a line on stderr, status 1; Ctrl-C ends with status 130."""
+
+    def decorate(main: Main) -> Main:
+        @wraps(main)
+        def told(argv: list[str] | None = None) -> int:
+            try:
+                return main(argv)
+            except (*expected, OSError) as error:
+                cause = error.cause if isinstance(error, RayTaskError) else error
+                print(f"{name}: {cause}", file=sys.stderr)
+                return 1
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted; run the same command again", file=sys.stderr)
+                return 130
+
+        return told
+
+    return decorate
+
+
+@contextmanager
+def alone_in(out: str) -> Iterator[None]:
+    """Hold the folder `out` against other jobs of this machine (of all that mount it, where the
+    file system locks for all) until the block ends, however the process ends. S3 has no locks.
+
+    Raises:
+        ConfigError: another job writes there.
+    """
+    if "://" in out:
+        yield
+        return
+    os.makedirs(out, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{out}: another job writes there; wait until it has ended, or give another --out"
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
+    finally:
+        os.close(folder)
+
+
 def start_ray(options: argparse.Namespace | None = None) -> None:
     """Use the Ray that is running (RAY_ADDRESS, a submitted job's), else one of this process.
 
@@ -51,9 +112,17 @@ def start_ray(options: argparse.Namespace | None = None) -> None:
 
     Raises:
         ConfigError: a place is a path of this machine, and work runs on others.
+        ConnectionError: Ray does not start, or is not where RAY_ADDRESS says.
     """
     if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "local"), include_dashboard=False)
+        address = os.environ.get("RAY_ADDRESS", "local")
+        try:
+            ray.init(address=address, include_dashboard=False)
+        except Exception as error:  # Ray has no class of its own for what goes wrong here
+            raise ConnectionError(
+                f"Ray at {address!r} did not answer: {error}; is the cluster up, or this machine "
+                "overloaded?"
+            ) from error
     if options is None:
         return
     for path in options.places:

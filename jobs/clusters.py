@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from jobs.cli import add_overrides, parser, place, start_ray
+from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
 from jobs.index import ray_runner
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest
@@ -150,19 +150,17 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     return manifest
 
 
+@tell_errors("clusters", ArtifactError, ConfigError, IndexBuildError)
 def main(argv: list[str] | None = None) -> int:
     flags = parser("jobs.clusters", __doc__)
     flags.add_argument("--embeddings", type=place, required=True, help="an embedding table")
     flags.add_argument("--out", type=place, required=True, help="where to publish the centres")
     add_overrides(flags, ClustersConfig())
     given = flags.parse_args(argv)
-    try:
-        config = ClustersConfig().override(given.set)
-        start_ray(given)
+    config = ClustersConfig().override(given.set)
+    start_ray(given)
+    with alone_in(given.out):
         run(given.embeddings, given.out, config)
-    except (ArtifactError, ConfigError, IndexBuildError) as error:
-        print(f"clusters: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

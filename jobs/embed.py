@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.cli import add_overrides, parser, place, start_ray
+from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, Manifest, read_manifest
 from rec.config import ConfigError
 from rec.models.sequence.encoder import KIND as USERS
@@ -66,22 +66,21 @@ def run_items(encoder: str, out: str) -> Manifest:
     return manifest
 
 
+@tell_errors("embed", ArtifactError, ConfigError, EmbedError)
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
-    try:
-        config = EmbedConfig().override(given.set)
-        if given.rows is None:  # works in this process, on any cluster
-            if read_manifest(given.encoder).kind != USERS:
-                raise ConfigError(f"give --rows, what {given.encoder} is to embed")
-            if given.set:
-                raise ConfigError(f"{given.encoder} holds its items' vectors: no --set")
+    config = EmbedConfig().override(given.set)
+    if given.rows is None:  # works in this process, on any cluster
+        if read_manifest(given.encoder).kind != USERS:
+            raise ConfigError(f"give --rows, what {given.encoder} is to embed")
+        if given.set:
+            raise ConfigError(f"{given.encoder} holds its items' vectors: no --set")
+        with alone_in(given.out):
             run_items(given.encoder, given.out)
-            return 0
-        start_ray(given)
+        return 0
+    start_ray(given)
+    with alone_in(given.out):
         run(given.encoder, given.rows, given.out, config)
-    except (ArtifactError, ConfigError, EmbedError) as error:
-        print(f"embed: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

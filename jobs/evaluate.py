@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.cli import add_overrides, parser, peek, place
+from jobs.cli import add_overrides, parser, peek, place, tell_errors
 from rec.artifacts import ArtifactError, join, read_manifest, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.ingest import IngestError
@@ -166,17 +166,14 @@ def _config(given: argparse.Namespace) -> Config:
     return config.override(given.set)
 
 
+@tell_errors("evaluate", *ERRORS)
 def main(argv: list[str] | None = None) -> int:
     given = arguments(peek(argv, "--rows") is not None).parse_args(argv)
-    try:
-        config = _config(given)
-        if isinstance(config, RankingConfig):
-            run_rows(config, given.models, given.out)
-        elif isinstance(config, EvaluationConfig):
-            run(config)
-    except ERRORS as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
+    config = _config(given)
+    if isinstance(config, RankingConfig):
+        run_rows(config, given.models, given.out)
+    elif isinstance(config, EvaluationConfig):
+        run(config)
     return 0
 
 

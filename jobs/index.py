@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jobs.cli import add_overrides, parser, place, start_ray
+from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.retrieval import versions
@@ -111,10 +111,11 @@ def ray_runner(num_workers: int) -> Runner:
     return run_all
 
 
+@tell_errors("index", ArtifactError, ConfigError, IndexBuildError)
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
-    try:
-        config = IndexConfig().override(given.set)
+    config = IndexConfig().override(given.set)
+    with alone_in(given.out):
         if given.rollback is not None:
             manifest = versions.rollback(given.out, given.rollback or None)
             print(f"index: {given.out} uses version {manifest.version} of {manifest.created_at}")
@@ -135,9 +136,6 @@ def main(argv: list[str] | None = None) -> int:
         if given.keep is not None:
             removed = versions.collect(given.out, given.keep)
             print(f"index: removed {len(removed)} versions that are no longer kept")
-    except (ArtifactError, ConfigError, IndexBuildError) as error:
-        print(f"index: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

@@ -26,12 +26,14 @@ from tqdm import tqdm
 
 from jobs.cli import (
     add_overrides,
+    alone_in,
     load_recipe,
     parser,
     peek,
     place,
     recipe_settings,
     start_ray,
+    tell_errors,
 )
 from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
@@ -231,18 +233,16 @@ def _tell_rows(manifest: Manifest, out: str, seconds: float) -> None:
     print("\n".join(f"  {line}" for line in ledger.table().splitlines()), flush=True)
 
 
+@tell_errors("ingest", *ERRORS)
 def main(argv: list[str] | None = None) -> int:
     given = arguments(argv).parse_args(argv)
-    try:
-        config = IngestConfig(
-            source=source_of(given.source, given.path),
-            rows=rows_of(given.recipe) if given.recipe else RowsConfig(),
-        ).override(given.set)
-        start_ray(given)
+    config = IngestConfig(
+        source=source_of(given.source, given.path),
+        rows=rows_of(given.recipe) if given.recipe else RowsConfig(),
+    ).override(given.set)
+    start_ray(given)
+    with alone_in(given.out):
         run(config, given.out, overwrite=given.overwrite)
-    except ERRORS as error:
-        print(f"ingest: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

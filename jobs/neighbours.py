@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 from pydantic import Field
 
-from jobs.cli import add_overrides, parser, place, start_ray
+from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import Config, ConfigError
@@ -100,19 +100,17 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
     return manifest
 
 
+@tell_errors("neighbours", ArtifactError, ConfigError, QueryError)
 def main(argv: list[str] | None = None) -> int:
     flags = parser("jobs.neighbours", __doc__)
     flags.add_argument("--index", type=place, required=True, help="an index artifact")
     flags.add_argument("--out", type=place, required=True, help="where to publish the table")
     add_overrides(flags, NeighboursConfig())
     given = flags.parse_args(argv)
-    try:
-        config = NeighboursConfig().override(given.set)
-        start_ray(given)
+    config = NeighboursConfig().override(given.set)
+    start_ray(given)
+    with alone_in(given.out):
         run(given.index, given.out, config)
-    except (ArtifactError, ConfigError, QueryError) as error:
-        print(f"neighbours: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

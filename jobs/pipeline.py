@@ -29,12 +29,14 @@ import ray
 from jobs import behaviour, embed, evaluate, index, ingest, sequences, train
 from jobs.cli import (
     add_overrides,
+    alone_in,
     load_recipe,
     parser,
     peek,
     place,
     recipe_settings,
     start_ray,
+    tell_errors,
 )
 from jobs.pipeline_users import FOLDER as USERS
 from jobs.pipeline_users import UsersConfig, somebody, steps_of_users
@@ -278,25 +280,26 @@ def serve_once(out: str, question: str, user: str | None = None) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@tell_errors("pipeline", *_ERRORS)
+def main(argv: list[str] | None = None) -> int:
     options = arguments(argv).parse_args(argv)
     started = time.monotonic()
-    try:
-        config = configure(options)
-        if options.show:
-            print(config.to_json())
-            return 0
-        steps = steps_of(
-            config,
-            options.out,
-            workers=options.workers,
-            use_gpu=options.gpu,
-            overwrite=options.overwrite,
-        )
-        if options.dry_run:
-            show_plan(steps, options.out)
-            return 0
-        start_ray(options)
+    config = configure(options)
+    if options.show:
+        print(config.to_json())
+        return 0
+    steps = steps_of(
+        config,
+        options.out,
+        workers=options.workers,
+        use_gpu=options.gpu,
+        overwrite=options.overwrite,
+    )
+    if options.dry_run:
+        show_plan(steps, options.out)
+        return 0
+    start_ray(options)
+    with alone_in(options.out):
         if not run(steps, options.out):
             return 0
         if not options.no_serve:
@@ -307,9 +310,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = serve_once(options.out, question, user)
             if status:
                 return status
-    except _ERRORS as error:
-        print(f"pipeline: {error}", file=sys.stderr)
-        return 1
     print(
         f"pipeline: {time.monotonic() - started:.0f} s; "
         f"{join(options.out, 'report', 'report.html')}"

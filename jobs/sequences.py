@@ -28,7 +28,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from jobs.cli import add_overrides, parser, phase_bars, place, start_ray
+from jobs.cli import add_overrides, alone_in, parser, phase_bars, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.data.ledger import LedgerError
@@ -126,11 +126,12 @@ def _tell(manifest: Manifest, out: str, seconds: float) -> None:
     print("\n".join(f"  {line}" for line in read_ledger(out).table().splitlines()), flush=True)
 
 
+@tell_errors("sequences", *ERRORS)
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
-    try:
-        config = config_of(given)
-        start_ray(given)
+    config = config_of(given)
+    start_ray(given)
+    with alone_in(given.out):
         run(
             given.behaviour,
             config,
@@ -138,9 +139,6 @@ def main(argv: list[str] | None = None) -> int:
             content=given.content,
             overwrite=given.overwrite,
         )
-    except ERRORS as error:
-        print(f"sequences: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

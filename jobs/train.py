@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from jobs import cli
-from jobs.cli import load_recipe, place, start_ray
+from jobs.cli import alone_in, load_recipe, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, join
 from rec.config import Config, ConfigError
 from rec.runtime.train import TrainOutcome, train
@@ -82,15 +82,16 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tell_errors("train", ConfigError, ArtifactError, TrainError)
+def main(arguments: list[str] | None = None) -> int:
     options = parser(arguments).parse_args(arguments)
-    try:
-        recipe = load_recipe(options.recipe, options.set)
-        if options.show:
-            print(cast(Config, recipe).to_json())
-            return 0
-        if options.workers:
-            start_ray(options)
+    recipe = load_recipe(options.recipe, options.set)
+    if options.show:
+        print(cast(Config, recipe).to_json())
+        return 0
+    if options.workers:
+        start_ray(options)
+    with alone_in(options.out):
         outcome = run(
             recipe,
             options.rows,
@@ -99,14 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             use_gpu=options.gpu,
             resume=not options.fresh,
         )
-    except (ConfigError, ArtifactError, TrainError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print(f"logs        {outcome.logs}/metrics.jsonl  (tensorboard --logdir {outcome.logs})")
     print(f"checkpoint  {outcome.best}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; run the same command again to continue")
         return 0
+    if outcome.step > recipe.train.steps:
+        print(f"longer      than train.steps={recipe.train.steps} already: nothing was trained")
     print(f"finished    {outcome.step} steps  {_text(outcome.metrics)}")
     print(f"encoder     {outcome.encoder}")
     return 0

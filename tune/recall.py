@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from jobs import cli
-from jobs.cli import load_recipe, place, start_ray
+from jobs.cli import alone_in, load_recipe, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, read_manifest, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.stream import StreamError, open_rows
@@ -202,15 +202,16 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@tell_errors("recall", ConfigError, ArtifactError, StreamError, TrainError)
+def main(arguments: list[str] | None = None) -> int:
     flags = parser(arguments)
     options = flags.parse_args(arguments)
     for name in ("trials", "concurrency"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             flags.error(f"--{name} {getattr(options, name)}: must be at least 1")
-    try:
-        recipe = load_recipe(options.recipe, options.set)
-        start_ray(options)
+    recipe = load_recipe(options.recipe, options.set)
+    start_ray(options)
+    with alone_in(options.out):
         records = tune_recall(
             recipe,
             options.rows,
@@ -220,9 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             use_gpu=options.gpu,
             shared=options.set,
         )
-    except (ConfigError, ArtifactError, StreamError, TrainError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     from tune.progress import table
 
     print(table(records))

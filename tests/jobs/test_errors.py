@@ -1,0 +1,98 @@
+"""What the machine refuses is told in a line, by every job alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import embed, index, train
+from jobs.cli import alone_in, tell_errors
+from rec.config import ConfigError
+
+RECIPE = ["--recipe", "rec.recipes.sequence:debug"]
+
+
+@pytest.mark.parametrize(
+    ("main", "name", "given"),
+    [
+        (train.main, "train", [*RECIPE, "--workers", "0", "--rows"]),
+        (index.main, "index", ["--workers", "0", "--embeddings"]),
+        (embed.main, "embed", ["--encoder"]),
+    ],
+)
+def test_places_that_are_files_are_told_in_a_line(
+    main, name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main([*given, f"{file}/below", "--out", f"{file}/out"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"{name}: ")
+    assert str(file) in message
+    assert message.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_and_ctrl_c_have_a_status() -> None:
+    @tell_errors("some", ValueError)
+    def main(argv: list[str] | None = None) -> int:
+        for kind in argv or []:
+            if kind == "full":
+                raise OSError(28, "No space left on device", "/out/part")
+            if kind == "ctrl-c":
+                raise KeyboardInterrupt
+            if kind == "user":
+                raise ValueError("wrong")
+            raise ZeroDivisionError
+        return 0
+
+    assert [main([kind]) for kind in ("full", "user", "ctrl-c")] == [1, 1, 130]
+    assert main([]) == 0
+    with pytest.raises(ZeroDivisionError):  # an error of ours keeps its trace
+        main(["bug"])
+
+
+def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    with alone_in(out):
+        with pytest.raises(ConfigError, match=f"{out}: another job writes there"), alone_in(out):
+            pass
+        with alone_in(str(tmp_path / "other")):
+            pass
+    with alone_in(out), alone_in("s3://bucket/run"), alone_in("s3://bucket/run"):
+        pass
+
+
+def test_a_killed_job_holds_its_folder_no_longer(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    code = "from jobs.cli import alone_in; import sys, time\nwith alone_in(sys.argv[1]):\n"
+    code += "    print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another job"), alone_in(out):
+            pass
+        other.kill()
+        other.wait()
+    with alone_in(out):
+        pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_error_of_the_machine_in_a_task_is_told_without_rays_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "jobs.ingest", "--source", "synthetic", "--set"]
+    ran = subprocess.run(
+        [*command, "source.num_items=500", "--out", str(tmp_path / "file" / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ingest: ")
+    assert str(tmp_path / "file") in last
+    assert "Traceback" not in ran.stderr
