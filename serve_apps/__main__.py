@@ -48,7 +48,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add("--sequences", metavar="ROWS", help="sequence-rows artifact, of users' histories")
     add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces; there is no password")
     add("--port", type=int, default=8000, help="0 picks a free one (default: 8000)")
-    add("--address", help="Ray cluster to run on (default: RAY_ADDRESS, a running one, or own)")
+    add(
+        "--address",
+        help="Ray cluster to run on (default: RAY_ADDRESS, or own)",
+    )
     add(
         "--haproxy",
         action="store_true",

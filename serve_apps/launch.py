@@ -67,16 +67,13 @@ def _await_healthy(health: str, timeout_s: float) -> None:
 def _connect(address: str | None) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if address != "local":
-        try:
-            ray.init(address=address or "auto", **quiet)
-            return False
-        except ConnectionError as error:
-            if address or os.environ.get("RAY_ADDRESS"):
-                place = address or os.environ["RAY_ADDRESS"]
-                raise ServiceError(f"no Ray cluster at {place}: {error}") from error
-    ray.init(address="local", **quiet)
-    return True
+    # not whatever Ray is found on this machine: a job's own would end the service with the job
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise ServiceError(f"no Ray cluster at {address}: {error}") from error
+    return address == "local"
 
 
 def _reasons() -> str:
@@ -107,9 +104,9 @@ def serving(
         users: recommendations, below PATH; None: not served.
         host: interface to listen on; 0.0.0.0 is all of them. The service has no authentication.
         port: 0 picks a free one.
-        address: a Ray cluster's; None takes RAY_ADDRESS or a running `ray start`, else starts
-            Ray here and stops it afterwards, as "local" does always. A Ray that this process
-            already uses is used and left running.
+        address: a Ray cluster's, or "auto" for a running `ray start`; None takes RAY_ADDRESS,
+            else starts Ray here and stops it afterwards, as "local" does always. A Ray that this
+            process already uses is used and left running.
         startup_timeout_s: how long /healthz may fail once the replicas are up.
 
     Raises:
