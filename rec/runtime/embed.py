@@ -139,6 +139,7 @@ def embed(
     config = config or EmbedConfig()
     started = time.monotonic()
     encoder = artifacts.read_manifest(encoder_uri, ENCODER_KIND)
+    artifacts.verify(encoder_uri, encoder)  # named here in a line, not by every worker
     encoder_version = encoder.version
     rows_version, partitions = list_partitions(rows_uri)
     made_of = f"{encoder_version} {rows_version} {config.precision}"
