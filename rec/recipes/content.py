@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pyarrow import fs as pafs
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 
 from rec.artifacts import Manifest, filesystem, join, read_manifest
@@ -48,7 +48,7 @@ class ContentRecipe(Config):
     augment: AugmentConfig = AugmentConfig()
     masking: MaskingConfig = MaskingConfig()
     modality_dropout: float = Field(default=0.1, ge=0, lt=1)  # a modality of an item
-    weights: dict[str, float] = {"infonce": 1.0, "key_terms": 1.0, "labels": 1.0}
+    weights: dict[str, NonNegativeFloat] = {"infonce": 1.0, "key_terms": 1.0, "labels": 1.0}
     # learning rate of what a checkpoint brought, as a share of the rest's
     checkpoint_rate: float = Field(default=0.1, gt=0)
 

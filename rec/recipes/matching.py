@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 
 from rec.batch import SequenceBatch
@@ -31,7 +31,7 @@ class DSSMRecipe(Config):
     inputs: ItemConfig = ItemConfig()
     train: TrainConfig
     targets_per_user: int = Field(default=8, ge=1)  # events of a user that a step predicts
-    weights: dict[str, float] = {"next_item": 1.0}
+    weights: dict[str, NonNegativeFloat] = {"next_item": 1.0}
 
     @property
     def kind(self) -> str:

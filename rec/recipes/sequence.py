@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import nn
 
 from rec.batch import SequenceBatch
@@ -59,7 +59,7 @@ class _SequenceRecipe(Config, Generic[M]):
 class SASRecRecipe(_SequenceRecipe[CausalConfig]):
     """One run of SASRec, whole. Implements rec.train.recipe.Recipe[SequenceBatch]."""
 
-    weights: dict[str, float] = {"next_item": 1.0}
+    weights: dict[str, NonNegativeFloat] = {"next_item": 1.0}
 
     def build(self, rows: str) -> SASRec:
         """The model, for the items of the published rows at `rows`.
@@ -85,7 +85,7 @@ class BERT4RecRecipe(_SequenceRecipe[MaskedConfig]):
 
     mask_share: float = Field(default=0.2, gt=0, lt=1)  # of the events of a history
     mask_last: float = Field(default=0.1, ge=0, le=1)  # histories that hide their last alone
-    weights: dict[str, float] = {"masked_item": 1.0}
+    weights: dict[str, NonNegativeFloat] = {"masked_item": 1.0}
 
     def build(self, rows: str) -> BERT4Rec:
         """As SASRecRecipe.build."""
@@ -101,7 +101,7 @@ class XLNetRecipe(_SequenceRecipe[PermutedConfig]):
 
     target_share: float = Field(default=0.3, gt=0, lt=1)  # of the events of a history
     target_last: float = Field(default=0.1, ge=0, le=1)  # histories that predict their last alone
-    weights: dict[str, float] = {"permuted_item": 1.0}
+    weights: dict[str, NonNegativeFloat] = {"permuted_item": 1.0}
 
     def build(self, rows: str) -> XLNet:
         """As SASRecRecipe.build."""
