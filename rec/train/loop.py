@@ -178,16 +178,19 @@ def run(
         ending = step == train.steps or stopping
         validated: dict[str, float] = {}
         record = {**losses, "lr": train.learning_rate * rate, "grad_norm": float(norm)}
-        if step % train.log_every == 0 or ending:
+        validating = step % train.validate_every == 0 or step == train.steps
+        logging = step % train.log_every == 0 or ending or validating
+        if logging:
             record |= clock.read(train.batch_size)
             record["memory_mb"] = memory_mb(engine.device)
-            record |= _collapse(engine, batch)
-        if step % train.validate_every == 0 or step == train.steps:
+        if validating or ending:
+            record |= _collapse(engine, batch)  # a forward: too slow for every record
+        if validating:
             if heldout is not None:
                 validated = validate(engine, recipe, heldout)
             if measure is not None:
                 validated |= measure(engine)
-        if log and (step % train.log_every == 0 or ending or validated):
+        if log and logging:
             log.write(step, {**record, **validated})
         if step % train.checkpoint_every == 0 or ending or validated:
             _save(store, engine, recipe, step, data, validated)

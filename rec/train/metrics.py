@@ -99,7 +99,8 @@ class MetricLog:
         left = (now - self._started) / (step - self._start_step) * (self._num_steps - step)
         values = " ".join(f"{name} {value}" for name, value in short.items())
         ending = tqdm.format_interval(left)
-        print(f"step {step}/{self._num_steps} {values} left {ending}", file=sys.stderr, flush=True)
+        # not by print, which Ray Train's workers do twice
+        tqdm.write(f"step {step}/{self._num_steps} {values} left {ending}", file=sys.stderr)
 
     def flush(self) -> None:
         self._board.flush()
