@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -83,6 +83,7 @@ def alone_in(out: str) -> Iterator[None]:
     if "://" in out:
         yield
         return
+    made = not os.path.isdir(out)
     os.makedirs(out, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
@@ -97,6 +98,9 @@ def alone_in(out: str) -> Iterator[None]:
                 raise
         yield
     finally:
+        if made:  # of a job that was refused nothing is left
+            with suppress(OSError):  # not empty
+                os.rmdir(out)
         os.close(folder)
 
 

@@ -61,6 +61,8 @@ def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
             pass
         with alone_in(str(tmp_path / "other")):
             pass
+        assert not (tmp_path / "other").exists()
+        (tmp_path / "run" / "part").touch()
     with alone_in(out), alone_in("s3://bucket/run"), alone_in("s3://bucket/run"):
         pass
 
