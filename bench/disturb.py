@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
 from bench.harness import RESULTS
@@ -34,6 +35,7 @@ class TwoNodes:
 
     def __exit__(self, *error: object) -> None:
         self._cluster.shutdown()
+        reset_ray_address()  # or Ray would look for this cluster later
 
     def run(self, command: list[str], *disturbances: Condition) -> None:
         """Run a job to its end; each disturbance is waited for, one after the other.

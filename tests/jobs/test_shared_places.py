@@ -15,6 +15,8 @@ from jobs.cli import parser, place, start_ray
 # In a process of its own: nodes started beside a Ray that other tests use would take its address.
 _PROGRAM = """
 import contextlib, importlib, io, json, os, sys
+import ray
+from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
 def run(module, flags):
@@ -44,6 +46,9 @@ neighbours = ["jobs.neighbours", ["--index", f"{mount}/i", "--out", f"{mount}/n"
 found["mounted"] = run(neighbours[0], [*neighbours[1], "--shared-mount", mount])
 found["beside"] = run(neighbours[0], [*neighbours[1], "--shared-mount", mount[:-1]])
 print(json.dumps(found))
+ray.shutdown()
+cluster.shutdown()
+reset_ray_address()  # or Ray would look for this cluster later
 """
 
 
