@@ -88,13 +88,12 @@ class DeepSpeedEngine:
 
     def step(self, lr_factor: float) -> Tensor:
         set_rates(self._engine.optimizer, self._base, lr_factor)
-        norm = None
-        if self._train.zero_stage == 0 and self._train.precision == "fp32":
-            norm = clip_gradients(self.module, 0.0)  # only here DeepSpeed does not tell it
+        if self._train.zero_stage == 0:  # here DeepSpeed would clip and not tell the norm
+            norm = clip_gradients(self.module, self._train.max_grad_norm)
+            self._engine.step()
+            return norm
         self._engine.step()
-        if norm is None:
-            norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(norm)
+        return torch.as_tensor(self._engine.get_global_grad_norm())
 
     def save(self, folder: Path) -> None:
         whole = self._whole_weights()
@@ -147,7 +146,7 @@ def _config(train: TrainConfig, world: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.batch_size // world,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": train.max_grad_norm,
+        "gradient_clipping": train.max_grad_norm if train.zero_stage else 0.0,
         "steps_per_print": 1 << 40,
         "zero_optimization": {"stage": train.zero_stage},
     }

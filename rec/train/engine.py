@@ -159,7 +159,10 @@ class DDPEngine(PlainEngine):
         # ranks build equal buffers and keep them equal (rec.nn.batchnorm): sending rank 0's in
         # every step, by default, would carry a catalogue's columns each time
         self._ddp = DistributedDataParallel(
-            self._dispatch, process_group=dist.new_group(), broadcast_buffers=False
+            self._dispatch,
+            process_group=dist.new_group(),
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,  # saves a copy of all gradients, and its memory
         )
         self._dispatch = self._ddp
 
