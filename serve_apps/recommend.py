@@ -104,15 +104,16 @@ class Recommender:
             latest = dict.fromkeys(reversed(history))
             exclude.update(itertools.islice(latest, MAX_EXCLUDED - len(exclude)))
         counts = len(known), len(history) - len(known)
+        versions = self._encoder.version, self._index.version
         if not known:
             left = (item for item in self._popular if item.item_id not in exclude)
             shown = list(itertools.islice(left, asked.k))
             ids, events = [item.item_id for item in shown], [float(i.num_events) for i in shown]
-            return Recommended(ids, events, "popular", *counts)
+            return Recommended(ids, events, "popular", *counts, *versions)
         user = await self._interests(known)
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, self._recall, user, asked.k, exclude)
-        return Recommended(found.ids.tolist(), found.scores.tolist(), "model", *counts)
+        return Recommended(found.ids.tolist(), found.scores.tolist(), "model", *counts, *versions)
 
     async def canary(self) -> None:
         """Raises ApiError unless a small history gives what it gave when all was loaded."""

@@ -36,6 +36,8 @@ class Recommended(NamedTuple):
     source: Literal["model", "popular"]
     num_known: int  # events of the history whose items the model knows
     num_unknown: int
+    model_version: str  # of what answered, which a roll-out may have made newer than the gateway
+    index_version: str
 
 
 class RecommendLimits(Config):
@@ -76,11 +78,8 @@ def make_recommend_app(
         found = await backend.recommend(
             Asked(body.history, body.user, body.k, body.exclude, body.exclude_seen)
         )
-        return RecommendResponse(
-            **found._asdict(),
-            model_version=version.model_version,
-            index_version=version.index_version,
-        )
+        check_version(body.model_version, found.model_version)
+        return RecommendResponse(**found._asdict())
 
     @app.get(f"{PATH}/version", summary="What is being served")
     async def get_version() -> RecommendVersion:

@@ -223,6 +223,22 @@ def test_answers_over_http(recommendable: dict[str, Places], client: TestClient)
     assert {PATH, f"{PATH}/version", f"{PATH}/healthz"} <= set(paths)
 
 
+def test_an_answer_names_the_versions_that_gave_it(recommendable: dict[str, Places]) -> None:
+    """While a new version is rolled out, a gateway of the old one reaches replicas of the new."""
+    old, new = (
+        match_users(places.encoder, places.index, places.rows)
+        for places in (recommendable["sasrec"], recommendable["dssm"])
+    )
+    app = make_recommend_app(recommender(recommendable["dssm"]), old, LIMITS)
+    with TestClient(app, root_path=PATH) as client:
+        for body in ({"history": ["item1"]}, {"user": "nobody"}):
+            answer = client.post(PATH, json=body).json()
+            versions = [answer["model_version"], answer["index_version"]]
+            assert versions == [new.model_version, new.index_version]
+        body = {"history": ["item1"], "model_version": old.model_version}
+        refused(client.post(PATH, json=body), 409, "model_mismatch", f"{new.model_version!r} is")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "kind", "parts"),
     [
