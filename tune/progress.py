@@ -47,7 +47,8 @@ class Progress(Callback):
         )
 
     def on_trial_error(self, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        print(f"trial {trial.config['number']}: its process was lost", flush=True)
+        why = "its process was lost, or a disk or network failed"
+        print(f"trial {trial.config['number']}: not done, {why}", flush=True)
 
 
 def table(records: Sequence[TrialRecord]) -> str:

@@ -35,7 +35,7 @@ from tune.trials import TrialRecord, Trials, best
 
 BEST = "best.txt"
 _SEARCH, _RAY = "search.json", "ray"
-_MAX_FAILURES = 2  # of a trial's process; errors of training are no such
+_MAX_FAILURES = 2  # of a trial's process or of a disk; errors of training are no such
 
 
 class Search(Config):

@@ -46,7 +46,11 @@ def run_trial(config: dict[str, Any], *, task: Task) -> None:
     """Run trial config["number"] to its last step, or on from its last checkpoint, and report.
 
     An error ends it as failed: the same would come again. A process that is lost leaves it as
-    running, and whoever runs it next goes on from the checkpoint.
+    running, and whoever runs it next goes on from the checkpoint; so does a disk, network or store
+    that fails.
+
+    Raises:
+        OSError: one did, which says nothing about the trial; Tune then tries again.
     """
     from ray import tune
 
@@ -57,6 +61,8 @@ def run_trial(config: dict[str, Any], *, task: Task) -> None:
 
     try:
         error = train_trial(task, trials, number, report)
+    except OSError:
+        raise
     except Exception as broken:  # whatever it is, other trials go on
         traceback.print_exc()
         error = f"{type(broken).__name__}: {broken}"

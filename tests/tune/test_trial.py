@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from sequence_cases import NUM_ITEMS, read_side
 from rec.features.sequences import histories
 from rec.recipes import matching, sequence
 from rec.train.engine import MODEL_FILE, load_weights
-from tune.trial import Task, train_trial
+from tune import trial
+from tune.trial import Task, run_trial, train_trial
 from tune.trials import TrialRecord, Trials
 
 SETTINGS = ["train.steps=12", "train.validate_every=4", "train.checkpoint_every=4"]
@@ -88,3 +90,22 @@ def test_a_cut_trial_goes_on_to_the_figures_of_the_whole_one(
     load_weights(model, last / MODEL_FILE)
     model.eval()
     assert whole[-1][1] == pytest.approx(naive_ndcg(model, sequence_rows), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(ValueError("too wide"), "failed"), (OSError("the store does not answer"), "running")],
+)
+def test_what_says_nothing_about_the_trial_does_not_end_it(
+    error: Exception, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "train_trial", broken)
+    trials = Trials(str(tmp_path))
+    trials.write(TrialRecord(number=3, values={}))
+    with pytest.raises(OSError, match="not answer") if state == "running" else nullcontext():
+        run_trial({"number": 3}, task=Task(sequence.debug(), "rows", str(tmp_path)))
+    assert trials.read(3).state == state
+    assert trials.read(3).error == ("ValueError: too wide" if state == "failed" else "")
