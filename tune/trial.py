@@ -21,7 +21,8 @@ from rec.contract import Scorer
 from rec.metrics.ranking import ndcg
 from rec.runtime.ranking_data import read_ranked_items
 from rec.runtime.ranking_judge import Judge
-from rec.runtime.train import Job, work
+from rec.runtime.stop import clear_stop
+from rec.runtime.train import Ended, Job, work
 from rec.train import checkpoint
 from rec.train.engine import Engine
 from rec.train.recipe import Recipe
@@ -47,7 +48,7 @@ def run_trial(config: dict[str, Any], *, task: Task) -> None:
 
     An error ends it as failed: the same would come again. A process that is lost leaves it as
     running, and whoever runs it next goes on from the checkpoint; so does a disk, network or store
-    that fails.
+    that fails, and one that was asked to stop by a file "stop" in its folder.
 
     Raises:
         OSError: one did, which says nothing about the trial; Tune then tries again.
@@ -60,39 +61,41 @@ def run_trial(config: dict[str, Any], *, task: Task) -> None:
         tune.report({STEP: step, FIGURE: figure})
 
     try:
-        error = train_trial(task, trials, number, report)
+        ended = train_trial(task, trials, number, report)
     except OSError:
         raise
     except Exception as broken:  # whatever it is, other trials go on
         traceback.print_exc()
-        error = f"{type(broken).__name__}: {broken}"
-    if error:
-        trials.update(number, state="failed", error=error)
-    else:
+        ended = Ended(0, False, f"{type(broken).__name__}: {broken}")
+    if ended.error:
+        trials.update(number, state="failed", error=ended.error)
+    elif not ended.stopped:
         trials.update(number, state="finished")
 
 
 def train_trial(
     task: Task, trials: Trials, number: int, report: Callable[[int, float], None]
-) -> str | None:
-    """Train a trial to its last step or until `report` raises.
+) -> Ended:
+    """Train a trial to its last step, until its folder holds a file "stop", or until `report`
+    raises.
 
     Args:
         report: called with the step and NDCG@10 of each validation, once its checkpoint is kept.
 
     Returns:
-        An error that the loop has a message for.
+        How it ended; the error is one that the loop has a message for.
     """
     values = trials.read(number).values
     recipe = cast(Recipe[Any], cast(Config, task.recipe).override(assignments(values)))
     folder = trials.folder(number)
+    clear_stop(str(folder))
     kept = checkpoint.LocalStore(folder / "checkpoints", keep=1)
     store = _Reporting(kept, trials, number, report)
     last = kept.last()
     if last is not None:
         store.again(checkpoint.read_state(last))
     job = Job(recipe, task.rows, str(folder))
-    return work(job, store, last, num_threads=1, measure=_Validation(task.rows)).error
+    return work(job, store, last, num_threads=1, measure=_Validation(task.rows))
 
 
 class _Reporting:

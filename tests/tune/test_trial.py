@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sequence_cases import NUM_ITEMS, read_side
 
 from rec.features.sequences import histories
 from rec.recipes import matching, sequence
+from rec.runtime.stop import STOP
 from rec.train.engine import MODEL_FILE, load_weights
 from tune import trial
 from tune.trial import Task, run_trial, train_trial
@@ -38,7 +40,7 @@ def figures(recipe: Any, rows: str, out: Path, values: dict[str, Any], cut: int 
         with pytest.raises(SystemExit):
             train_trial(Task(recipe, rows, str(out)), trials, 7, report)
     else:
-        assert train_trial(Task(recipe, rows, str(out)), trials, 7, report) is None
+        assert train_trial(Task(recipe, rows, str(out)), trials, 7, report).error is None
     return found
 
 
@@ -109,3 +111,23 @@ def test_what_says_nothing_about_the_trial_does_not_end_it(
         run_trial({"number": 3}, task=Task(sequence.debug(), "rows", str(tmp_path)))
     assert trials.read(3).state == state
     assert trials.read(3).error == ("ValueError: too wide" if state == "failed" else "")
+
+
+def test_a_trial_that_was_asked_to_stop_is_not_finished(
+    sequence_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, steps = Trials(str(tmp_path)), list[int]()
+    trials.write(TrialRecord(number=3, values={}))
+
+    def report(figures: dict[str, Any]) -> None:
+        steps.append(figures["step"])
+        if steps == [4]:
+            (trials.folder(3) / STOP).touch()
+            time.sleep(2)  # it is looked for every second
+
+    monkeypatch.setattr("ray.tune.report", report)
+    task = Task(sequence.debug().override(SETTINGS), sequence_rows, str(tmp_path))
+    run_trial({"number": 3}, task=task)
+    assert (trials.read(3).state, trials.read(3).step, steps) == ("running", 4, [4])
+    run_trial({"number": 3}, task=task)
+    assert (trials.read(3).state, trials.read(3).step, steps) == ("finished", 12, [4, 8, 12])
