@@ -35,15 +35,17 @@ async def answered(answer: Awaitable[R]) -> R | ApiError:
 
 
 async def ask(timeout_s: float, method: Any, *args: Any) -> Any:
-    """What a deployment's method returns, by a deadline.
+    """What a deployment's method returns, by a deadline; a call that is late is cancelled.
 
     Raises:
         ApiError: the one that it returned, or 503 and 504 where there is no answer.
     """
+    response = method.remote(*args)
     try:
         async with asyncio.timeout(timeout_s):
-            answer = await method.remote(*args)
+            answer = await response
     except TimeoutError as error:
+        response.cancel()
         raise ApiError(504, "timeout", f"no answer within {timeout_s} s") from error
     except BackPressureError as error:
         raise ApiError(503, "overloaded", "too many requests", retry_after_s=1) from error
