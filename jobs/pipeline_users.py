@@ -64,12 +64,10 @@ def steps_of_users(
 
     def run_sequences() -> bool:
         found = spread(tables)
-        content = read_manifest(join(out, "rows"), "content-rows").metrics["cutoff"]
-        made = SequenceRowsConfig(domain=config.domain or found.domain)
-        if content is not None:
-            cutoff = datetime.fromisoformat(content)
-            middle = cutoff + (found.end - cutoff) / 2
-            made = made.model_copy(update={"cutoff": cutoff, "test_cutoff": middle})
+        cutoff, middle = split(join(out, "rows"), found.end)
+        made = SequenceRowsConfig(
+            cutoff=cutoff, test_cutoff=middle, domain=config.domain or found.domain
+        )
         return sequences.run(done, made, rows, overwrite=True) is not None
 
     def run_training() -> bool:
@@ -140,6 +138,30 @@ def spread(tables: str) -> Spread:
         raise ConfigError(f"{tables}: holds no interactions, so there is nobody to recommend to")
     domain = max(sorted(counts), key=lambda name: counts[name])
     return Spread(domain, _EPOCH + timedelta(microseconds=last + 1))
+
+
+def split(rows: str, end: datetime) -> tuple[datetime, datetime] | tuple[None, None]:
+    """When training and when validation end; None where the content's items have no times.
+
+    Args:
+        rows: of the content, whose cut-off it is.
+        end: of the interactions.
+
+    Raises:
+        ConfigError: there are no interactions after the cut-off.
+    """
+    told = read_manifest(rows, "content-rows").metrics["cutoff"]
+    if told is None:
+        return None, None
+    cutoff = datetime.fromisoformat(told)
+    middle = cutoff + (end - cutoff) / 2
+    if not cutoff < middle < end:
+        raise ConfigError(
+            f"{rows}: training ends {told}, but interactions end {end.isoformat()}: none are left "
+            "to validate and test on; give an earlier recipe.rows.cutoff, or make nothing of what "
+            "users did (--set users=null)"
+        )
+    return cutoff, middle
 
 
 def somebody(out: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import pipeline_users
-from jobs.pipeline_users import Spread, somebody, spread
+from jobs.pipeline_users import Spread, somebody, split, spread
 from rec.artifacts import publish
 from rec.config import ConfigError
 from rec.data.ingest import Tables, shard_file
@@ -51,6 +51,24 @@ def test_the_domain_of_most_interactions_and_when_they_end(
     assert found == Spread("video", LAST + timedelta(microseconds=1))
     with pytest.raises(ConfigError, match="holds no interactions"):
         spread(_write(tmp_path / "none", [[], []]))
+
+
+def test_validation_ends_half_way_to_the_last_interaction(tmp_path: Path) -> None:
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "staged" / "rows").write_text("some")
+
+    def rows(cutoff: datetime | None) -> str:
+        told = {"cutoff": cutoff and cutoff.isoformat()}
+        publish(tmp_path / "staged", tmp_path / "rows", "content-rows", metrics=told)
+        return str(tmp_path / "rows")
+
+    hour = timedelta(hours=1)
+    assert split(rows(LAST), LAST + 4 * hour) == (LAST, LAST + 2 * hour)
+    assert split(rows(None), LAST) == (None, None)
+    for end in (LAST - hour, LAST, LAST + timedelta(microseconds=1)):
+        with pytest.raises(ConfigError, match=r"give an earlier recipe\.rows\.cutoff, or") as told:
+            split(rows(LAST), end)
+        assert f"{LAST.isoformat()}, but interactions end {end.isoformat()}" in str(told.value)
 
 
 def test_somebody_is_a_user_of_the_test_rows(
