@@ -6,7 +6,7 @@ Knows nothing of Ray. Every refusal is `{"error": {"type", "message"}}`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -107,8 +107,10 @@ class _WholePath:
         await self._app(scope, receive, send)
 
 
-def _refusal(error: ApiError) -> JSONResponse:
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+def _refusal(error: ApiError, more: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = dict(more or {})
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
     # an echo of half a surrogate pair could not be encoded
     message = error.message.encode("utf-8", "backslashreplace").decode()
     return JSONResponse(
@@ -131,7 +133,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         kind = _STATUS_KINDS.get(error.status_code, "bad_request")
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        return _refusal(ApiError(error.status_code, kind, detail))
+        return _refusal(ApiError(error.status_code, kind, detail), error.headers)
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -262,7 +262,9 @@ def test_refusals(client: TestClient, body: Any, status: int, kind: str, parts: 
 
 
 def test_what_is_not_there_and_not_json(client: TestClient) -> None:
-    refused(client.get(PATH), 405, "method_not_allowed")
+    wrong = client.get(PATH)
+    refused(wrong, 405, "method_not_allowed")
+    assert wrong.headers["Allow"] == "POST"
     refused(client.get(f"{PATH}/nothing"), 404, "not_found", f"{PATH}/nothing")
     json_type = {"content-type": "application/json"}
     refused(client.post(PATH, content=b'{"user"', headers=json_type), 400, "malformed_json")
