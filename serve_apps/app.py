@@ -18,10 +18,10 @@ from ray.serve.handle import DeploymentHandle
 
 from rec.config import Config
 from serve_apps.api import Version
-from serve_apps.deployment import COMMON, answered, ask, check_transport
+from serve_apps.deployment import COMMON, answered, ask, check_transport, stale
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
-from serve_apps.gateway import Content, Found, ItemQuery, Limits, make_app
+from serve_apps.gateway import Content, ItemQuery, Limits, Searched, make_app
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
 
@@ -44,6 +44,7 @@ class Encoder:
 
     async def __init__(self, args: dict[str, Any], version: str) -> None:
         config = ServeArgs.model_validate(args)
+        self._version = version
         # Ray hides the GPUs from a replica that did not ask for one
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._embedder = await asyncio.to_thread(
@@ -55,8 +56,8 @@ class Encoder:
             device=device,
         )
 
-    async def encode(self, inputs: Sequence[Content]) -> np.ndarray | ApiError:
-        return await answered(self._embedder.encode(inputs))
+    async def encode(self, model: str, inputs: Sequence[Content]) -> np.ndarray | ApiError:
+        return stale(model, self._version) or await answered(self._embedder.encode(inputs))
 
     async def canary(self) -> ApiError | None:
         return await answered(self._embedder.canary())
@@ -74,9 +75,10 @@ class Knn:
         self._searcher = await asyncio.to_thread(Searcher, config.index, version)
 
     async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> list[Found] | ApiError:
-        return await answered(self._searcher.search(queries, k, exclude_self))
+        self, model: str, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
+    ) -> Searched | ApiError:
+        refusal = stale(model, self._searcher.encoder_version)
+        return refusal or await answered(self._searcher.search(queries, k, exclude_self))
 
     async def canary(self) -> ApiError | None:
         return await answered(self._searcher.canary())
@@ -86,18 +88,25 @@ class Knn:
 
 
 class ServeBackend:
-    """The gateway's backend: the two deployments, each call with a deadline."""
+    """The gateway's backend: the two deployments, each call with a deadline.
 
-    def __init__(self, encoder: DeploymentHandle, knn: DeploymentHandle, timeout_s: float) -> None:
+    Each is told the model that is meant: vectors of one in the index of another would give
+    neighbours that look like any others.
+    """
+
+    def __init__(
+        self, encoder: DeploymentHandle, knn: DeploymentHandle, model: str, timeout_s: float
+    ) -> None:
         self._encoder, self._knn, self._timeout_s = encoder, knn, timeout_s
+        self._model = model
 
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
-        return await ask(self._timeout_s, self._encoder.encode, inputs)
+        return await ask(self._timeout_s, self._encoder.encode, self._model, inputs)
 
     async def search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> list[Found]:
-        return await ask(self._timeout_s, self._knn.search, queries, k, exclude_self)
+    ) -> Searched:
+        return await ask(self._timeout_s, self._knn.search, self._model, queries, k, exclude_self)
 
     async def canary(self) -> None:
         await ask(self._timeout_s, self._knn.canary)
@@ -119,7 +128,9 @@ class Gateway:
         self._args = ServeArgs.model_validate(args)
         check_transport(self._args.limits.max_body_bytes)
         self._version = Version.model_validate(version)
-        self._backend = ServeBackend(encoder, knn, self._args.timeout_s)
+        self._backend = ServeBackend(
+            encoder, knn, self._version.model_version, self._args.timeout_s
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self._backend, self._version, self._args.limits)

@@ -34,6 +34,19 @@ async def answered(answer: Awaitable[R]) -> R | ApiError:
         return error
 
 
+def stale(asked: str, own: str | None) -> ApiError | None:
+    """A refusal where a gateway that serves model `asked` reached a replica of another, as happens
+    while a new one is rolled out; None where it did not."""
+    if asked == own:
+        return None
+    return ApiError(
+        503,
+        "being_replaced",
+        f"model {own} answers where {asked} was asked: a new one is being rolled out",
+        retry_after_s=1,
+    )
+
+
 async def ask(timeout_s: float, method: Any, *args: Any) -> Any:
     """What a deployment's method returns, by a deadline; a call that is late is cancelled.
 

@@ -47,6 +47,11 @@ class Found(NamedTuple):
     scores: list[float]
 
 
+class Searched(NamedTuple):
+    results: list[Found]  # one a query
+    index_version: str  # of what answered, which a roll-out may have made newer than the gateway
+
+
 class Limits(Config):
     """How much one request may ask."""
 
@@ -65,7 +70,7 @@ class Backend(Protocol):
 
     async def search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> list[Found]:
+    ) -> Searched:
         """Neighbours of (D,) float32 unit vectors and of items, best first."""
         ...
 
@@ -97,9 +102,9 @@ def make_app(backend: Backend, version: Version, limits: Limits) -> FastAPI:
         queries = await _resolve(backend, body.queries, version.dim, limits)
         found = await backend.search(queries, body.k, body.exclude_self)
         return KnnResponse(
-            results=[Neighbours(ids=f.ids, scores=f.scores) for f in found],
+            results=[Neighbours(ids=f.ids, scores=f.scores) for f in found.results],
             model_version=version.model_version,
-            index_version=version.index_version,
+            index_version=found.index_version,
         )
 
     @app.get("/v1/version", summary="What is being served")

@@ -12,7 +12,7 @@ import numpy as np
 from rec.retrieval.errors import UnknownIdError
 from rec.retrieval.index import Index
 from serve_apps.errors import ApiError
-from serve_apps.gateway import Found, ItemQuery
+from serve_apps.gateway import Found, ItemQuery, Searched
 from serve_apps.versions import same
 
 
@@ -27,6 +27,7 @@ class Searcher:
     def __init__(self, uri: str, version: str) -> None:
         self._index = Index.open(uri)
         same(uri, self._index.version, version)
+        self.encoder_version = self._index.encoder_version
         # each search runs on one OpenMP thread, and FAISS releases the GIL
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="search")
         self._canary = np.full((1, self._index.dim), self._index.dim**-0.5, np.float32)
@@ -34,7 +35,7 @@ class Searcher:
 
     async def search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> list[Found]:
+    ) -> Searched:
         """Neighbours of each query, best first; fewer than k where the index holds fewer.
 
         Args:
@@ -46,7 +47,8 @@ class Searcher:
             ApiError: 404, an item is not in the index.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._search, queries, k, exclude_self)
+        found = await loop.run_in_executor(self._threads, self._search, queries, k, exclude_self)
+        return Searched(found, self._index.version)
 
     def _search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool

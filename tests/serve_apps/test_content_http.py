@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
-from serve_apps.gateway import Content, Found, ItemQuery, Limits, make_app
+from serve_apps.gateway import Content, ItemQuery, Limits, Searched, make_app
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
 
@@ -39,7 +39,7 @@ class LocalBackend:
 
     async def search(
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> list[Found]:
+    ) -> Searched:
         return await self.searcher.search(queries, k, exclude_self)
 
     async def canary(self) -> None:

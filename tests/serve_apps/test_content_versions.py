@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from rec.artifacts import ArtifactError
 from serve_apps.embed import Embedder
+from serve_apps.errors import ApiError
 from serve_apps.gateway import Content
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
@@ -51,6 +53,48 @@ def test_what_was_published_since_is_refused(served: Any) -> None:
         Embedder(served.encoder_uri, "0" * 16, max_batch=4, max_wait_s=0.001)
     with pytest.raises(ArtifactError, match="published again"):
         Searcher(served.index_uri, "0" * 16)
+
+
+class Handle:
+    """Calls a deployment's methods in this process, as Serve's handle calls a replica's."""
+
+    def __init__(self, replica: Any) -> None:
+        self._replica = replica
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._replica, name))
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+def test_a_gateway_and_replicas_of_two_versions_give_no_answer(served: Any) -> None:
+    """While a new version is rolled out, each gateway reaches replicas of both."""
+    from serve_apps.app import Encoder, Knn, ServeArgs, ServeBackend
+
+    own = match(served.encoder_uri, served.index_uri)
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri).model_dump()
+
+    async def replica(deployment: Any, version: str) -> Handle:
+        made = object.__new__(deployment.func_or_class)
+        await made.__init__(args, version)
+        return Handle(made)
+
+    async def main() -> None:
+        encoder = await replica(Encoder, own.model_version)
+        knn = await replica(Knn, own.index_version)
+        backend: Any = ServeBackend(encoder, knn, own.model_version, 30)  # pyright: ignore[reportArgumentType]
+        vectors = await backend.encode([Content("x", served.texts[3], None)])
+        found = await backend.search(vectors, 3, exclude_self=False)
+        assert (len(found.results[0].ids), found.index_version) == (3, own.index_version)
+        later: Any = ServeBackend(encoder, knn, "0" * 16, 30)  # pyright: ignore[reportArgumentType]
+        for call in (
+            later.encode([Content("x", served.texts[3], None)]),
+            later.search(vectors, 3, exclude_self=False),
+        ):
+            with pytest.raises(ApiError, match=f"{own.model_version} answers where 0000") as told:
+                await call
+            assert (told.value.status, told.value.retry_after_s) == (503, 1)
+
+    asyncio.run(main())
 
 
 def test_joined_batches_give_each_caller_its_own_vectors(served: Any) -> None:
