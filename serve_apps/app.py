@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastapi import FastAPI
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -32,9 +33,9 @@ class ServeArgs(Config):
 
     encoder: str  # URI of a "content-encoder" artifact
     index: str  # URI of an "index" artifact made with that encoder
-    max_batch: int = 32  # inputs a forward pass
-    batch_wait_ms: float = 2.0  # how long a lone input waits for company
-    timeout_s: float = 30.0  # for one request, queueing included
+    max_batch: int = Field(default=32, ge=1)  # inputs a forward pass
+    batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone input waits for company
+    timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
     limits: Limits = Limits()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI
+from pydantic import Field
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -25,9 +26,9 @@ from serve_apps.versions import match_users
 class RecommendArgs(Places):
     """What the application builder takes."""
 
-    max_batch: int = 64  # histories a forward pass
-    batch_wait_ms: float = 2.0  # how long a lone history waits for company
-    timeout_s: float = 30.0  # for one request, queueing included
+    max_batch: int = Field(default=64, ge=1)  # histories a forward pass
+    batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone history waits for company
+    timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
     limits: RecommendLimits = RecommendLimits()
 
 

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from rec.artifacts import ArtifactError
+from rec.config import ConfigError
 
 # Ray Serve 2.60's own models, when they are imported
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -58,6 +59,19 @@ def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
         for code in deployments:
             assert stated[code.name].max_ongoing_requests == code.max_ongoing_requests == 64
             assert stated[code.name].max_queued_requests == code.max_queued_requests == 256
+
+
+@pytest.mark.parametrize("setting", ["max_batch=0", "batch_wait_ms=-1", "timeout_s=0"])
+def test_numbers_that_no_service_can_have_are_refused(setting: str) -> None:
+    from serve_apps.app import ServeArgs
+    from serve_apps.recommend_app import RecommendArgs
+
+    for args in (
+        ServeArgs(encoder="e", index="i"),
+        RecommendArgs(encoder="e", index="i", rows="r"),
+    ):
+        with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}: Input should be"):
+            args.override([setting])
 
 
 @pytest.fixture(scope="module")
