@@ -153,7 +153,7 @@ class RecommendResponse(BaseModel):
         description="popular: nothing that the model knows is known of the user"
     )
     num_known: int = Field(description="events of the history whose items the model knows")
-    num_unknown: int = Field(description="events of other items, which were passed over")
+    num_unknown: int = Field(description="events of other items, which told it nothing")
     model_version: str
     index_version: str
 

@@ -63,7 +63,7 @@ class Recommender:
         same(uris.index, self._index.version, deployed.index)
         self._histories = Histories(uris.rows)
         same(uris.rows, self._histories.version, deployed.rows)
-        self._known = frozenset(self._encoder.item_ids)
+        self._known = self._encoder.known_items()
         if self._known.isdisjoint(self._histories.item_ids):
             raise ArtifactError(
                 f"{uris.rows}: has none of the items of {uris.encoder}; give the rows that the "
@@ -91,8 +91,8 @@ class Recommender:
             ApiError: 404, the request gives a history, and the model knows none of its items.
         """
         history = self._histories.of(asked.user or "") if asked.history is None else asked.history
-        known = [item_id for item_id in history if item_id in self._known]
-        if asked.history and not known:
+        num_known = sum(item_id in self._known for item_id in history)
+        if asked.history and not num_known:
             raise ApiError(
                 404,
                 "unknown_items",
@@ -103,14 +103,14 @@ class Recommender:
         if asked.exclude_seen:
             latest = dict.fromkeys(reversed(history))
             exclude.update(itertools.islice(latest, MAX_EXCLUDED - len(exclude)))
-        counts = len(known), len(history) - len(known)
+        counts = num_known, len(history) - num_known
         versions = self._encoder.version, self._index.version
-        if not known:
+        if not num_known:
             left = (item for item in self._popular if item.item_id not in exclude)
             shown = list(itertools.islice(left, asked.k))
             ids, events = [item.item_id for item in shown], [float(i.num_events) for i in shown]
             return Recommended(ids, events, "popular", *counts, *versions)
-        user = await self._interests(known)
+        user = await self._interests(history)
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, self._recall, user, asked.k, exclude)
         return Recommended(found.ids.tolist(), found.scores.tolist(), "model", *counts, *versions)
@@ -134,10 +134,10 @@ class Recommender:
             await self._batcher.close()
         self._threads.shutdown(wait=False)
 
-    async def _interests(self, known: Sequence[str]) -> UserInterests:
+    async def _interests(self, history: Sequence[str]) -> UserInterests:
         if self._batcher is None:  # here, because it belongs to the running loop
             self._batcher = Batcher(self._encode, self._max_batch, self._max_wait_s)
-        return await self._batcher.submit(known)
+        return await self._batcher.submit(history)
 
     def _encode(self, histories: Sequence[Sequence[str]]) -> list[UserInterests]:
         vectors, weights = (

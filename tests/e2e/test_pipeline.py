@@ -78,9 +78,11 @@ def test_sigterm_ends_training_with_a_checkpoint_and_status_0(
 def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
     out, printed = finished
     assert "nearest to" in printed
-    assert re.search(
-        r"recommended to u\d+, by model \w+, from (\d+) of their \1 events:\n ", printed
+    told = re.search(
+        r"recommended to u\d+, by model \w+, from (\d+) of their (\d+) events:\n ", printed
     )
+    assert told, printed
+    assert 0 < int(told[1]) <= int(told[2])
     versions = {
         kind: read_manifest(str(out / folder), kind)
         for folder, kind in (

@@ -22,10 +22,14 @@ from sequence_cases import ITEM_IDS, NUM_TRAINED, publish_rows, read_side
 from rec.artifacts import ArtifactError, publish, read_manifest
 from rec.features.sequences import histories
 from rec.models.sequence.encoder import load_encoder
+from rec.recipes import sequence
+from rec.retrieval.build import build_index
 from rec.retrieval.index import Index
+from rec.runtime.item_vectors import publish_item_vectors
 from rec.runtime.ranking_data import read_ranked_items
 from rec.runtime.ranking_encoder import EncoderScorer, ServedLists
 from rec.schema import SEQUENCE_ITEMS, SEQUENCE_ROWS
+from serve_apps.errors import ApiError
 from serve_apps.histories import Histories
 from serve_apps.recommend import Places, Recommender
 from serve_apps.recommend_gateway import PATH, Asked, RecommendLimits, make_recommend_app
@@ -110,6 +114,29 @@ def test_who_is_new_is_shown_what_is_popular(recommendable: dict[str, Places]) -
     assert nobody.scores == sorted(nobody.scores, reverse=True)
     few = ask(asked, Asked(None, "nobody", 2, exclude=nobody.ids[:2]))[0]
     assert few.ids == nobody.ids[2:4]
+
+
+def test_items_that_tell_the_model_nothing_are_not_known(
+    recommendable: dict[str, Places], tmp_path: Path
+) -> None:
+    """Those without events, where a model goes by ids alone."""
+    rows, recipe = recommendable["sasrec"].rows, sequence.debug()
+    names = ("encoder", "index")
+    places = Places(rows=rows, **{name: str(tmp_path / name) for name in names})
+    recipe.export(recipe.build(rows), rows, places.encoder, {})
+    publish_item_vectors(places.encoder, str(tmp_path / "items"))
+    build_index(str(tmp_path / "items"), places.index)
+    asked, (first, last) = recommender(places), (ITEM_IDS[0], ITEM_IDS[-1])
+    encoder = load_encoder(places.encoder)
+    assert encoder.known_items() == set(ITEM_IDS[:NUM_TRAINED])
+    found = ask(asked, Asked([first, last], None, K))[0]
+    assert (found.source, found.num_known, found.num_unknown) == ("model", 1, 1)
+    vector = encoder.encode_user([[first, last]]).vectors[0, 0]  # as evaluation reads it
+    best = torch.argsort(encoder.item_vectors() @ vector, descending=True, stable=True)
+    seen = [i for i in best.tolist() if ITEM_IDS[i] not in (first, last)]
+    assert found.ids[:3] == [ITEM_IDS[i] for i in seen[:3]]
+    with pytest.raises(ApiError, match="knows none of its 2 items"):
+        ask(asked, Asked([last, last], None, K))
 
 
 def test_histories_hold_each_users_latest_row(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ vectors were made of is not needed to load it; an item that comes later needs an
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,12 @@ class SequenceEncoder:
     def item_vectors(self) -> Tensor:
         """(N, dim) float32 in order of item_index."""
         return self._outputs
+
+    def known_items(self) -> frozenset[str]:
+        """Ids of the items that tell it something in a history. One without events on the training
+        side, and without whatever else the model goes by, is read as zeros."""
+        known = self._inputs.any(dim=1).tolist()
+        return frozenset(itertools.compress(self.item_ids, known))
 
     def encode_user(self, histories: Sequence[Sequence[str]]) -> Interests:
         """(B, 1, dim) and (B, 1) of histories of item ids, oldest first.
