@@ -105,7 +105,11 @@ def _check(recipe: Recipe[Any], rows: str, out: str, space: Space) -> None:
         write_atomic(file, search.to_json().encode())
         return
     with open(file) as stream:
-        there = Search.from_json(stream.read())
+        text = stream.read()
+    try:
+        there = Search.from_json(text)
+    except ValueError as error:  # of another release, or mended by hand
+        raise ConfigError(f"{file}: not of a search: {error}; choose another --out") from error
     if names := checkpoint.differing(there.model_dump(), search.model_dump()):
         raise ConfigError(
             f"{out}: holds another search (differs: {', '.join(names)}); choose another --out"

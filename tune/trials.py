@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rec.artifacts import write_atomic
-from rec.config import Config
+from rec.config import Config, ConfigError
 
 _RECORD = "trial.json"
 
@@ -50,7 +50,12 @@ class Trials:
         return self._folder / f"{number:03d}"
 
     def read(self, number: int) -> TrialRecord:
-        return TrialRecord.from_json((self.folder(number) / _RECORD).read_text())
+        """Raises ConfigError where the file is not a record, of another release perhaps."""
+        place = self.folder(number) / _RECORD
+        try:
+            return TrialRecord.from_json(place.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{place}: not a record of a trial: {error}") from error
 
     def write(self, record: TrialRecord) -> None:
         write_atomic(self.folder(record.number) / _RECORD, record.to_json().encode())

@@ -119,3 +119,11 @@ def test_what_cannot_be_tuned_is_refused_before_anything_starts(
     tune_recall(recipe, sequence_rows, out, 0)
     with pytest.raises(ConfigError, match=r"differs: recipe.model.dim\)"):
         tune_recall(recipe.override(["model.dim=32"]), sequence_rows, out, 0)
+    Trials(out).write(record(0))
+    trial = Trials(out).folder(0) / "trial.json"
+    trial.write_text(trial.read_text().replace('"error"', '"mistake"'))
+    with pytest.raises(ConfigError, match=r"000/trial\.json: not a record of a trial"):
+        tune_recall(recipe, sequence_rows, out, 0)
+    (tmp_path / "out" / "search.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"search\.json: not of a search"):
+        tune_recall(recipe, sequence_rows, out, 0)
