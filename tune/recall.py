@@ -27,7 +27,7 @@ from jobs.cli import alone_in, load_recipe, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, read_manifest, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.stream import StreamError, open_rows
-from rec.train import checkpoint
+from rec.train import checkpoint, loop
 from rec.train.engine import TrainError
 from rec.train.recipe import Recipe
 from tune.space import Space, assignments, space_of
@@ -68,8 +68,8 @@ def tune_recall(
         shared: assignments that `recipe` was made with, for BEST.
 
     Raises:
-        ConfigError, ArtifactError, StreamError: recipe and rows cannot be tuned, or another
-            search is in `out`.
+        ConfigError, ArtifactError, StreamError, TrainError: recipe and rows cannot be tuned, or
+            another search is in `out`.
     """
     space = space_of(cast(Config, recipe))
     trials = Trials(out)
@@ -90,6 +90,7 @@ def _check(recipe: Recipe[Any], rows: str, out: str, space: Space) -> None:
         raise ConfigError(
             f"train.engine {recipe.train.engine!r}: a trial is one process; set it to plain"
         )
+    loop.check(recipe, world=1)
     manifest = read_manifest(rows, recipe.kind)
     if not open_rows(rows, recipe.kind, "heldout").num_rows:
         raise ConfigError(f"{rows}: no validation rows to compare trials on; give a later cut-off")

@@ -10,6 +10,7 @@ import pytest
 
 from rec.config import ConfigError
 from rec.recipes import sequence
+from rec.train.engine import TrainError
 from tune.halving import Halving, Proposals
 from tune.recall import tune_recall
 from tune.space import Space, space_of
@@ -113,6 +114,8 @@ def test_what_cannot_be_tuned_is_refused_before_anything_starts(
     recipe = sequence.debug()
     with pytest.raises(ConfigError, match="set it to plain"):
         tune_recall(recipe.override(["train.engine=ddp"]), sequence_rows, str(tmp_path), 1)
+    with pytest.raises(TrainError, match=r"must be a multiple of .* = 1 x 3"):
+        tune_recall(recipe.override(["train.micro_batches=3"]), sequence_rows, str(tmp_path), 1)
     with pytest.raises(ConfigError, match="local or shared folder"):
         tune_recall(recipe, sequence_rows, "s3://bucket/tune", 1)
     out = str(tmp_path / "out")
