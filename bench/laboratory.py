@@ -113,7 +113,7 @@ def _recipe(weighting: str, steps: int) -> ContentRecipe:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, platforms = (2000, 20, 2) if options.quick else (6000, 1000, 5)
+    items, steps, platforms = (2000, 20, 2) if options.quick else (6000, 500, 5)
     precision: dict[str, list[float]] = {"tfidf": [], "plain": []}
     for seed in range(platforms):
         source = SyntheticSource(num_items=items, seed=seed)
