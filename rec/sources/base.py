@@ -70,6 +70,10 @@ class Source(Protocol):
         """The source's name: movielens, exercises, folder, synthetic."""
         ...
 
+    def contents(self) -> str:
+        """Changes when what `read` would give changes, for all that a config does not say."""
+        ...
+
     def shards(self) -> list[Shard]: ...
 
     def read(self, shard: Shard) -> Iterator[tuple[str, pa.Table]]:

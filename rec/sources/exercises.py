@@ -18,7 +18,7 @@ from rec.artifacts import join
 from rec.config import Config
 from rec.schema import SchemaError, check, check_unique
 from rec.sources.base import Shard, SourceError, problem_table, ranges
-from rec.sources.files import FIRST_ROW, list_files, read_file, read_media
+from rec.sources.files import FIRST_ROW, fingerprint, list_files, read_file, read_media
 
 _EXPECTED = "an exercises folder with exercises.json and frames/"
 _FILE = "exercises.json"
@@ -52,6 +52,9 @@ class ExercisesSource(Config):
     kind: Literal["exercises"] = "exercises"
     path: str  # the folder, local or s3://
     num_shards: int = Field(default=4, ge=1)
+
+    def contents(self) -> str:
+        return fingerprint(self.path)
 
     def shards(self) -> list[Shard]:
         return [Shard(i, self.num_shards) for i in range(self.num_shards)]

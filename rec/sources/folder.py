@@ -23,7 +23,15 @@ from rec.artifacts import join
 from rec.config import Config
 from rec.schema import TIMESTAMP, check, check_unique
 from rec.sources.base import FILES, Shard, SourceError, problem_table, ranges
-from rec.sources.files import FIRST_ROW, file_sizes, list_tree, read_csv, require, stamp
+from rec.sources.files import (
+    FIRST_ROW,
+    file_sizes,
+    fingerprint,
+    list_tree,
+    read_csv,
+    require,
+    stamp,
+)
 
 _EXPECTED = "a folder with items.csv"
 _FILE = "items.csv"
@@ -49,6 +57,9 @@ class FolderSource(Config):
     path: str  # the folder, local or s3://
     domain: str = "video"  # of items that name none
     num_shards: int | None = Field(default=None, ge=1)  # None: some hundred items with files each
+
+    def contents(self) -> str:
+        return fingerprint(self.path)
 
     def shards(self) -> list[Shard]:
         number = self.num_shards

@@ -18,7 +18,7 @@ from rec.artifacts import join
 from rec.config import Config
 from rec.schema import TIMESTAMP, check, check_unique
 from rec.sources.base import Shard, SourceError, problem_table, ranges
-from rec.sources.files import FIRST_ROW, list_files, read_csv, read_media, require
+from rec.sources.files import FIRST_ROW, fingerprint, list_files, read_csv, read_media, require
 
 _EXPECTED = (
     "a MovieLens folder with movies.csv, descriptions.csv, ratings.csv, tags.csv, "
@@ -43,6 +43,9 @@ class MovieLensSource(Config):
     kind: Literal["movielens"] = "movielens"
     path: str  # the folder, local or s3://
     num_shards: int = Field(default=4, ge=1)
+
+    def contents(self) -> str:
+        return fingerprint(self.path)
 
     def shards(self) -> list[Shard]:
         return [Shard(i, self.num_shards) for i in range(self.num_shards)]

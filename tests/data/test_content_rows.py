@@ -52,6 +52,9 @@ class TinySource(Config):
     late_tag: str = "later"  # given to held-out items only
     fail_in: int | None = None
 
+    def contents(self) -> str:
+        return ""
+
     def shards(self) -> list[Shard]:
         return [Shard(i, self.num_shards) for i in range(self.num_shards)]
 

@@ -91,3 +91,27 @@ def test_a_folder_becomes_rows_without_look_alikes_and_goes_on_where_it_was(
             for row in pq.read_table(file).to_pylist()]  # fmt: skip
     assert sorted(gone) == ["i00", "i01", "i02", "i03"]  # held out, though their ids come first
     assert manifest.metrics["num_texts"] == manifest.metrics["train"]["rows"]
+
+
+def test_a_folder_that_changed_is_not_mixed_with_what_was_there(
+    ray_local: None, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    lines = ["item_id,title,files", *(f"i{n},story {n}," for n in range(8))]
+    (folder / "items.csv").write_text("\n".join(lines))
+    source = FolderSource(path=str(folder), num_shards=2)
+    version = write_tables(source, out).version
+    assert write_tables(source, out, overwrite=True).version == version
+
+    (folder / "items.csv").write_text("\n".join([*lines, "i8,story 8,", "i9,story 9,"]))
+    with pytest.raises(IngestError, match=r"contents: '\w+' there, '\w+' now.*--overwrite"):
+        write_tables(source, out)
+    tables = write_tables(source, out, overwrite=True)
+    assert tables.version != version
+    ids = [row["item_id"] for row in pq.read_table(f"{out}/items").to_pylist()]
+    assert sorted(ids) == [f"i{n}" for n in range(10)]
+
+    (folder / "new.jpg").write_bytes(b"not a picture")
+    with pytest.raises(IngestError, match="contents"):
+        write_tables(source, out)

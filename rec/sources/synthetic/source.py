@@ -37,6 +37,9 @@ class SyntheticSource(SyntheticConfig):
     def truth(self) -> Truth:
         return Truth(self)
 
+    def contents(self) -> str:
+        return ""  # the config says all
+
     def shards(self) -> list[Shard]:
         return [Shard(i, self.num_shards) for i in range(self.num_shards)]
 
