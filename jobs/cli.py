@@ -7,7 +7,9 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -84,7 +86,10 @@ def alone_in(out: str) -> Iterator[None]:
         yield
         return
     made = not os.path.isdir(out)
-    os.makedirs(out, exist_ok=True)
+    try:
+        os.makedirs(out, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{out}: a file; give --out a folder") from None
     folder = os.open(out, os.O_RDONLY)
     try:
         try:
@@ -102,6 +107,11 @@ def alone_in(out: str) -> Iterator[None]:
             with suppress(OSError):  # not empty
                 os.rmdir(out)
         os.close(folder)
+
+
+def _end(*_: object) -> None:
+    print("stopped by SIGTERM; run the same command again", file=sys.stderr)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def start_ray(options: argparse.Namespace | None = None) -> None:
@@ -127,6 +137,8 @@ def start_ray(options: argparse.Namespace | None = None) -> None:
                 f"Ray at {address!r} did not answer: {error}; is the cluster up, or this machine "
                 "overloaded?"
             ) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end)  # Ray's own dumps its stack and aborts
     if options is None:
         return
     for path in options.places:

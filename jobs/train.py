@@ -101,13 +101,13 @@ def main(arguments: list[str] | None = None) -> int:
             resume=not options.fresh,
         )
     print(f"logs        {outcome.logs}/metrics.jsonl  (tensorboard --logdir {outcome.logs})")
-    print(f"checkpoint  {outcome.best}")
+    print(f"best        {outcome.best}  {_text(outcome.metrics)}")
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; run the same command again to continue")
         return 0
     if outcome.step > recipe.train.steps:
         print(f"longer      than train.steps={recipe.train.steps} already: nothing was trained")
-    print(f"finished    {outcome.step} steps  {_text(outcome.metrics)}")
+    print(f"finished    {outcome.step} steps, {outcome.last}")
     print(f"encoder     {outcome.encoder}")
     return 0
 

@@ -16,7 +16,10 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol, cast
+
+from safetensors import SafetensorError
 
 from rec.config import Config
 from rec.train.engine import Engine, TrainError
@@ -89,7 +92,19 @@ def write(
 
 
 def read_state(folder: Path) -> State:
-    return State.from_json((folder / STATE_FILE).read_text())
+    """What state.json of the checkpoint in `folder` says; TrainError where it cannot be read."""
+    try:
+        return State.from_json((folder / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> TrainError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return TrainError(
+        f"{folder}: this checkpoint cannot be read ({reason}); remove the folder to go on from the "
+        "one before it"
+    )
 
 
 def restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: Mapping[str, Any]) -> State:
@@ -100,7 +115,8 @@ def restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: Mapping[str
     continue exactly, the current epoch's row order does not.
 
     Raises:
-        TrainError: the recipe, the rows, or under ZeRO the number of ranks are others.
+        TrainError: the recipe, the rows, or under ZeRO the number of ranks are others, or a file
+            is damaged.
     """
     state = read_state(folder)
     kind, fields = describe(recipe)
@@ -122,7 +138,10 @@ def restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: Mapping[str
             f"ranks. Run with {state.world} workers, or convert {folder / 'deepspeed'} with "
             "`python -m deepspeed.checkpoint.ds_to_universal`"
         )
-    engine.load(folder)
+    try:
+        engine.load(folder)
+    except (SafetensorError, OSError, EOFError, UnpicklingError) as error:
+        raise _damaged(folder, error) from error
     return state
 
 
@@ -145,6 +164,8 @@ class LocalStore:
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, max(keep, 1)
         self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(".*"):  # of a run that was killed while it wrote
+            shutil.rmtree(left)
 
     def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:  # noqa: ARG002
         aside = self._folder / f".{uuid.uuid4().hex}"

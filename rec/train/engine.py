@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -199,7 +200,11 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    """Write `file`; OSError where the machine refuses, as a full disk does."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: {error}") from error
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,34 @@ def test_a_folder_that_cannot_be_made_and_ctrl_c_have_a_status() -> None:
     assert main([]) == 0
     with pytest.raises(ZeroDivisionError):  # an error of ours keeps its trace
         main(["bug"])
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match="file: a file; give --out a folder"),
+        alone_in(str(tmp_path / "file")),
+    ):
+        pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_ends_a_job_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.ingest", "--source", "synthetic", "--out"]
+    more = ["--set", "source.num_items=200000"]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "run"), *more], stderr=subprocess.PIPE, text=True
+    ) as job:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/tables/items/*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        job.terminate()
+        said = job.communicate(timeout=60)[1]
+    assert job.returncode == 143
+    assert "stopped by SIGTERM; run the same command again" in said
+    assert "Traceback" not in said
+    assert "PC: @" not in said
 
 
 def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,3 +172,20 @@ def test_rows_that_were_altered_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=f"{shard.name}: .*publish again"):
         here(recipe(steps=4), rows, tmp_path)
     assert not (tmp_path / "train").exists()
+
+
+@pytest.mark.parametrize("name", ["state.json", MODEL_FILE, "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+    name: str, rows: str, tmp_path: Path
+) -> None:
+    here(recipe(steps=4, checkpoint_every=2, keep_checkpoints=3), rows, tmp_path)
+    saved = sorted((tmp_path / "train" / "checkpoints").glob("step-*"))
+    file = saved[-1] / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    longer = recipe(steps=6, checkpoint_every=2, keep_checkpoints=3)
+    with pytest.raises(TrainError, match=f"{saved[-1]}: this checkpoint cannot be read .*remove"):
+        here(longer, rows, tmp_path)
+    shutil.rmtree(saved[-1])
+    (saved[0].parent / ".left-by-a-kill").mkdir()
+    assert here(longer, rows, tmp_path).step == 6
+    assert not list(saved[0].parent.glob(".*"))
