@@ -32,7 +32,7 @@ from torch import Tensor
 from bench.harness import Report, main
 from jobs import behaviour, ingest, sequences
 from jobs import train as training
-from rec.artifacts import join, seal
+from rec.artifacts import MANIFEST, exists, join, seal
 from rec.batch import SequenceBatch
 from rec.contract import Scorer
 from rec.data.logs import LogFiles
@@ -70,7 +70,10 @@ FEW = 5  # events at most on the training side: hardly ever seen
 
 
 def write_vectors(tables: str, out: str, num_films: int | None) -> None:
-    """An embedding table of the films that are told anything of, by a frozen text encoder."""
+    """An embedding table of the films that are told anything of, by a frozen text encoder; one
+    that is there already stays."""
+    if exists(join(out, MANIFEST)):
+        return
     names = ["item_id", "title", "description", "tags", "categories"]
     parts = sorted(Path(tables, "items").rglob("*.parquet"))
     films = pa.concat_tables([read_table(str(part), names) for part in parts])
@@ -157,6 +160,7 @@ def recipe_of(features: Sequence[str], seed: int, steps: int, id_dropout: float)
             f"inputs.id_dropout={id_dropout}",
             "train.batch_size=32",
             f"train.steps={steps}",
+            f"train.warmup_steps={min(20, steps)}",  # the recipe's 100 are a third of these steps
             f"train.seed={seed}",
             "train.precision=fp32",
             f"train.validate_every={steps}",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from scipy import sparse
 
@@ -27,8 +28,9 @@ from bench.peers_metrics import CUTOFFS
 from rec.batch import SequenceBatch
 from rec.contract import Scorer
 from rec.features.histories import seen_matrix
+from rec.metrics.bootstrap import bootstrap_means
 from rec.metrics.coverage import coverage, exposures
-from rec.metrics.diversity import intra_list_diversity
+from rec.metrics.diversity import category_shares, intra_list_diversity
 from rec.metrics.ranking import hit_rate, mrr, ndcg, recall
 from rec.metrics.ranks import TargetRanks, rank_in_chunks
 from rec.metrics.vectors import unit_rows
@@ -38,7 +40,10 @@ from rec.models.estimators.item_cf import ItemCF
 from rec.models.estimators.markov import Markov
 from rec.models.estimators.popularity import Popularity, RecentPopularity
 from rec.models.estimators.swing import Swing
+from rec.runtime.ranking_data import Aims, RankedItems
+from rec.runtime.ranking_judge import Judge, Question, users_at_a_time
 
+_ROUNDS = 3  # of what is timed; medians are told
 METRICS: dict[str, Callable[[TargetRanks, int], np.ndarray]] = {
     "hit rate": hit_rate,
     "recall": recall,
@@ -126,17 +131,61 @@ def all_metrics(ranks: TargetRanks) -> dict[str, float]:
     }
 
 
-def exact(report: Report, num_users: int, num_items: int) -> None:
-    """Ranks and all metrics of a score matrix that is there."""
+class _Given:
+    """Scores that are there, handed out in order."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self._scores, self._start = torch.from_numpy(scores), 0
+
+    def score(self, batch: SequenceBatch) -> torch.Tensor:
+        start, self._start = self._start, self._start + len(batch)
+        return self._scores[start : self._start]
+
+
+def exact(report: Report, num_users: int, num_items: int, num_categories: int = 18) -> None:
+    """All that jobs.evaluate says of a method whose scores are there: ranks, every metric at four
+    cut-offs over all targets and in each slice, what the lists show, intervals."""
     draws = np.random.default_rng(0)
-    scores = draws.standard_normal((num_users, num_items), dtype=np.float32)
-    seen = sparse.csr_array(draws.random((num_users, num_items)) < 0.05)
+    shape = (num_users, num_items)
+    scores = draws.standard_normal(shape, dtype=np.float32)
+    seen = sparse.csr_array(draws.random(shape) < 0.05, dtype=np.float32)
     cells = (np.ones(num_users), (np.arange(num_users), draws.integers(num_items, size=num_users)))
-    relevant = sparse.csr_array(cells, shape=scores.shape)
-    started = time.perf_counter()
-    all_metrics(rank_in_chunks(lambda a, b: scores[a:b], relevant, excluded=seen))
-    seconds = time.perf_counter() - started
-    report.add(f"{num_users:,} users x {num_items:,} items after scores, s", seconds, 2, True)
+    relevant = sparse.csr_array(cells, shape=shape)
+    lengths = np.diff(seen.indptr).astype(np.int64)
+    known = SequenceBatch(
+        lengths=torch.from_numpy(lengths),
+        item_index=torch.from_numpy(seen.indices.astype(np.int64)),
+        weights=torch.ones(seen.nnz),
+        times=torch.zeros(seen.nnz, dtype=torch.long),
+        target_mask=torch.zeros(seen.nnz, dtype=torch.bool),
+    )
+    items = RankedItems(
+        item_ids=pa.array([str(i) for i in range(num_items)]),
+        num_events=draws.geometric(0.01, num_items) * (draws.random(num_items) < 0.9),
+        categories=category_shares(
+            draws.integers(num_categories, size=(num_items, 2)).tolist(), num_categories
+        ),
+        content=unit_rows(draws.normal(size=(num_items, 64)).astype(np.float32)),
+        content_mask=draws.random(num_items) < 0.9,
+    )
+    aims = Aims(relevant, lengths, {"users": num_users})
+    judge = Judge("", "test", items, aims, (10, 30, 50, 100))
+    step = users_at_a_time(num_items)
+    ends = [(a, min(a + step, num_users)) for a in range(0, num_users, step)]
+    asked = [Question(known.rows(a, b), seen[a:b], relevant[a:b]) for a, b in ends]
+    whole, ranks_alone = [], []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        all_metrics(rank_in_chunks(lambda a, b: scores[a:b], relevant, excluded=seen))
+        ranks_alone.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        judged = judge.judged("given", map(judge.exact(_Given(scores)), asked))
+        for part in judge.slices(judged.ranks):
+            bootstrap_means(part.values)
+        whole.append(time.perf_counter() - started)
+    what = f"{num_users:,} users x {num_items:,} items after scores"
+    report.add(f"{what}, all metrics with intervals, s", float(np.median(whole)), 2, True)
+    report.add(f"{what}, hit rate, recall, NDCG, MRR alone, s", float(np.median(ranks_alone)))
 
 
 def large(report: Report, num_users: int, num_items: int, dim: int = 16) -> None:
@@ -210,7 +259,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     large(report, *((5_000, 20_000) if options.quick else (100_000, 100_000)))
     if options.peers:
         beside_rectools(options.peers, report, 20 if options.quick else 200)
-    names = ["popularity", "Markov"] if options.quick else list(BASELINES)
+    names = ["popularity", "Markov"] if options.quick else options.baselines
     for data in ("ml-1m", "amazon-beauty") if options.data else ():
         published(options.data / data, names, report)
 
@@ -218,6 +267,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder of the two files")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with rectools")
+    parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+import torch
+
 from jobs.cli import add_overrides, parser, peek, place, tell_errors
 from rec.artifacts import ArtifactError, join, read_manifest, write_atomic
-from rec.config import Config, ConfigError
+from rec.config import ConfigError
 from rec.data.ingest import IngestError
 from rec.data.sequence_rows import KIND as ROWS
 from rec.data.stream import StreamError
@@ -135,6 +137,14 @@ def run_rows(config: RankingConfig, models: Sequence[str], out: str) -> RankingE
     return evaluation
 
 
+def _require_device(name: str) -> None:
+    """Raise ConfigError where this machine has no such device."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # a CPU build of torch asserts
+        raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+
+
 def model_names(uris: Sequence[str]) -> list[str]:
     """What each model is called: its folder, or the one above a folder "encoder"; the whole URI
     where that is not one of a kind.
@@ -148,7 +158,7 @@ def model_names(uris: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(uris)
 
 
-def _config(given: argparse.Namespace) -> Config:
+def _config(given: argparse.Namespace) -> RankingConfig | EvaluationConfig:
     """Raises ConfigError where flags of both kinds meet."""
     of_run = {"--compare": given.compare, "--text-encoder": given.text_encoder}
     of_rows = {"--models": given.models, "--out": given.out}
@@ -170,9 +180,10 @@ def _config(given: argparse.Namespace) -> Config:
 def main(argv: list[str] | None = None) -> int:
     given = arguments(peek(argv, "--rows") is not None).parse_args(argv)
     config = _config(given)
+    _require_device(config.device)
     if isinstance(config, RankingConfig):
         run_rows(config, given.models, given.out)
-    elif isinstance(config, EvaluationConfig):
+    else:
         run(config)
     return 0
 

@@ -38,15 +38,13 @@ def intra_list_diversity(
     there = lists >= 0
     if mask is not None:
         there &= mask[lists]
-    total = np.zeros((len(lists), vectors.shape[1]))
-    lengths = np.zeros(len(lists))  # squared, of each item's own vector: 1 but for rounding
-    for place in range(lists.shape[1]):
-        rows = vectors[lists[:, place]] * there[:, place, None]
-        total += rows
-        lengths += np.einsum("qd,qd->q", rows, rows)
-    count = there.sum(axis=1)
-    pairs = count * (count - 1)
-    cosines = np.einsum("qd,qd->q", total, total) - lengths
+    sizes = there.sum(axis=1)
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    ones = np.ones(int(indptr[-1]), vectors.dtype)
+    listed = sparse.csr_array((ones, lists[there], indptr), shape=(len(lists), len(vectors)))
+    total = np.asarray(listed @ vectors, dtype=float)
+    pairs = sizes * (sizes - 1)
+    cosines = np.einsum("qd,qd->q", total, total) - sizes  # each with itself: 1
     return np.where(pairs > 0, 1 - cosines / np.maximum(pairs, 1), np.nan)
 
 

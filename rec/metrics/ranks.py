@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,22 +106,16 @@ def rank_in_chunks(
     never = None if candidate_mask is None else np.flatnonzero(~candidate_mask)
     num_queries, num_columns = relevant.shape
     step = max(1, chunk_scores // max(1, num_columns))
-    columns: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    ranks: list[Floats] = [np.empty(0)]
-    sizes = np.zeros(num_queries, np.int64)
+    parts: list[_Ranked] = []
     for start in range(0, num_queries, step):
         stop = min(start + step, num_queries)
         scores = np.asarray(score_rows(start, stop))
         if scores.dtype.kind != "f":
             scores = scores.astype(np.float64)
-        for row in range(start, stop):
-            out = dropped[row] if never is None else np.union1d(dropped[row], never)
-            column, rank = _rank_row(scores[row - start], wanted[row], out)
-            columns.append(column)
-            ranks.append(rank)
-            sizes[row] = len(rank)
-    query_index = np.repeat(np.arange(num_queries), sizes)
-    return TargetRanks(query_index, np.concatenate(columns), np.concatenate(ranks), total)
+        found = _rank_chunk(scores, start, wanted, dropped, never)
+        parts.append(found._replace(row=found.row + start))
+    row, column, rank = (np.concatenate(p) for p in zip(_NOTHING, *parts, strict=True))
+    return TargetRanks(row, column, rank, total)
 
 
 class _Columns:
@@ -142,46 +136,115 @@ class _Columns:
     def __getitem__(self, row: int) -> NDArray[np.int64]:
         return self._columns[self._starts[row] : self._starts[row + 1]]
 
+    def cells(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows, counted from `start`, and columns of all that is there in rows start to stop."""
+        columns = self._columns[self._starts[start] : self._starts[stop]].astype(np.int64)
+        return np.repeat(np.arange(stop - start), self.sizes[start:stop]), columns
 
-def _rank_row(
-    values: Floats, wanted: NDArray[np.int64], dropped: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], Floats]:
-    """The wanted columns that are candidates, best first, and their worst-case ranks.
+
+class _Ranked(NamedTuple):
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    rank: Floats
+
+
+_NOTHING = _Ranked(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+def _rank_chunk(
+    scores: Floats,
+    start: int,
+    wanted: _Columns,
+    dropped: _Columns,
+    never: NDArray[np.int64] | None,
+) -> _Ranked:
+    """The wanted columns that are candidates, best first in each row, and their worst-case ranks.
+
+    Args:
+        scores: (B, N) of rows start to start + B.
+        wanted, dropped: columns of all rows.
+        never: columns that are dropped from every row.
+    """
+    row, column = wanted.cells(start, start + len(scores))
+    keep = ~_among(row, column, *dropped.cells(start, start + len(scores)), scores.shape[1])
+    if never is not None:
+        keep &= ~np.isin(column, never)
+    row, column = row[keep], column[keep]
+    own = scores[row, column]
+    order = np.lexsort((-own, row))  # NaN last
+    row, column, own = row[order], column[order], own[order]
+    firsts = np.flatnonzero(np.diff(row, prepend=-1))
+    sizes = np.diff(firsts, append=len(row))
+    not_below = np.zeros(len(row), np.int64)
+    equal = np.zeros(len(row), bool)  # all candidates have one score: no order
+    for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
+        part, at = slice(first, first + size), int(row[first])
+        out = dropped[start + at] if never is None else np.union1d(dropped[start + at], never)
+        not_below[part], equal[part] = _not_below(scores[at], own[part], out)
+    rank = not_below - _own_not_below(own, firsts, sizes)  # above it, and not wanted
+    rank = rank + np.arange(1.0, len(row) + 1) - np.repeat(firsts, sizes)
+    rank[np.isnan(own) | equal] = np.inf
+    return _Ranked(row, column, rank)
+
+
+def _among(
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    width: int,
+) -> Mask:
+    """Which of the first cells are among the others, which are ascending."""
+    if not len(rows):
+        return np.zeros(len(row), bool)
+    cells, others = row * width + column, rows * width + columns
+    return others[np.minimum(np.searchsorted(others, cells), len(others) - 1)] == cells
+
+
+def _own_not_below(
+    own: Floats, firsts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How many of a row's wanted scores are at least as high as each of them, or NaN.
+
+    Args:
+        own: row by row, falling, NaN last.
+        firsts, sizes: of the rows.
+    """
+    level = np.ones(len(own), bool)  # begins a row or another score
+    level[1:] = own[1:] != own[:-1]
+    level[firsts] = True
+    begins = np.append(np.flatnonzero(level), len(own))
+    ends = np.repeat(begins[1:], np.diff(begins))
+    nans = np.concatenate([[0], np.cumsum(np.isnan(own))])
+    return ends - np.repeat(firsts - (nans[firsts + sizes] - nans[firsts]), sizes)
+
+
+def _not_below(
+    values: Floats, own: Floats, dropped: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], bool]:
+    """How many candidates are at least as high as each of `own`, or NaN; and whether all of them
+    have one score.
 
     Args:
         values: (N,).
-        wanted, dropped: columns, ascending.
+        own: falling, NaN last.
+        dropped: columns that are no candidates.
     """
-    if len(dropped) and len(wanted):
-        place = np.minimum(np.searchsorted(dropped, wanted), len(dropped) - 1)
-        wanted = wanted[dropped[place] != wanted]
-    if not len(wanted):
-        return wanted.astype(np.int64), np.empty(0)
-    own = values[wanted]
-    order = np.argsort(-own, kind="stable")  # NaN last
-    wanted, own = wanted[order], own[order]
-    # "not below" is at least as high, or NaN: both are lost against
-    above = _not_below(values, own)
-    for left_out in (values[dropped], own):
-        above -= _not_below(left_out, own)
-    rank = above + np.arange(1.0, len(own) + 1)
-    rank[np.isnan(own)] = np.inf
-    num_candidates = len(values) - len(dropped)
-    if above[0] + len(own) == num_candidates:  # nothing is below the best: all may be equal
-        equal = np.count_nonzero(values == own[0]) - np.count_nonzero(values[dropped] == own[0])
-        if equal == num_candidates:
-            rank[:] = np.inf
-    return wanted.astype(np.int64), rank
-
-
-def _not_below(values: Floats, own: Floats) -> NDArray[np.int64]:
-    """(len(own),) how many values are not below each of `own`."""
+    if len(dropped):
+        values = values.copy()
+        values[dropped] = -np.inf  # below all but what is as low
     if len(own) <= _MAX_COUNTED:
-        below = [np.count_nonzero(values < score) for score in own]
+        below = np.array([np.count_nonzero(values < score) for score in own])
     else:
         below = np.searchsorted(np.sort(values), own, side="left")  # NaN is above all
-        below[np.isnan(own)] = 0
-    return len(values) - np.asarray(below, np.int64)
+    below[own > -np.inf] -= len(dropped)
+    below[np.isnan(own)] = 0
+    num_candidates = len(values) - len(dropped)
+    equal = False
+    if not below[0]:  # the best of them is the lowest there is
+        others = len(dropped) if own[0] == -np.inf else 0
+        equal = np.count_nonzero(values == own[0]) - others == num_candidates
+    return num_candidates - below, equal
 
 
 def rank_lists(
@@ -196,21 +259,19 @@ def rank_lists(
         scores: (Q, k) of the items.
         relevant: (Q, N), non-zero where relevant.
     """
-    wanted = _Columns(relevant)
-    none = np.empty(0, np.int64)
-    columns: list[NDArray[np.int64]] = [none]
-    ranks: list[Floats] = [np.empty(0)]
-    sizes = np.zeros(len(lists), np.int64)
-    for q, row in enumerate(lists):
-        there = row >= 0
-        listed = row[there].astype(np.int64)
-        places = np.flatnonzero(np.isin(listed, wanted[q]))
-        places, rank = _rank_row(scores[q][there], places, none)
-        columns.append(listed[places])
-        ranks.append(rank)
-        sizes[q] = len(rank)
-    query_index = np.repeat(np.arange(len(lists)), sizes)
-    return TargetRanks(query_index, np.concatenate(columns), np.concatenate(ranks), wanted.sizes)
+    there = lists >= 0
+    row, place = np.nonzero(there)
+    asked = _Columns(relevant)
+    hit = _among(row, lists[there].astype(np.int64), *asked.cells(0, len(lists)), relevant.shape[1])
+    cells = (np.ones(int(hit.sum())), (row[hit], place[hit]))
+    found = rank_in_chunks(
+        lambda start, stop: scores[start:stop],
+        sparse.csr_array(cells, shape=lists.shape),
+        excluded=sparse.csr_array(~there),
+        num_relevant=asked.sizes,
+    )
+    columns = lists[found.query_index, found.column_index].astype(np.int64)
+    return replace(found, column_index=columns)
 
 
 def joined(parts: Sequence[TargetRanks]) -> TargetRanks:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from typing import Annotated, get_args
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from rec.artifacts import Manifest, join, read_manifest, write_atomic
 from rec.config import Config, ConfigError
@@ -30,6 +30,7 @@ from rec.metrics.bootstrap import bootstrap_means
 from rec.metrics.ranking import ndcg
 from rec.models.estimators.ease import MAX_ITEMS
 from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.index import MAX_K
 from rec.retrieval.spec import IndexConfig
 from rec.runtime.evaluation_results import Difference, Figure
 from rec.runtime.ranking_baselines import Baseline, BaselineName, Fitter, tuned
@@ -51,7 +52,10 @@ class RankingConfig(Config):
     # NDCG at the smallest cut-off
     against: str | None = None
     side: Side = "test"
-    cutoffs: tuple[PositiveInt, ...] = Field(default=(10, 30, 50, 100), min_length=1)
+    # an index gives MAX_K at most, and one more than the largest is asked for
+    cutoffs: tuple[Annotated[int, Field(gt=0, lt=MAX_K)], ...] = Field(
+        default=(10, 30, 50, 100), min_length=1
+    )
     exclude_seen: bool = True  # leave out of the lists what stands in the user's history
     tune_users: int = Field(default=5000, ge=0)  # validation rows that baselines are tuned on
     served: bool = True  # score encoders through an index, too

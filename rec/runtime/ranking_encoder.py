@@ -79,18 +79,16 @@ class EncoderScorer:
         """(B, N) float32."""
         interests = self.encode(batch)
         vectors, active = interests.vectors.float(), interests.weights > 0
-        products = vectors.flatten(0, 1) @ self._vectors.T
-        products = products.view(*vectors.shape[:2], -1)
-        if products.shape[1] > 1:
-            products = products.masked_fill(~active[:, :, None], -torch.inf)
-        best = products.amax(dim=1).masked_fill(~active.any(dim=1)[:, None], 0.0)
-        best = best.cpu()
-        if self._all_known:
-            return best
-        known = torch.from_numpy(self._known)
-        scores = torch.full((len(batch), len(self.items)), -torch.inf)
-        scores[:, known] = best[:, torch.from_numpy(self._theirs)[known]]
-        return scores
+        best = torch.full((len(batch), len(self._vectors)), -torch.inf, device=vectors.device)
+        for k in range(vectors.shape[1]):  # one after the other: all at once would be K chunks
+            products = vectors[:, k] @ self._vectors.T
+            best = torch.maximum(best, products.masked_fill_(~active[:, k, None], -torch.inf))
+        scores = best.cpu()
+        if not self._all_known:
+            known = torch.from_numpy(self._known)
+            scores = torch.full((len(batch), len(self.items)), -torch.inf)
+            scores[:, known] = best.cpu()[:, torch.from_numpy(self._theirs)[known]]
+        return scores.masked_fill(~active.any(dim=1)[:, None].cpu(), 0.0)
 
     def known_vectors(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(n,) rows' item_index of items it knows, and their (n, D) vectors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -142,10 +142,13 @@ class Judge:
 
     def judge(self, method: str, answer: Callable[[Question], Answer]) -> Judged:
         """All that is to be known of a method."""
+        return self.judged(method, map(answer, self._questions()))
+
+    def judged(self, method: str, answers: Iterable[Answer]) -> Judged:
+        """The same of answers that are given to all users in order."""
         parts: list[TargetRanks] = []
         lists = _Lists(method, self.items, self.cutoffs, self.head_share)
-        for question in self._questions():
-            ranks, shown = answer(question)
+        for ranks, shown in answers:
             parts.append(ranks)
             lists.add(shown)
         return Judged(joined(parts), lists.finish())

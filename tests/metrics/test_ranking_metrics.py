@@ -166,6 +166,22 @@ def test_ready_lists_rank_by_place_and_lose_ties() -> None:
     assert recall(rank_lists(lists[:1], scores[:1], relevant[:1]), 2) == recall(exact, 2)
 
 
+@settings(max_examples=200)
+@given(problems(), st.integers(1, 9), st.integers(0, 9))
+def test_a_list_ranks_as_if_its_items_were_all(problem, width: int, left: int) -> None:
+    scores, relevant, _, _ = problem
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+    lists = np.where(np.arange(order.shape[1]) < left, order, -1)
+    relevant[:, 0] |= ~relevant.any(axis=1)
+    listed = np.zeros_like(relevant)
+    np.put_along_axis(listed, order[:, :left], True, axis=1)
+    own = np.take_along_axis(scores, order, axis=1)
+    found = all_metrics(rank_lists(lists, own, sparse.csr_array(relevant)))
+    whole = all_metrics(rank_targets(scores, relevant, listed))
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf, -math.inf])
 def test_constant_and_nan_scorers_score_zero(value: float) -> None:
     scores = np.full((5, 4), value)  # fewer candidates than k: any order would be a hit

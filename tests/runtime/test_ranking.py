@@ -35,6 +35,7 @@ from rec.report.render import render
 from rec.runtime import ranking_judge
 from rec.runtime.ranking import METRICS, TABLE, RankingConfig, evaluate_ranking, write_ranking
 from rec.runtime.ranking_data import read_ranked_items
+from rec.runtime.ranking_encoder import EncoderScorer
 from rec.runtime.ranking_judge import Judge
 from rec.runtime.ranking_results import ALL, RankingEvaluation, ranking_markdown, ranking_report
 from rec.schema import EMBEDDINGS, SEQUENCES
@@ -264,6 +265,55 @@ def test_items_that_an_encoder_does_not_know_come_last_and_are_told(left_out: st
     assert half.differences == ()
 
 
+def test_a_user_of_whom_nothing_is_known_has_one_score_for_all_items(left_out: str) -> None:
+    """Also where the encoder does not know some items: those it knows would lead for nothing."""
+    scorer = EncoderScorer(turned(range(3)), read_ranked_items(left_out))
+    position = {item_id: at for at, item_id in enumerate(scorer.ids)}
+    one = torch.tensor([position[item] for item in ("i01", "i20", "i21")])
+    batch = SequenceBatch(
+        lengths=torch.tensor([1, 2]),
+        item_index=one,
+        weights=torch.ones(3),
+        times=torch.arange(3),
+        target_mask=torch.zeros(3, dtype=torch.bool),
+    )
+    known, unknown = scorer.score(batch)
+    assert len(known.unique()) == 4
+    assert len(unknown.unique()) == 1
+
+
+class Several(Table):
+    """Three interests a user, of which the last is active in every other one alone."""
+
+    def encode_user(self, histories: Sequence[Sequence[str]]) -> Interests:
+        last = super().encode_user(histories).vectors[:, 0]
+        vectors = torch.stack([last, last.flip(1), -last], dim=1)
+        weights = torch.ones(len(last), 3)
+        weights[::2, 2] = 0
+        return Interests(vectors, weights)
+
+
+def test_the_best_active_interest_scores(left_out: str) -> None:
+    several = Several({f"i{n:02d}": row.tolist() for n, row in enumerate(circle_vectors())})
+    scorer = EncoderScorer(several, read_ranked_items(left_out))
+    batch = SequenceBatch(
+        lengths=torch.full((4,), 2),
+        item_index=torch.arange(8),
+        weights=torch.ones(8),
+        times=torch.arange(8),
+        target_mask=torch.zeros(8, dtype=torch.bool),
+    )
+    interests = scorer.encode(batch)
+    expected = torch.full((4, NUM_ITEMS), -math.inf)
+    for user in range(4):
+        for vector, weight in zip(interests.vectors[user], interests.weights[user], strict=True):
+            if weight > 0:
+                products = several.item_vectors() @ vector
+                expected[user] = torch.maximum(expected[user], products)
+    by_index = torch.tensor([int(item[1:]) for item in scorer.ids])
+    torch.testing.assert_close(scorer.score(batch), expected[:, by_index])
+
+
 class Constant:
     def __init__(self, value: float) -> None:
         self.value = value
@@ -460,6 +510,9 @@ def test_the_job_asks_published_encoders(left_out: str, tmp_path: Path, own: boo
         (["--rows", "R", "--out", "O", "--set", 'baselines=["knn"]'], "Input should be 'pop"),
         (["--rows", "R", "--out", "O", "--set", "cutoffs=[10,0]"], "greater than 0"),
         (["--rows", "R", "--out", "O", "--models", "/a", "/b", "/a"], "is given twice"),
+        (["--rows", "R", "--out", "O", "--set", "cutoffs=[10000]"], "less than 10000"),
+        (["--rows", "R", "--out", "O", "--set", "device=warp"], "evaluate: device 'warp': "),
+        (["--run", "R", "--set", "device=cuda:99"], "evaluate: device 'cuda:99': "),
         (["--rows", "/absent", "--out", "O"], "/absent/manifest.json: not found"),
         (["--rows", "R", "--out", "O", "--models", "/absent"], "'sequence-encoder'"),
     ],
