@@ -55,7 +55,7 @@ def steps(found: dict[str, float], rows: float, items: float) -> list[Step]:
     a_million = ", CPU s a million rows"
     events = rows * found.get("events kept of a row", math.nan)
     wanted: list[tuple[str, str, float, float]] = [
-        ("logs to sequences", "jobs.behaviour with Ray" + a_million, rows, 1e-6),
+        ("logs to sequences", plain + a_million, rows, 1e-6),
         ("edges and graph besides", graph + a_million, rows, 1e-6),
         ("sequences to rows", "sequences to rows, CPU s a million events", events, 1e-6),
         *((f"media: {kind}", f"{kind}: {_DECODE}", items * s, 1e-3) for kind, s in _MIX.items()),
