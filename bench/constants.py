@@ -163,6 +163,7 @@ def of_behaviour(work: Path, num_rows: int, report: Report) -> None:
     _logs_to("many buckets", many, work, num_rows, report)
     _logs_to("graph", whole, work, num_rows, report)
     events = _logs_to("sequences", plain, work, num_rows, report)
+    report.add("events kept of a row", events / num_rows)
     first = datetime.combine(FIRST_DAY, datetime.min.time(), UTC)
     cutoffs = (first + timedelta(days=DAYS - 7), first + timedelta(days=DAYS - 3))
     split = SequenceRowsConfig(cutoff=cutoffs[0], test_cutoff=cutoffs[1])

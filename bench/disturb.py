@@ -56,12 +56,10 @@ class TwoNodes:
         for disturbed in disturbances:
             while not disturbed():
                 if job.poll() is not None:
-                    raise RuntimeError(
-                        f"the job ended before its fault:\n{log.read_text()[-4000:]}"
-                    )
+                    raise RuntimeError(f"the job ended before its fault:\n{_end_of(log)}")
                 time.sleep(0.005)
         if job.wait():
-            raise RuntimeError(f"the job failed:\n{log.read_text()[-4000:]}")
+            raise RuntimeError(f"the job failed:\n{_end_of(log)}")
 
     def kill_worker(self, at: Path) -> Condition:
         """Ends one worker, of either node, that has a file below `at` open; true once it did."""

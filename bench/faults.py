@@ -33,6 +33,7 @@ from rec.artifacts import read_manifest
 from rec.data.behaviour import KIND, read_ledger
 from rec.data.ledger import Ledger
 
+PARTS = ("media", "logs")
 TWICE, AS_NEXT = 3, 11  # days
 _BAD_LINES = {
     "not a row": "{broken",
@@ -205,14 +206,17 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="raycall-faults-", dir=options.work) as folder:
         place = Path(folder)
         with TwoNodes(place) as nodes:
-            (place / "media").mkdir()
-            media(nodes, place / "media", 400 if options.quick else 20_000, report)
-            shutil.rmtree(place / "media")
-            logs(nodes, place, num_rows, report)  # last: it leaves one node
+            if "media" in options.only:
+                (place / "media").mkdir()
+                media(nodes, place / "media", 400 if options.quick else 20_000, report)
+                shutil.rmtree(place / "media")
+            if "logs" in options.only:
+                logs(nodes, place, num_rows, report)  # last: it leaves one node
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, help="of the logs; else 50,000,000, quick 200,000")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="default: both")
     parser.add_argument("--work", metavar="DIR", help="for logs and outputs, 8 GB; else TMPDIR")
 
 

@@ -77,10 +77,11 @@ def _accelerator() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, with a + when the tree differs from it."""
+    """Short hash of the checked-out commit, with a + when the tree, results apart, differs."""
     git = ["git", "-C", str(RESULTS.parent)]
+    changes = ["status", "--porcelain", "--", ":/", f":!{RESULTS.name}"]
     done = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    changed = subprocess.run([*git, *changes], capture_output=True, text=True)
     return (done.stdout.strip() or "unknown") + ("+" if changed.stdout.strip() else "")
 
 
@@ -116,7 +117,9 @@ def main(
     lines = table(report.figures)
     print("\n" + lines + "\n")
     if options.record:
-        command = " ".join(["python -m", f"bench.{name}", *sys.argv[1:]])
+        # places of this machine mean nothing on another
+        given = (f".../{Path(x).name}" if Path(x).is_absolute() else x for x in sys.argv[1:])
+        command = " ".join(["python -m", f"bench.{name}", *given])
         day = datetime.now(UTC).date().isoformat()
         notes = "".join(f"\n- {note}" for note in report.notes)
         own = "".join(f"{line}\n" for line in report.table)

@@ -131,7 +131,7 @@ def _rate(out: Path, items: int, num_shards: int) -> float:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, num_shards, rounds = (16, 4, 1) if options.quick else (1600, 64, 3)
+    items, num_shards, rounds = (16, 4, 1) if options.quick else (options.items, 64, 3)
     warm: dict[str, list[float]] = {"job": [], "bare": []}
     whole: dict[str, list[float]] = {"job": [], "bare": []}
     with tempfile.TemporaryDirectory(prefix="raycall-media-") as folder:
@@ -167,5 +167,9 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     )
 
 
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", type=int, default=1600, help="default 1600; quick: 16")
+
+
 if __name__ == "__main__":
-    main("media", __doc__, measure)
+    main("media", __doc__, measure, flags)

@@ -241,6 +241,11 @@ def growth(report: Report, sizes: tuple[int, ...], dim: int) -> None:
         costs = [1 / one["single"] if what == "search" else one[what] for one in found]
         slope = np.polyfit(np.log(sizes), np.log(costs), 1)[0]
         report.add(f"exponent of {what} from {sizes[0]:,} to {sizes[-1]:,}", float(slope))
+    num, one = sizes[-1], found[-1]
+    report.add(f"index of {num:,} vectors: build, CPU us a vector", one["build"] / num * 1e6)
+    report.add(f"index of {num:,} vectors: query, CPU us", 1e6 / one["single"])
+    report.add(f"index of {num:,} vectors: memory, bytes a vector", one["memory"] / num)
+    report.add(f"index of {num:,} vectors: disk, bytes a vector", one["disk"] / num)
 
 
 def _peer(python: str, step: str, engine: str, folder: Path) -> dict[str, Any]:
