@@ -21,6 +21,7 @@ from sklearn.metrics import average_precision_score
 from bench.harness import Report, main
 from jobs import ingest
 from rec.artifacts import open_artifact
+from rec.data.rows import build_rows
 from rec.features.masking import MaskingConfig, mask_terms
 from rec.features.tags import normalise
 from rec.features.text import TextTokenizer
@@ -31,6 +32,7 @@ from rec.recipes.content import ROWS, ContentRecipe, demo
 from rec.runtime.train import train
 from rec.sources import SyntheticSource
 
+_FIRST_SEED = 100  # platforms of lower seeds were looked at when steps and sizes were chosen
 _MIN_POSITIVES = 3  # held-out items an event's tag needs to be counted
 
 
@@ -99,8 +101,6 @@ def _recipe(weighting: str, steps: int) -> ContentRecipe:
             "weights.infonce=0",
             "weights.key_terms=0",
             "masking.kind=off",
-            # an event shows in an item's words alone: pictures are kept small and sound is left out
-            # for more steps in the same time
             "inputs.height=32",
             "inputs.width=32",
             "inputs.max_frames=1",
@@ -113,18 +113,21 @@ def _recipe(weighting: str, steps: int) -> ContentRecipe:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, platforms = (2000, 20, 2) if options.quick else (6000, 500, 5)
+    items, steps, platforms = (2000, 20, 2) if options.quick else (6000, 200, 12)
     precision: dict[str, list[float]] = {"tfidf": [], "plain": []}
-    for seed in range(platforms):
-        source = SyntheticSource(num_items=items, seed=seed)
+    for seed in range(_FIRST_SEED, _FIRST_SEED + platforms):
+        # an event shows in an item's words alone; without frames and sounds there is time for more
+        # platforms, each of which has two or three events that reach across its cut-off
+        source = SyntheticSource(num_items=items, seed=seed, frame_share=0.0, sound_share=0.0)
         with tempfile.TemporaryDirectory(prefix="raycall-laboratory-") as out:
+            ingest.run_tables(ingest.IngestConfig(source=source), out)
             for weighting, found in precision.items():
                 place = f"{out}/{weighting}"
                 recipe = _recipe(weighting, steps).override([f"train.seed={seed}"])
-                ingest.run(ingest.IngestConfig(source=source, rows=recipe.rows), place)
                 rows, encoder = f"{place}/rows", f"{place}/encoder"
+                build_rows(f"{out}/tables", rows, recipe.rows)
                 folder = open_artifact(rows, ROWS)[1]
-                if weighting == "tfidf" and seed == 0:
+                if weighting == "tfidf" and seed == _FIRST_SEED:
                     _key_terms(folder, source, report)
                 train(recipe, rows, place, num_workers=0, encoder=encoder)
                 each = _fresh_tag_precision(encoder, folder, source)
@@ -140,7 +143,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     report.note(f"gain in mAP: 95 % interval over {platforms} platforms [{low:.4f}, {high:.4f}]")
     report.note(
         f"each platform has a seed of its own, as its two trainings have, and {items} items; demo "
-        f"recipe on labels alone, pictures of 32 x 32, no sound, {steps} steps; half life 30 days"
+        f"recipe on labels and words alone, {steps} steps; half life 30 days"
     )
 
 

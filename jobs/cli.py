@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from rec.artifacts import read_bytes
@@ -26,6 +27,10 @@ from rec.config import Config, ConfigError, settings
 
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
     from rec.train.recipe import Recipe
+
+
+# what the operating system says in the text of an error of a task
+_REFUSED = re.compile(r"^\w*Error: (\[Errno \d+\].*)$", re.MULTILINE)
 
 
 class Main(Protocol):
@@ -64,6 +69,12 @@ def tell_errors(name: str, *expected: type[Exception]) -> Callable[[Main], Main]
             except (*expected, OSError) as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
                 print(f"{name}: {cause}", file=sys.stderr)
+                return 1
+            except RayError as error:
+                found = _REFUSED.findall(str(error))  # Ray keeps of a task's error its text alone
+                if not found:
+                    raise
+                print(f"{name}: {found[-1]}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
                 print(f"{name}: interrupted; run the same command again", file=sys.stderr)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import ray
+import ray.data
+from ray.exceptions import RayError
 
 from jobs import embed, index, train
-from jobs.cli import alone_in, tell_errors
+from jobs.cli import Main, alone_in, tell_errors
 from rec.config import ConfigError
 
 RECIPE = ["--recipe", "rec.recipes.sequence:debug"]
@@ -81,6 +85,30 @@ def test_sigterm_ends_a_job_in_a_line(tmp_path: Path) -> None:
     assert "stopped by SIGTERM; run the same command again" in said
     assert "Traceback" not in said
     assert "PC: @" not in said
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_a_full_disk_in_a_task_of_ray_data_is_told_in_a_line(
+    ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(row: dict[str, int], error: Exception) -> dict[str, int]:
+        raise error
+
+    def main_that(error: Exception) -> Main:
+        @tell_errors("some")
+        def main(argv: list[str] | None = None) -> int:
+            ray.data.range(2).map(fail, fn_args=[error]).materialize()
+            return 0
+
+        return main
+
+    full = OSError(errno.ENOSPC, "No space left on device", "/out/part")
+    assert main_that(full)() == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == "some: [Errno 28] No space left on device: '/out/part'"
+    with pytest.raises(RayError, match="a bug"):
+        main_that(ZeroDivisionError("a bug"))()
 
 
 def test_two_jobs_do_not_write_to_one_folder(tmp_path: Path) -> None:
