@@ -27,6 +27,7 @@ from jobs.cli import alone_in, load_recipe, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, read_manifest, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.stream import StreamError, open_rows
+from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
 from rec.train.engine import TrainError
 from rec.train.recipe import Recipe
@@ -135,6 +136,7 @@ def _run(
     from tune.progress import Progress
     from tune.trial import FIGURE, Task, run_trial
 
+    verify(rows, read_manifest(rows, recipe.kind), on_ray=True)
     resources = ray.cluster_resources()
     gpu = bool(resources.get("GPU")) if use_gpu is None else use_gpu
     concurrency = concurrency or max(1, int(resources.get("GPU" if gpu else "CPU", 1)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rec.artifacts import ArtifactError
 from rec.config import ConfigError
 from rec.recipes import sequence
 from rec.train.engine import TrainError
@@ -130,3 +132,14 @@ def test_what_cannot_be_tuned_is_refused_before_anything_starts(
     (tmp_path / "out" / "search.json").write_text("{")
     with pytest.raises(ConfigError, match=r"search\.json: not of a search"):
         tune_recall(recipe, sequence_rows, out, 0)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_rows_that_are_not_as_published_are_refused(sequence_rows: str, tmp_path: Path) -> None:
+    rows = Path(shutil.copytree(sequence_rows, tmp_path / "rows"))
+    shard = next(rows.glob("v-*/test/*.parquet"))  # that no trial reads
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=rf"{shard}: .* publish again"):
+        tune_recall(sequence.debug(), str(rows), str(tmp_path / "out"), 1)
+    assert Trials(str(tmp_path / "out")).all() == []
