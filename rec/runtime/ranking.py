@@ -38,6 +38,7 @@ from rec.runtime.ranking_data import Side, read_ranked_items, training_histories
 from rec.runtime.ranking_encoder import EncoderScorer, SequenceEncoder, ServedLists, index_of
 from rec.runtime.ranking_judge import Judge, Judged, Slice
 from rec.runtime.ranking_results import RankingEvaluation, ranking_markdown
+from rec.runtime.verify import verify
 
 METRICS = "metrics.json"
 TABLE = "metrics.md"
@@ -92,6 +93,7 @@ class _Run:
     def __init__(self, config: RankingConfig, tell: Callable[[str], None]) -> None:
         self.config, self.tell = config, tell
         self.manifest: Manifest = read_manifest(config.rows, KIND)
+        verify(config.rows, self.manifest)
         self.items = read_ranked_items(config.rows)
         self.judge = Judge.of(
             config.rows,

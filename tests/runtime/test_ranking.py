@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -527,3 +528,14 @@ def test_the_job_says_what_is_wrong(
 def test_models_are_called_by_their_folders() -> None:
     assert model_names(["runs/a/encoder", "s3://b/runs/c"]) == ["a", "c"]
     assert model_names(["one/a/encoder", "two/a"]) == ["one/a/encoder", "two/a"]
+
+
+def test_rows_that_were_altered_are_refused(left_out: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    shutil.copytree(left_out, rows)
+    shard = next(rows.rglob("train/*.parquet"))
+    whole = bytearray(shard.read_bytes())
+    whole[6] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(ArtifactError, match=f"{shard.name}: .*publish again"):
+        evaluate_ranking(FAST.model_copy(update={"rows": str(rows)}))
