@@ -35,6 +35,7 @@ from rec.train.schedule import lr_factor
 
 _AHEAD = 4  # batches collated ahead, as in RowStream
 _MARKS = "steps.txt"
+_PAIRS = ("deepspeed-1", "deepspeed-2", "ddp-2")  # engine and workers, each beside a bare loop
 _TURN_S = 15.0  # Ray has to catch up after each stop
 # the least size that would be trained in earnest (the films recipe's); what a step costs besides
 # arithmetic (hooks, logging, daemons) weighs more the smaller a model is
@@ -142,6 +143,8 @@ def measure(options: argparse.Namespace, report: Report) -> None:
             ("deepspeed", 2, 0.95),
             ("ddp", 2, 0.95),
         ):
+            if f"{engine}-{workers}" not in options.pairs:
+                continue
             place = Path(folder, f"{engine}-{workers}")
             sides = []
             for name, work, processes in (("ours", _ours, 1), ("bare", _bare, workers)):
@@ -169,5 +172,9 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     )
 
 
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pairs", nargs="+", choices=_PAIRS, default=_PAIRS, help="default: all")
+
+
 if __name__ == "__main__":
-    main("train", __doc__, measure)
+    main("train", __doc__, measure, flags)
