@@ -63,7 +63,9 @@ def fit_split(
     """The split of the items at `tables_uri`, with the cut-off given or found.
 
     It is found as the 1 - heldout_fraction quantile of published_at, to 1/65536 of the range of
-    times, from one histogram a shard: no shard's times reach the driver.
+    times, from one histogram a shard: no shard's times reach the driver. Where more items than
+    that were published last, at one time, all of these are held out; where all were, they are
+    split by hash, as if they had no time.
     """
     if cutoff is not None:
         aware = cutoff if cutoff.tzinfo else cutoff.replace(tzinfo=UTC)
@@ -92,6 +94,11 @@ def fit_split(
         np.add.at(total, summary["bins"], summary["counts"])
     cumulative = np.cumsum(total)
     reached = np.searchsorted(cumulative, (1.0 - heldout_fraction) * cumulative[-1])
+    if cumulative[reached] == cumulative[-1]:  # more than the fraction came last, all at one time
+        earlier = np.flatnonzero(total[:reached])
+        if not len(earlier):  # a time that all items share tells nothing of them
+            return Split(heldout_fraction=heldout_fraction)
+        reached = earlier[-1]
     micros = low + (int(reached) + 1) * width - 1
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     return Split(heldout_fraction=heldout_fraction, cutoff=epoch + timedelta(microseconds=micros))
