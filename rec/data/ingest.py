@@ -93,7 +93,8 @@ def write_tables(
     config = source.model_dump(mode="json")
     if source.gives_files:  # of others media says nothing, and their tables stay what they were
         config["media"] = media.model_dump(mode="json")
-    config["contents"] = source.contents()
+    if contents := source.contents():
+        config["contents"] = contents
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     _claim(uri, digest, config, overwrite)
     shards = source.shards()
