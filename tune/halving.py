@@ -62,7 +62,7 @@ class Halving(ASHAScheduler):
         pass  # all that it reported is known
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        pass
+        pass  # what is stopped or failed stays in its rungs
 
 
 def _numbered(trial: Any) -> Any:

@@ -99,4 +99,6 @@ def test_places_are_noted_however_they_are_given(tmp_path: Path) -> None:
 def test_one_machine_takes_its_own_paths() -> None:
     flags = parser("jobs.x", None)
     flags.add_argument("--out", type=place)
-    start_ray(flags.parse_args(["--out", "/anywhere"]))
+    options = flags.parse_args(["--out", "/anywhere"])
+    assert options.places == ["/anywhere"]
+    start_ray(options)  # refuses nothing
