@@ -184,7 +184,7 @@ def run(
             record |= clock.read(train.batch_size)
             record["memory_mb"] = memory_mb(engine.device)
         if validating or ending:
-            record |= _collapse(engine, batch)  # a forward: too slow for every record
+            record |= _collapse(engine, batch)  # a forward of its own
         if validating:
             if heldout is not None:
                 validated = validate(engine, recipe, heldout)
