@@ -70,7 +70,7 @@ def _planted_share(folder: Path, source: SyntheticSource, kind: str, seed: int) 
 
 
 def _fresh_tag_precision(encoder_uri: str, folder: Path, source: SyntheticSource) -> list[float]:
-    """Average precision of every planted event tag over the held-out items."""
+    """Average precision of every planted event tag that reaches the held-out items, over these."""
     truth, encoder = source.truth(), load_encoder(encoder_uri)
     scores: list[np.ndarray] = []
     events: list[np.ndarray] = []
@@ -87,8 +87,6 @@ def _fresh_tag_precision(encoder_uri: str, folder: Path, source: SyntheticSource
         positives = all_events == event
         if tag in known and positives.sum() >= _MIN_POSITIVES:
             found.append(float(average_precision_score(positives, all_scores[:, known[tag]])))
-    if not found:
-        raise ValueError("no event's tag is in the vocabulary and on held-out items; more items")
     return found
 
 
@@ -113,11 +111,11 @@ def _recipe(weighting: str, steps: int) -> ContentRecipe:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, platforms = (2000, 20, 2) if options.quick else (6000, 200, 12)
+    items, steps, platforms = (2000, 20, 4) if options.quick else (2000, 200, 24)
     precision: dict[str, list[float]] = {"tfidf": [], "plain": []}
     for seed in range(_FIRST_SEED, _FIRST_SEED + platforms):
         # an event shows in an item's words alone; without frames and sounds there is time for more
-        # platforms, each of which has two or three events that reach across its cut-off
+        # platforms, each of which has none to two events that reach across its cut-off
         source = SyntheticSource(num_items=items, seed=seed, frame_share=0.0, sound_share=0.0)
         with tempfile.TemporaryDirectory(prefix="raycall-laboratory-") as out:
             ingest.run_tables(ingest.IngestConfig(source=source), out)
@@ -131,6 +129,9 @@ def measure(options: argparse.Namespace, report: Report) -> None:
                     _key_terms(folder, source, report)
                 train(recipe, rows, place, num_workers=0, encoder=encoder)
                 each = _fresh_tag_precision(encoder, folder, source)
+                if not each:
+                    report.note(f"platform {seed} has no event on both sides of its cut-off")
+                    break
                 found.append(float(np.mean(each)))
                 report.note(
                     f"{weighting}, platform {seed}: mAP {found[-1]:.4f} over {len(each)} event tags"
@@ -139,8 +140,9 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     low, high = over_seeds(gains)[1:]
     report.add("mAP of fresh tags, TF-IDF weights", float(np.mean(precision["tfidf"])))
     report.add("mAP of fresh tags, plain weights", float(np.mean(precision["plain"])))
-    report.add("gain in mAP, mean over platforms", float(np.mean(gains)), bar=0.0)
-    report.note(f"gain in mAP: 95 % interval over {platforms} platforms [{low:.4f}, {high:.4f}]")
+    report.add("gain in mAP, mean over platforms", float(np.mean(gains)))
+    report.add("gain in mAP, low end of its 95 % interval", low, bar=0.0)
+    report.note(f"gain in mAP: 95 % interval over {len(gains)} platforms [{low:.4f}, {high:.4f}]")
     report.note(
         f"each platform has a seed of its own, as its two trainings have, and {items} items; demo "
         f"recipe on labels and words alone, {steps} steps; half life 30 days"
