@@ -111,7 +111,7 @@ def _recipe(weighting: str, steps: int) -> ContentRecipe:
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:
-    items, steps, platforms = (2000, 20, 4) if options.quick else (2000, 200, 24)
+    items, steps, platforms = (2000, 20, 4) if options.quick else (2000, 200, 12)
     precision: dict[str, list[float]] = {"tfidf": [], "plain": []}
     for seed in range(_FIRST_SEED, _FIRST_SEED + platforms):
         # an event shows in an item's words alone; without frames and sounds there is time for more
