@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -17,6 +17,7 @@ from rec.data.tasks import Summary, map_shards
 from rec.schema import TIMESTAMP
 
 _BINS = 1 << 16
+_COARSE = 0.1  # of the items to hold out: more in one bin are told apart by a finer histogram
 
 
 class Split(Config):
@@ -62,10 +63,11 @@ def fit_split(
 ) -> Split:
     """The split of the items at `tables_uri`, with the cut-off given or found.
 
-    It is found as the 1 - heldout_fraction quantile of published_at, to 1/65536 of the range of
-    times, from one histogram a shard: no shard's times reach the driver. Where more items than
-    that were published last, at one time, all of these are held out; where all were, they are
-    split by hash, as if they had no time.
+    It is found as the 1 - heldout_fraction quantile of published_at, from one histogram a shard and
+    finer ones of the bin that it falls into while that holds many items: no shard's times reach the
+    driver. Where more items than that were published last, at one time, all of these are held out;
+    where these are more than half of all, times say too little and items are split by hash, as if
+    they had none.
     """
     if cutoff is not None:
         aware = cutoff if cutoff.tzinfo else cutoff.replace(tzinfo=UTC)
@@ -83,22 +85,38 @@ def fit_split(
     if not ranges:
         return Split(heldout_fraction=heldout_fraction)
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    width = max(1, -(-(high - low) // _BINS))  # microseconds
-
-    def histogram(index: int) -> Summary:
-        bins, counts = np.unique((times(index) - low) // width, return_counts=True)
-        return {"bins": bins.tolist(), "counts": counts.tolist()}
-
-    total = np.zeros(_BINS + 1, np.int64)
-    for summary in map_shards(histogram, range(num_shards)):
-        np.add.at(total, summary["bins"], summary["counts"])
-    cumulative = np.cumsum(total)
-    reached = np.searchsorted(cumulative, (1.0 - heldout_fraction) * cumulative[-1])
-    if cumulative[reached] == cumulative[-1]:  # more than the fraction came last, all at one time
-        earlier = np.flatnonzero(total[:reached])
-        if not len(earlier):  # a time that all items share tells nothing of them
+    below = num_timed = 0  # items before `low`, and in all
+    while True:
+        width = max(1, -(-(high - low + 1) // _BINS))  # microseconds
+        counts = _histogram(times, num_shards, low, high, width)
+        num_timed = num_timed or int(counts.sum())
+        cumulative = below + np.cumsum(counts)
+        reached = int(np.searchsorted(cumulative, (1.0 - heldout_fraction) * num_timed))
+        start, many = low + reached * width, int(counts[reached])
+        if width == 1 or many <= max(1, _COARSE * heldout_fraction * num_timed):
+            break
+        below, low, high = int(cumulative[reached]) - many, start, start + width - 1
+    micros = start + width - 1
+    if cumulative[reached] == num_timed:  # more than the fraction came last, all at one time
+        if many > num_timed / 2:
             return Split(heldout_fraction=heldout_fraction)
-        reached = earlier[-1]
-    micros = low + (int(reached) + 1) * width - 1
+        micros = start - 1
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     return Split(heldout_fraction=heldout_fraction, cutoff=epoch + timedelta(microseconds=micros))
+
+
+def _histogram(
+    times: Callable[[int], np.ndarray], num_shards: int, low: int, high: int, width: int
+) -> np.ndarray:
+    """(_BINS,) how many of all shards' times from `low` to `high` lie in each bin of `width`."""
+
+    def count(index: int) -> Summary:
+        found = times(index)
+        found = found[(found >= low) & (found <= high)]
+        bins, counts = np.unique((found - low) // width, return_counts=True)
+        return {"bins": bins.tolist(), "counts": counts.tolist()}
+
+    total = np.zeros(_BINS, np.int64)
+    for summary in map_shards(count, range(num_shards)):
+        np.add.at(total, summary["bins"], summary["counts"])
+    return total
