@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs as pafs
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 from rec.config import Config
@@ -86,11 +88,13 @@ def write_tables(
         progress: called with finished and all shards.
 
     Raises:
-        IngestError: `uri` holds tables of another source or config.
+        IngestError: `uri` holds tables of another source or config, or lies in the source's folder.
         ShardError: the source met something else than it expects; its own message.
     """
     media = media or MediaConfig()
     config = source.model_dump(mode="json")
+    if path := config.get("path"):
+        _keep_apart(uri, path)
     if source.gives_files:  # of others media says nothing, and their tables stay what they were
         config["media"] = media.model_dump(mode="json")
     if contents := source.contents():
@@ -125,6 +129,15 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
     return "; ".join(found)
 
 
+def _keep_apart(uri: str, path: str) -> None:
+    """Refuse tables among the files that they are made from: the next run would read them."""
+    (tables, below), (origin, top) = filesystem(uri), filesystem(path)
+    if isinstance(tables, pafs.LocalFileSystem):
+        below, top = os.path.realpath(below), os.path.realpath(top)
+    if tables.type_name == origin.type_name and f"{below}/".startswith(f"{top.rstrip('/')}/"):
+        raise IngestError(f"{uri}: lies in the source's folder {path}; choose one outside it")
+
+
 def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> None:
     """Hold `uri` to one source and config."""
     place = join(uri, "state", "source.json")
@@ -139,11 +152,11 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
                 "choose another folder or pass --overwrite"
             )
         files, path = filesystem(uri)
+        if exists(join(uri, LEDGER)):  # the first to go: it speaks for the others
+            files.delete_file(f"{path}/{LEDGER}")
         for name in [*TABLES, "media_index", "problems", "state"]:
             if exists(join(uri, name)):
                 files.delete_dir(f"{path}/{name}")
-        if exists(join(uri, LEDGER)):
-            files.delete_file(f"{path}/{LEDGER}")
     state = json.dumps({"digest": digest, "config": config}, indent=2)
     write_atomic(place, state.encode())
 

@@ -9,6 +9,7 @@ import pytest
 from rec.data import ingest
 from rec.data.ingest import IngestError, changes
 from rec.data.tasks import marker
+from rec.sources import FolderSource
 
 
 def test_changes_names_the_fields_that_differ_with_both_values() -> None:
@@ -28,3 +29,18 @@ def test_a_folder_is_claimed_by_finished_shards_not_by_a_failed_start(tmp_path: 
         ingest._claim(uri, "three", {"path": "other"}, False)
     ingest._claim(uri, "three", {"path": "other"}, True)
     assert not Path(marker(f"{uri}/state", 0)).exists()
+
+
+@pytest.mark.parametrize(("path", "out"), [("a", "a/run/tables"), ("a/", "a"), ("a/b/..", "a/c")])
+def test_tables_are_kept_out_of_the_folder_they_are_made_from(
+    tmp_path: Path, path: str, out: str
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(IngestError, match=r"lies in the source's folder .*choose one outside"):
+        ingest.write_tables(FolderSource(path=f"{tmp_path}/{path}"), f"{tmp_path}/{out}")
+    assert not (tmp_path / "a" / "run").exists()
+
+
+@pytest.mark.parametrize(("path", "out"), [("a", "ab/tables"), ("a", "tables")])
+def test_tables_beside_the_folder_are_welcome(path: str, out: str) -> None:
+    ingest._keep_apart(out, path)

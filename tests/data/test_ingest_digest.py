@@ -40,12 +40,13 @@ def test_tables_of_files_are_of_their_media_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "with_markers", no_work)
-    (tmp_path / "items.csv").write_text("item_id\na")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "items.csv").write_text("item_id\na")
     digests = set()
     for side in (64, 128):
         out = tmp_path / str(side)
         ingest.write_tables(
-            FolderSource(path=str(tmp_path)), str(out), media=MediaConfig(frame_side=side)
+            FolderSource(path=str(tmp_path / "mine")), str(out), media=MediaConfig(frame_side=side)
         )
         digests.add(json.loads((out / "state" / "source.json").read_text())["digest"])
     assert len(digests) == 2
