@@ -27,7 +27,10 @@ class ParquetFile:
         self._files, self._path = filesystem(uri)
         self._files.create_dir(os.path.dirname(self._path), recursive=True)
         self._local = isinstance(self._files, pafs.LocalFileSystem)
-        self._aside = f"{self._path}.{uuid.uuid4().hex}.tmp" if self._local else self._path
+        folder, name = os.path.split(self._path)
+        # readers of whole folders pass over names with a dot: a killed writer's file is in no table
+        aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        self._aside = aside if self._local else self._path
         # dictionaries and statistics of compressed pictures cost much and help nobody
         plain = [f.name for f in schema if not _is_bytes(f.type)]
         self._writer = pq.ParquetWriter(
