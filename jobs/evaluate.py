@@ -30,7 +30,7 @@ from collections.abc import Sequence
 
 import torch
 
-from jobs.cli import add_overrides, parser, peek, place, tell_errors
+from jobs.cli import add_overrides, alone_in, parser, peek, place, tell_errors
 from rec.artifacts import ArtifactError, join, read_manifest, write_atomic
 from rec.config import ConfigError
 from rec.data.ingest import IngestError
@@ -109,11 +109,12 @@ def run(config: EvaluationConfig) -> Evaluation:
         f"items of {config.run}",
         flush=True,
     )
-    evaluation = evaluate(config, items, tell)
     out = join(config.run, "report")
-    write_evaluation(evaluation, out)
-    print(markdown(evaluation), flush=True)
-    tell.finish(out, gather(config.run, evaluation, items))
+    with alone_in(out):
+        evaluation = evaluate(config, items, tell)
+        write_evaluation(evaluation, out)
+        print(markdown(evaluation), flush=True)
+        tell.finish(out, gather(config.run, evaluation, items))
     return evaluation
 
 
@@ -182,7 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     config = _config(given)
     _require_device(config.device)
     if isinstance(config, RankingConfig):
-        run_rows(config, given.models, given.out)
+        with alone_in(given.out):
+            run_rows(config, given.models, given.out)
     else:
         run(config)
     return 0

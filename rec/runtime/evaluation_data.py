@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rec.artifacts import ArtifactError, filesystem, join, read_manifest
 from rec.metrics.baselines import NUM_PIXEL_FEATURES, pixel_features
+from rec.runtime.verify import verify
 
 _BATCH_ROWS = 512
 
@@ -111,9 +112,10 @@ def read_items(run: str, *, max_items: int) -> EvaluationItems:
     """The items of the run's content rows, at most `max_items` on each side of the cut-off.
 
     Raises:
-        ArtifactError: the run has no rows, no item table, or no item on one side.
+        ArtifactError: the run has no rows, altered ones, no item table, or no item on one side.
     """
     rows = join(run, "rows")
+    verify(rows, read_manifest(rows, "content-rows"))
     train, train_note = _side(rows, "train", max_items)
     heldout, heldout_note = _side(rows, "heldout", max_items)
     if not train or not heldout:
@@ -180,8 +182,9 @@ def read_vectors(uri: str, item_ids: Sequence[str]) -> Floats:
     """(N, D) float32 vectors (interest 0) of these items from an embedding table.
 
     Raises:
-        ArtifactError: there is no table, or an item is not in it.
+        ArtifactError: there is no table, it was altered, or an item is not in it.
     """
+    verify(uri, read_manifest(uri, "embedding-table"))
     position = {item_id: i for i, item_id in enumerate(item_ids)}
     vectors: Floats | None = None
     seen = np.zeros(len(item_ids), bool)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.cli import alone_in
 from jobs.evaluate import main
 from rec import artifacts
 from rec.features.content import ContentInputs
@@ -342,6 +343,26 @@ def test_a_missing_vector_is_named(run: Path) -> None:
         read_vectors(str(run / "embeddings"), ["i3", "absent"])
     with pytest.raises(artifacts.ArtifactError, match="no Parquet files published"):
         open_parts(str(run / "rows"), "content-rows", "nowhere/")
+
+
+@pytest.mark.parametrize("name", ["rows", "embeddings"])
+def test_altered_files_are_named(run: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    file = max(copy.glob(f"{name}/*/**/*.parquet"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(artifacts.ArtifactError, match=file.name):
+        evaluate(EvaluationConfig(run=str(copy)))
+
+
+def test_two_jobs_do_not_write_one_report(run: Path, tmp_path: Path, capsys) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    with alone_in(str(copy / "report")):
+        assert main(["--run", str(copy), "--set", "max_items=80"]) == 1
+    assert "another job writes there" in capsys.readouterr().err
 
 
 def test_what_is_written_can_be_read(found: Evaluation, tmp_path: Path) -> None:
