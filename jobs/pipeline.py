@@ -165,6 +165,7 @@ def steps_of(
         join(out, name) for name in ("tables", "rows", "encoder", "embeddings", "index")
     )
     ingested = ingest.IngestConfig(source=config.source, rows=config.recipe.rows)
+    contents = config.source.contents()
 
     def run_training() -> bool:
         trained = train.run(config.recipe, rows, out, workers=workers, use_gpu=use_gpu)
@@ -181,7 +182,8 @@ def steps_of(
     steps = [
         Step(
             "tables",
-            ingested.model_dump(mode="json", include={"source", "media"}),
+            ingested.model_dump(mode="json", include={"source", "media"})
+            | ({"contents": contents} if contents else {}),
             (),
             lambda: read_tables(tables).version if exists(join(tables, LEDGER)) else None,
             done(lambda: ingest.run_tables(ingested, out, overwrite=overwrite)),

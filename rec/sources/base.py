@@ -71,7 +71,10 @@ class Source(Protocol):
         ...
 
     def contents(self) -> str:
-        """Changes when what `read` would give changes, for all that a config does not say."""
+        """Changes when what `read` would give changes, for all that a config does not say.
+
+        Of media, names and sizes count: one that is altered and keeps its size goes unnoticed.
+        """
         ...
 
     def shards(self) -> list[Shard]: ...

@@ -175,6 +175,22 @@ def test_settings_can_be_shown_and_read_back(capsys: pytest.CaptureFixture[str])
         config.override(["nothing.here=1"])
 
 
+def test_a_plan_sees_that_files_of_the_source_changed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    items = tmp_path / "mine" / "items.csv"
+    flags = ["--source", "folder", "--path", str(tmp_path / "mine"), "--out", str(tmp_path / "run")]
+
+    def settings() -> dict[str, object]:
+        config = pipeline.configure(pipeline.arguments(flags).parse_args(flags))
+        return pipeline.steps_of(config, str(tmp_path / "run"))[0].settings
+
+    items.write_text("item_id\na")
+    before = settings()
+    assert settings() == before
+    items.write_text("item_id\nb")
+    assert settings() != before
+
+
 def test_training_is_gone_on_with_or_refused_but_not_replaced(tmp_path: Path) -> None:
     flags = ["--out", str(tmp_path), *_SMALL]
     config = pipeline.configure(pipeline.arguments(flags).parse_args(flags))
