@@ -137,6 +137,8 @@ def measure(options: argparse.Namespace, report: Report) -> None:
                     f"{weighting}, platform {seed}: mAP {found[-1]:.4f} over {len(each)} event tags"
                 )
     gains = [a - b for a, b in zip(precision["tfidf"], precision["plain"], strict=True)]
+    if not gains:
+        raise SystemExit("no platform has an event on both sides of its cut-off; look at more")
     low, high = over_seeds(gains)[1:]
     report.add("mAP of fresh tags, TF-IDF weights", float(np.mean(precision["tfidf"])))
     report.add("mAP of fresh tags, plain weights", float(np.mean(precision["plain"])))
