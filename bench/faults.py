@@ -144,7 +144,7 @@ def logs(nodes: TwoNodes, work: Path, num_rows: int, report: Report) -> None:
 
 def _begun(out: Path, phase: str) -> Condition:
     """Whether a task of the phase is done."""
-    return lambda: any(out.glob(f"work-*/done/{phase}/*.json"))
+    return lambda: any(out.glob(f"work-*/done/{phase}/shard-*.json"))
 
 
 def _listed(out: Path) -> int:
@@ -184,7 +184,7 @@ def media(nodes: TwoNodes, work: Path, items: int, report: Report) -> None:
         source, out = work / f"{name}-files", work / name
         named, broken = broken_files.make_folder(source, items, broken=name == "disturbed")
         command = [sys.executable, "-m", "jobs.ingest", "--source", "folder", "--path", str(source)]
-        command += ["--out", str(out), "--set", "source.num_shards=16"]
+        command += ["--tables-only", "--out", str(out), "--set", "source.num_shards=16"]
         kill = nodes.kill_worker(out / "tables" / "media")
         nodes.run(command, *([kill] if name == "disturbed" else []))
         read = broken_files.read(out / "tables", source)

@@ -44,13 +44,14 @@ from rec.data.logs import (
     TASK_BYTES,
     Day,
     LogFiles,
+    changed,
     check_names,
     is_timed,
     list_days,
     pack,
 )
 from rec.data.sequences import CUT
-from rec.data.tasks import tidy
+from rec.data.tasks import hash_files, num_cpus, tidy
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
@@ -103,7 +104,7 @@ def build_behaviour(
     done = old is not None and plan.state.days == read_state(old).days
     if old is not None and done and not _late_items(old, cutoff, out_uri):
         tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
-        return old
+        return _moved_on(old, cutoff, out_uri)
     ledger = _run(plan, progress)
     if not ledger.stages.get("read interactions", StageCounts()).rows_in:
         raise BehaviourError(
@@ -117,6 +118,7 @@ def build_behaviour(
         KIND,
         lineage={"previous": old.version} if old else {},
         config=_about(config),
+        hashed=hash_files(plan.place),
         metrics={
             "state": plan.state.model_dump(mode="json"),
             "extends": old.root if old else None,
@@ -172,8 +174,8 @@ def _refused(
             continue
         last = max(days, default="")  # none where all began after the cut-off
         for day, files in found[table].items():
-            if day in days and files.fingerprint != days[day]:
-                return f"the {table} log of {day} has other files than when it was read"
+            if day in days and (reason := changed(days[day], files.fingerprint)):
+                return f"the {table} log of {day} {reason}"
             if day not in days and day < last:
                 return f"the {table} log has a new day {day}, earlier than {last}, which was read"
     return None
@@ -183,6 +185,17 @@ def _late_items(old: Manifest, cutoff: datetime, out_uri: str) -> bool:
     """Whether items were left out that a later cut-off may let in."""
     items = read_ledger(out_uri).stages.get("read items", StageCounts())
     return micros(cutoff) > micros(read_state(old).cutoff) and LATE in items.dropped
+
+
+def _moved_on(old: Manifest, cutoff: datetime, out_uri: str) -> Manifest:
+    """What is published, up to a cut-off that adds nothing to it; its readers ask for that."""
+    state = read_state(old)
+    if micros(cutoff) == micros(state.cutoff):
+        return old
+    state = state.model_copy(update={"cutoff": cutoff}).model_dump(mode="json")
+    manifest = old.model_copy(update={"metrics": {**old.metrics, "state": state}})
+    write_atomic(join(out_uri, MANIFEST), manifest.to_json().encode())
+    return manifest
 
 
 def _plan(
@@ -204,7 +217,9 @@ def _plan(
             if day not in before and not _begins_late(day, log, cutoff)
         }
         pieces = [piece for files in new.values() for piece in files.pieces]
-        tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
+        tasks += [
+            LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES, num_cpus())
+        ]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
     if not days["interactions"]:
         raise BehaviourError(f"no day of interactions begins before {cutoff.isoformat()}")
@@ -226,8 +241,9 @@ def _plan(
             _about(config),
             new_state.model_dump(mode="json"),
             old.version if old else None,
-            TASK_BYTES,  # which task reads what
-        ]
+            [task.pieces for task in tasks],  # a cluster of another size may cut them otherwise
+        ],
+        default=str,
     )
     digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
     return Plan(

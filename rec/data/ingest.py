@@ -16,11 +16,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import cv2
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 from rec.config import Config
+from rec.data.attempts import Attempt
 from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile, file_bytes
 from rec.data.tasks import Summary, finished_shards, with_markers
@@ -103,8 +105,8 @@ def write_tables(
     _claim(uri, digest, config, overwrite)
     shards = source.shards()
 
-    def work(index: int) -> Summary:
-        return write_shard(source, shards[index], uri, media)
+    def work(index: int, attempt: Attempt) -> Summary:
+        return write_shard(source, shards[index], uri, media, attempt)
 
     done: dict[int, Summary] = {}
     for summary in with_markers(work, join(uri, "state"), range(len(shards))):
@@ -161,8 +163,11 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
     write_atomic(place, state.encode())
 
 
-def write_shard(source: AnySource, shard: Shard, uri: str, media: MediaConfig) -> Summary:
+def write_shard(
+    source: AnySource, shard: Shard, uri: str, media: MediaConfig, attempt: Attempt | None = None
+) -> Summary:
     """Write one shard of every table the source has, empty ones too; sizes come back."""
+    cv2.setNumThreads(1)  # tasks share the cores
     sample: list[str] = []
     alike = 0
     with ExitStack() as stack:
@@ -183,7 +188,7 @@ def write_shard(source: AnySource, shard: Shard, uri: str, media: MediaConfig) -
             if name != "files":
                 write(name, piece)
                 continue
-            for rows, problems, num_alike in media_of_files(piece, media):
+            for rows, problems, num_alike in media_of_files(piece, media, attempt):
                 write("media", rows)
                 write("problems", problem_table(problems))
                 alike += num_alike

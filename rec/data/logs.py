@@ -34,6 +34,7 @@ from rec.config import Config
 from rec.schema import COMMENTS, INTERACTIONS, ITEMS, SEARCHES
 
 TASK_BYTES = 128 << 20  # of log files that a task reads
+_LEAST_BYTES = 4 << 20  # below that a task starts longer than it reads
 UNTIMED = "txt"  # the format that tells no times
 _NOT_USED = {"position", "text", "likes"}  # a log need not have what nobody reads
 
@@ -113,13 +114,15 @@ class Piece(NamedTuple):
     num_bytes: int
     groups: tuple[int, int] | None = None  # first row group and one past the last
     first_row: int = 1  # number of the first row, for messages
+    written_ns: int = 0  # when, as the file system tells it
 
 
 class Day(NamedTuple):
     """The files of a log that are of one day, or all of one that is not by day."""
 
     pieces: tuple[Piece, ...]
-    fingerprint: str  # of their names and sizes; contents are not read for it
+    # of their names and sizes, and of the times they were written; contents are not read for it
+    fingerprint: str
 
 
 ALL_DAYS = "all"  # the one day of a log that is not by day
@@ -149,7 +152,9 @@ def list_days(log: LogFiles) -> dict[str, Day]:
             )
         day = _day(log, join(folder, name), name)
         key = day.isoformat() if day else ALL_DAYS
-        days.setdefault(key, []).append(Piece(info.path, day, info.size))
+        days.setdefault(key, []).append(
+            Piece(info.path, day, info.size, written_ns=info.mtime_ns or 0)
+        )
     if not days:
         raise LogError(f"{log.path}: no log files there, or only empty ones")
     listed = {key: Day(tuple(days[key]), _fingerprint(root, days[key])) for key in sorted(days)}
@@ -202,25 +207,45 @@ def _day(log: LogFiles, place: str, name: str) -> date | None:
 
 def _fingerprint(root: str, pieces: Sequence[Piece]) -> str:
     listing = "\n".join(f"{p.path[len(root) :].lstrip('/')} {p.num_bytes}" for p in pieces)
-    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    times = " ".join(str(p.written_ns) for p in pieces)
+    return "-".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (listing, times))
 
 
-def pack(log: LogFiles, pieces: Sequence[Piece], task_bytes: int) -> list[list[Piece]]:
-    """Consecutive pieces for each task, about `task_bytes` of them; large Parquet files are cut.
+def changed(before: str, now: str) -> str | None:
+    """What two fingerprints of a day's files say against each other, or None."""
+    (files, _, times), (files_now, _, times_now) = before.partition("-"), now.partition("-")
+    if files != files_now:
+        return "has other files than when it was read"
+    if times and times != times_now:  # what earlier releases published tells none
+        return (
+            "has files that were written again since it was read (their names and sizes are the "
+            "same, their times are not; give a copy the times of what it was copied from)"
+        )
+    return None
+
+
+def pack(
+    log: LogFiles, pieces: Sequence[Piece], task_bytes: int, num_cpus: int = 1
+) -> list[list[Piece]]:
+    """Consecutive pieces for each task, in about equal shares; large Parquet files are cut.
 
     Other formats cannot be read from their middle: such a file is one task, in flat memory.
+
+    Args:
+        task_bytes: of a share, at most.
+        num_cpus: for each of these there is a share, unless they would be very small.
     """
-    tasks: list[list[Piece]] = []
-    held = 0
+    total = sum(piece.num_bytes for piece in pieces)
+    shares = max(-(-total // task_bytes), min(num_cpus, total // _LEAST_BYTES), 1)
+    tasks: dict[int, list[Piece]] = {}
+    before = 0
     for whole in pieces:
-        large = whole.num_bytes > 2 * task_bytes and whole.path.endswith(".parquet")
-        for piece in _cut(log, whole, task_bytes) if large else [whole]:
-            if not tasks or held + piece.num_bytes > task_bytes:
-                tasks.append([])
-                held = 0
-            tasks[-1].append(piece)
-            held += piece.num_bytes
-    return tasks
+        large = whole.num_bytes * shares >= 2 * total and whole.path.endswith(".parquet")
+        for piece in _cut(log, whole, -(-total // shares)) if large else [whole]:
+            middle = 2 * before + piece.num_bytes  # twice that, of all bytes in a row
+            tasks.setdefault(middle * shares // (2 * total), []).append(piece)
+            before += piece.num_bytes
+    return list(tasks.values())
 
 
 def _cut(log: LogFiles, piece: Piece, task_bytes: int) -> list[Piece]:

@@ -40,6 +40,7 @@ from rec.artifacts import (
     write_atomic,
 )
 from rec.config import Config
+from rec.data.attempts import Attempt
 from rec.data.content_stages import (
     CONTENT_ROWS,
     AddFrames,
@@ -57,7 +58,7 @@ from rec.data.ledger import Ledger
 from rec.data.parquet import ParquetFile, read_or_empty, read_table, write_table
 from rec.data.split import Split, fit_split, stable_uniform
 from rec.data.stage import Stage, run_stages
-from rec.data.tasks import Summary, with_markers
+from rec.data.tasks import Summary, hash_files, with_markers
 from rec.data.texts import TextConfig, fit_terms, fit_tokenizer, local_folder
 from rec.features.terms import TermTable, WordFinder, read_terms
 from rec.features.text import TextTokenizer
@@ -148,7 +149,7 @@ def build_rows(
     place = join(out_uri, root)
     fitted = _fit(tables_uri, tables, config, place, work)
 
-    def run(index: int) -> Summary:
+    def run(index: int, _: Attempt) -> Summary:
         return write_rows(tables_uri, index, config, fitted, place)
 
     done: dict[int, Summary] = {}
@@ -286,5 +287,11 @@ def _finish(
     if not metrics["train"]["rows"]:
         raise RowsError(f"{out_uri}: no training rows; the ledger says why:\n{ledger.table()}")
     return seal(
-        out_uri, root, KIND, lineage={"tables": tables.version}, config=about, metrics=metrics
+        out_uri,
+        root,
+        KIND,
+        lineage={"tables": tables.version},
+        config=about,
+        metrics=metrics,
+        hashed=hash_files(join(out_uri, root)),
     )

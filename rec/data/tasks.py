@@ -7,20 +7,34 @@ data. What a task did is known by a marker that it writes last; finished tasks a
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+import ray
 import ray.data
 from pyarrow import fs as pafs
 
-from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
+from rec.artifacts import (
+    FileEntry,
+    file_entry,
+    file_sizes,
+    filesystem,
+    join,
+    read_bytes,
+    write_atomic,
+)
+from rec.data.attempts import MAX_TRIES, Attempt
 
 Summary = dict[str, Any]
 _ERROR = "error"
+_MARKER = re.compile(r"shard-\d+\.json")
 # bytes that one task of a shuffle brings to their partitions. Ray's own gigabyte, with its copies
 # in the task, is most of a small node's memory, and more tasks of less go as fast
 _SHUFFLED_AT_ONCE = 32 << 20
+_HASHED_AT_ONCE, _FILES_AT_ONCE = 256 << 20, 256  # by a task
 
 
 class ShardError(ValueError):
@@ -30,6 +44,12 @@ class ShardError(ValueError):
 def num_partitions(num_shards: int) -> int:
     """Into how many parts a shuffle of the rows of so many shards goes."""
     return min(max(num_shards, 1), 200)
+
+
+def num_cpus() -> int:
+    """The cores of the cluster; 1 where none is connected."""
+    found = ray.cluster_resources() if ray.is_initialized() else {}
+    return max(1, int(found.get("CPU", 1)))
 
 
 def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterator[Summary]:
@@ -51,7 +71,8 @@ def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterat
         )
 
     shards = ray.data.from_items(list(indices), override_num_blocks=len(indices))
-    summaries = shards.map_batches(run, batch_size=1, batch_format="pyarrow")
+    # Ray Data would begin a task whose worker dies again for ever
+    summaries = shards.map_batches(run, batch_size=1, batch_format="pyarrow", max_retries=MAX_TRIES)
     for batch in stream(summaries):
         for text in batch.column("summary").to_pylist():
             summary = json.loads(text)
@@ -92,23 +113,57 @@ def stream(rows: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def with_markers(
-    work: Callable[[int], Summary], folder: str, indices: Sequence[int]
+    work: Callable[[int, Attempt], Summary], folder: str, indices: Sequence[int]
 ) -> Iterator[Summary]:
-    """`map_shards`, but shards that have a marker in `folder` only have it read."""
+    """`map_shards`, but shards that have a marker in `folder` only have it read.
+
+    Raises:
+        ShardError: also where a shard ends its worker process again and again.
+    """
+    finished = set(_markers(folder))
     rest: list[int] = []
     for index in indices:
         place = marker(folder, index)
-        if exists(place):
+        if place.rsplit("/", 1)[-1] in finished:
             yield json.loads(read_bytes(place))
         else:
             rest.append(index)
 
+    this = uuid.uuid4().hex
+
     def run(index: int) -> Summary:
-        summary = work(index)
+        attempt = Attempt(folder, index, this)
+        summary = work(index, attempt)
         write_atomic(marker(folder, index), json.dumps(summary).encode())
+        attempt.done()
         return summary
 
     yield from map_shards(run, rest)
+
+
+def hash_files(uri: str) -> dict[str, FileEntry]:
+    """What `seal` says of the files below `uri`, read by tasks and not by the driver alone.
+
+    Nothing where there is so little that one task would read all.
+    """
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name, size in file_sizes(uri).items():
+        if held >= _HASHED_AT_ONCE or len(parts[-1]) >= _FILES_AT_ONCE:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    if len(parts) == 1:
+        return {}
+
+    def work(index: int) -> Summary:
+        return {"files": {name: file_entry(join(uri, name)).to_json() for name in parts[index]}}
+
+    found: dict[str, FileEntry] = {}
+    for summary in map_shards(work, range(len(parts))):
+        found |= {name: FileEntry.from_json(text) for name, text in summary["files"].items()}
+    return found
 
 
 def run_phase(
@@ -127,7 +182,11 @@ def run_phase(
         progress: called with the phase's name, and its finished and all tasks.
     """
     told: dict[int, Summary] = {}
-    for summary in with_markers(task, join(work, "done", name), range(count)):
+
+    def tried(index: int, _: Attempt) -> Summary:
+        return task(index)
+
+    for summary in with_markers(tried, join(work, "done", name), range(count)):
         told[summary["index"]] = summary
         if progress:
             progress(name, len(told), count)
@@ -136,9 +195,14 @@ def run_phase(
 
 def finished_shards(folder: str) -> int:
     """How many shards have a marker in `folder`."""
+    return len(_markers(folder))
+
+
+def _markers(folder: str) -> list[str]:
+    """The names of the markers in `folder`, by one listing."""
     files, path = filesystem(folder)
     found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sum(info.base_name.startswith("shard-") for info in found)
+    return [info.base_name for info in found if _MARKER.fullmatch(info.base_name)]
 
 
 def marker(folder: str, index: int) -> str:
