@@ -17,6 +17,9 @@ from serve_apps.errors import ApiError, invalid
 from serve_apps.gateway import Content
 from serve_apps.versions import same
 
+# of one request: 64 that take half a second each would keep all others waiting for as long
+_PICTURES_AT_ONCE = 2
+
 
 class _Prepared(NamedTuple):
     token_ids: list[int]
@@ -40,8 +43,9 @@ class Embedder:
         same(uri, self._encoder.version, version)
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
         self._batcher: Batcher[_Prepared, np.ndarray] | None = None
-        # decoding and tokenising release the GIL
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        # decoding and tokenising release the GIL; a text does not wait for pictures
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix="texts")
+        self._pictures = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pictures")
 
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         """(B, D) float32 of unit norm.
@@ -49,17 +53,31 @@ class Embedder:
         Raises:
             ApiError: a picture cannot be decoded, or an input has nothing the model can read.
         """
+        turns = asyncio.Semaphore(_PICTURES_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as group:  # one that fails ends the others
+                tasks = [group.create_task(self._prepared(one, turns)) for one in inputs]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return await self._vectors([task.result() for task in tasks])
+
+    async def _vectors(self, prepared: Sequence[_Prepared]) -> np.ndarray:
         if self._batcher is None:  # here, because it belongs to the running loop
             self._batcher = Batcher(self._run, self._max_batch, self._max_wait_s)
-        loop, batcher = asyncio.get_running_loop(), self._batcher
-        prepared = await asyncio.gather(
-            *(loop.run_in_executor(self._threads, self._prepare, content) for content in inputs)
-        )
-        return np.stack(await asyncio.gather(*(batcher.submit(part) for part in prepared)))
+        return np.stack(await asyncio.gather(*(self._batcher.submit(part) for part in prepared)))
+
+    async def _prepared(self, content: Content, turns: asyncio.Semaphore) -> _Prepared:
+        loop = asyncio.get_running_loop()
+        if content.picture is None:
+            return await loop.run_in_executor(self._texts, self._prepare, content)
+        async with turns:
+            return await loop.run_in_executor(self._pictures, self._prepare, content)
 
     async def canary(self) -> None:
         """Raises ApiError unless a small text becomes a vector of unit norm."""
-        vector = (await self.encode([Content("canary", "canary", None)]))[0]
+        # of any vocabulary, so perhaps of unknown tokens, which `encode` refuses
+        tokens = self._encoder.tokenizer.encode(["canary"]).token_ids[0]
+        vector = (await self._vectors([_Prepared(tokens, [])]))[0]
         norm = float(np.linalg.norm(vector))
         if not abs(norm - 1) < 1e-3:
             raise ApiError(503, "unhealthy", f"the encoder's canary has norm {norm}, expected 1")
@@ -67,19 +85,20 @@ class Embedder:
     async def close(self) -> None:
         if self._batcher is not None:
             await self._batcher.close()
-        self._threads.shutdown(wait=False)
+        for threads in (self._texts, self._pictures):
+            threads.shutdown(wait=False)
 
     def _prepare(self, content: Content) -> _Prepared:
-        tokens = self._encoder.tokenizer.encode([content.text]).token_ids[0]
+        tokens = self._encoder.tokenizer.encode([content.text])
         frames = []
         if content.picture is not None:
             try:
                 frames.append(self._encoder.collator.decode(content.picture))
             except MediaError as error:
                 raise invalid(f"{content.place}.image: {error}") from error
-        if not tokens and not frames:
+        if not frames and not self._encoder.tokenizer.knows(tokens, 0):
             raise invalid(f"{content.place}.text: nothing in it that the model can read")
-        return _Prepared(tokens, frames)
+        return _Prepared(tokens.token_ids[0], frames)
 
     def _run(self, parts: Sequence[_Prepared]) -> list[np.ndarray]:
         batch = self._encoder.collator.from_parts(

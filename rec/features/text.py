@@ -56,6 +56,8 @@ class TextTokenizer:
         self.max_tokens = max_tokens
         config = path.with_name("tokenizer_config.json")
         self.pad_id, self.mask_id = _special_ids(self.backend, config)
+        unknown = getattr(self.backend.model, "unk_token", None)
+        self.unknown_id = None if unknown is None else self.backend.token_to_id(unknown)
 
     @property
     def vocab_size(self) -> int:
@@ -78,6 +80,11 @@ class TextTokenizer:
             token_ids.append([] if empty else encoding.ids)
             word_ids.append([] if empty else words)
         return Tokens(token_ids, word_ids)
+
+    def knows(self, tokens: Tokens, index: int) -> bool:
+        """Whether a word of text `index` is in the vocabulary, whole or in pieces."""
+        pairs = zip(tokens.token_ids[index], tokens.word_ids[index], strict=True)
+        return any(word >= 0 and token != self.unknown_id for token, word in pairs)
 
 
 def _special_ids(backend: Tokenizer, config_path: Path) -> tuple[int, int | None]:

@@ -53,6 +53,12 @@ def test_empty_texts_have_no_tokens_and_long_ones_end_as_they_should(folder: Pat
     assert tokenizer.backend.id_to_token(ids[3][-1]) == "[SEP]"
 
 
+def test_a_text_of_unknown_words_alone_is_told(folder: Path) -> None:
+    tokenizer = TextTokenizer(folder, 64)
+    tokens = tokenizer.encode(["wolf", "\U0001f937 wolf", "\U0001f937", "\U0001f937 \u0436", ""])
+    assert [tokenizer.knows(tokens, i) for i in range(5)] == [True, True, False, False, False]
+
+
 def test_training_is_repeatable() -> None:
     assert train_wordpiece(TEXTS, 100).to_str() == train_wordpiece(TEXTS, 100).to_str()
 

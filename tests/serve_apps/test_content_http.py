@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -154,7 +156,8 @@ CUT = b64(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
         ({}, ["inputs", "required"]),
         ({"inputs": [{}]}, ["inputs[0]: empty"]),
         ({"inputs": [{"text": " \n"}]}, ["inputs[0]: empty"]),
-        ({"inputs": [{"text": "ok"}, {"text": "\u200b"}]}, ["inputs[1].text: nothing"]),
+        ({"inputs": [{"text": "river"}, {"text": "\u200b"}]}, ["inputs[1].text: nothing"]),
+        ({"inputs": [{"text": "\U0001f937 \u0436"}]}, ["inputs[0].text: nothing"]),
         ({"inputs": [{"text": 5}]}, ["inputs[0].text", "valid string"]),
         ({"inputs": [{"text": "x" * 51}]}, ["inputs[0].text: 51 characters", "50"]),
         ({"inputs": [{"text": "a"}] * 5}, ["inputs: 5", "at most 4"]),
@@ -309,3 +312,26 @@ def test_no_json_body_ends_in_a_server_error(client: TestClient, path: str, body
 def test_no_bytes_end_in_a_server_error(client: TestClient, path: str, body: bytes) -> None:
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500, answer.text
+
+
+def test_a_text_does_not_wait_for_another_request_s_pictures(served: Any) -> None:
+    large = cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes()
+
+    async def ask() -> list[str]:
+        ended: list[str] = []
+
+        async def one(name: str, *contents: Content) -> None:
+            await backend.encode(contents)
+            ended.append(name)
+
+        pictures = [Content(f"inputs[{i}]", None, large) for i in range(12)]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one("pictures", *pictures))
+            await asyncio.sleep(0.05)
+            group.create_task(one("picture", pictures[0]))
+            group.create_task(one("text", Content("inputs[0]", "a text", None)))
+        await backend.embedder.close()
+        return ended
+
+    backend = LocalBackend(served)
+    assert asyncio.run(ask()) == ["text", "picture", "pictures"]
