@@ -205,14 +205,22 @@ def _published(out_uri: str, root: str) -> artifacts.Manifest | None:
 
 
 def _standing(folder: str, partitions: list[Partition]) -> dict[int, PartReport]:
-    """Reports of the partitions that stand in `folder` already."""
+    """Reports of the partitions that stand whole in `folder` already."""
     files, path = artifacts.filesystem(folder)
     infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     there = {info.path.rsplit("/", 1)[-1] for info in infos}
     done = [partition for partition in partitions if partition.part_name in there]
     with ThreadPoolExecutor(16) as pool:
-        reports = pool.map(lambda p: read_report(artifacts.join(folder, p.part_name)), done)
-        return {p.index: report for p, report in zip(done, reports, strict=True)}
+        reports = pool.map(lambda p: _report(artifacts.join(folder, p.part_name)), done)
+        return {p.index: report for p, report in zip(done, reports, strict=True) if report}
+
+
+def _report(part: str) -> PartReport | None:
+    try:
+        return read_report(part)
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:  # cut short, or of somebody else
+        print(f"embed: computing a part again: {part}: {error}", flush=True)
+        return None
 
 
 def _run(

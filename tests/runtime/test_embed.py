@@ -323,6 +323,11 @@ def test_job_embeds_every_row_and_does_it_once(
     kept = ("part-00000.parquet", "part-00002.parquet", "part-00004.parquet")
     assert all((folder / name).stat().st_mtime_ns == times[name] for name in kept)
 
+    # so is one that was cut short before the table was published
+    (Path(out) / artifacts.MANIFEST).unlink()
+    (folder / "part-00002.parquet").write_bytes(b"PAR1")
+    assert embed(encoder_uri, rows_uri, out, config).version == manifest.version
+
     # and the index takes what the job publishes
     index_manifest = build_index(out, str(tmp_path / "index"))
     assert index_manifest.lineage["encoder"] == encoder.version
