@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 from pydantic import AfterValidator, Field
 
@@ -69,10 +70,19 @@ class Manifest(Config):
 
 
 def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a local path or an s3:// URI, and the path within it."""
+    """The pyarrow file system of a local path or an s3:// URI, and the path within it.
+
+    Raises:
+        ArtifactError: there is no such kind of place.
+    """
     text = os.fspath(uri)
     if "://" in text:
-        return pafs.FileSystem.from_uri(text)
+        try:
+            return pafs.FileSystem.from_uri(text)
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(
+                f"{text}: {error}; give a local path or s3://BUCKET/FOLDER"
+            ) from error
     return pafs.LocalFileSystem(), os.path.abspath(text)
 
 
@@ -255,16 +265,20 @@ def read_manifest(uri: str | os.PathLike[str], kind: str | None = None) -> Manif
 def verify(uri: str | os.PathLike[str], manifest: Manifest) -> None:
     """Raise ArtifactError that names the first file that is absent or not as published."""
     files, path = filesystem(join(uri, manifest.root))
+    again = (
+        "publish again: run the job that made it, after removing "
+        f"{os.fspath(uri)} where it finds nothing to do"
+    )
     for name, expected in manifest.files.items():
         place = f"{path}/{name}"
         if files.get_file_info(place).type != pafs.FileType.File:
-            raise ArtifactError(f"{place}: missing, though the manifest lists it; publish again")
+            raise ArtifactError(f"{place}: missing, though the manifest lists it; {again}")
         with files.open_input_stream(place) as stream:
             found = _entry(stream)
         if found != expected:
             raise ArtifactError(
                 f"{place}: {found.num_bytes} bytes with sha256 {found.sha256[:12]}, published as "
-                f"{expected.num_bytes} bytes with {expected.sha256[:12]}; publish again"
+                f"{expected.num_bytes} bytes with {expected.sha256[:12]}; {again}"
             )
 
 

@@ -168,6 +168,12 @@ def test_absent_wrong_kind_and_unreadable_manifests(place: str, tmp_path: Path) 
             artifacts.read_manifest(join(place, "broken"), "tables")
 
 
+@pytest.mark.parametrize("uri", ["s3x://a/b", "FILE:///a"])
+def test_a_place_of_no_known_kind(uri: str) -> None:
+    with pytest.raises(ArtifactError, match=r"give a local path or s3://BUCKET/FOLDER"):
+        artifacts.filesystem(uri)
+
+
 def test_nothing_to_publish(place: str, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     with pytest.raises(ArtifactError, match="no files to publish"):
