@@ -49,9 +49,10 @@ def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
     if not separator:
         raise ConfigError(f"recipe {place!r}: expected MODULE:FUNCTION")
     try:
-        recipe = getattr(import_module(module_name), function_name)()
-    except (ModuleNotFoundError, AttributeError) as error:
+        function = getattr(import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"recipe {place!r}: {error}") from error
+    recipe = function()
     if not isinstance(recipe, Config):
         raise ConfigError(f"recipe {place!r}: returned {type(recipe).__name__}, not a recipe")
     return cast("Recipe[Any]", recipe.override(overrides))
@@ -203,8 +204,17 @@ def place(text: str) -> str:
     >>> place("s3://b/runs"), place("file:///data/../runs")
     ('s3://b/runs', '/runs')
     """
+    if not text:
+        raise argparse.ArgumentTypeError("empty; '.' is the folder you are in")
     text = text.removeprefix("file://")  # a path of this machine however it is spelled
     return text if "://" in text else os.path.abspath(text)
+
+
+def count(text: str) -> int:
+    """A whole number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 on")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):

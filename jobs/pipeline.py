@@ -30,6 +30,7 @@ from jobs import behaviour, embed, evaluate, index, ingest, sequences, train
 from jobs.cli import (
     add_overrides,
     alone_in,
+    count,
     load_recipe,
     parser,
     peek,
@@ -91,7 +92,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     flags.add_argument("--out", type=place, required=True, help="run folder, local or s3://")
     flags.add_argument(
-        "--workers", type=int, default=1, help="training processes (default: %(default)s)"
+        "--workers", type=count, default=1, help="training processes (default: %(default)s)"
     )
     flags.add_argument(
         "--gpu",

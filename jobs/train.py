@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from jobs import cli
-from jobs.cli import alone_in, load_recipe, place, start_ray, tell_errors
+from jobs.cli import alone_in, count, load_recipe, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, join
 from rec.config import Config, ConfigError
 from rec.runtime.train import TrainOutcome, train
@@ -65,7 +65,10 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         help="run folder, local or s3://: gets train/ and encoder/",
     )
     options.add_argument(
-        "--workers", type=int, default=1, help="training processes; 0: in this one, without Ray"
+        "--workers",
+        type=count,
+        default=1,
+        help="training processes; 0: in this one, without Ray",
     )
     options.add_argument(
         "--gpu",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import train
+from rec.config import ConfigError
 
 GIVEN = ["--recipe", "rec.recipes.sequence:debug", "--rows", "r", "--out", "o", "--set"]
 
@@ -45,3 +46,25 @@ def test_a_file_that_is_not_there_is_an_error(
     with pytest.raises(SystemExit):
         train.parser().parse_args([*GIVEN, f"@{tmp_path}/none.txt"])
     assert f"--set @{tmp_path}/none.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--workers", "-1"], "'-1': expected a whole number from 0 on"),
+        (["--out", ""], "empty; '.' is the folder you are in"),
+    ],
+)
+def test_wrong_values_of_flags_are_told_before_anything_starts(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train.parser().parse_args([*GIVEN[:-1], *given])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [":", "os:", "nowhere.at.all:demo", "rec.recipes.content"])
+def test_a_recipe_that_is_not_there(place: str) -> None:
+    with pytest.raises(ConfigError, match=f"recipe '{place}'"):
+        train.load_recipe(place)
