@@ -71,8 +71,9 @@ def _connect(address: str | None) -> bool:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        raise ServiceError(f"no Ray cluster at {address}: {error}") from error
+    except Exception as error:  # Ray has no class of its own for what goes wrong here
+        where = "Ray does not start" if address == "local" else f"no Ray cluster at {address}"
+        raise ServiceError(f"{where}: {error}") from error
     return address == "local"
 
 
