@@ -23,6 +23,7 @@ import torch.distributed as dist
 from rec import artifacts
 from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
+from rec.runtime.failures import REFUSED, end_at_once, reason
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
@@ -93,7 +94,8 @@ def train(
         resume: False refuses to continue when the run already has a checkpoint.
 
     Raises:
-        TrainError: recipe, rows and workers do not fit together, or a loss is not finite.
+        TrainError: recipe, rows and workers do not fit together, a loss is not finite, or Ray's
+            workers failed, by the machine (no space, no rights) or more than `max_failures` times.
         ArtifactError: there are no published rows at `rows`, or a file is not as published.
     """
     loop.check(recipe, max(num_workers, 1))
@@ -267,10 +269,18 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray_train.get_context()
     threads = max(len(os.sched_getaffinity(0)) // context.get_local_world_size(), 1)
     found = ray_train.get_checkpoint()
-    if found is None:
-        return work(job, _RayStore(), None, threads).__dict__
-    with found.as_directory() as folder:
-        return work(job, _RayStore(), Path(folder), threads).__dict__
+    try:
+        if found is None:
+            return work(job, _RayStore(), None, threads).__dict__
+        with found.as_directory() as folder:
+            return work(job, _RayStore(), Path(folder), threads).__dict__
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        if context.get_world_size() == 1:
+            return Ended(0, False, f"{error}").__dict__
+        # the other ranks wait for this one in a collective: only a failed worker ends them
+        raise TrainError(f"{error}") from error
 
 
 def _train_on_ray(
@@ -285,7 +295,7 @@ def _train_on_ray(
         use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
         scaling_config=ray_train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
@@ -295,13 +305,18 @@ def _train_on_ray(
             storage_filesystem=files,
             worker_runtime_env={"env_vars": {} if use_gpu else ONE_ARENA},
             failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            callbacks=[end_at_once()],
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=config.keep_checkpoints + 1,
                 checkpoint_score_attribute=_SCORE,
                 checkpoint_score_order="max",
             ),
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except ray_train.TrainingFailedError as error:
+        raise TrainError(reason(error)) from error
     ended = Ended(**cast(dict[str, Any], result.return_value))
     if ended.error:
         raise TrainError(ended.error)

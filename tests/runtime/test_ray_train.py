@@ -107,3 +107,14 @@ def test_errors_that_would_come_again_are_not_retried(
     poisoned = recipe().model_copy(update={"poison_step": 3})
     with pytest.raises(TrainError, match=r"train/\w+ is nan"):
         train(poisoned, rows, str(tmp_path / "nan"), num_workers=1)
+
+
+@pytest.mark.parametrize(("engine", "num_workers"), [("plain", 1), ("ddp", 2)])
+def test_a_full_disk_is_told_in_a_line_and_not_retried(
+    engine: str, num_workers: int, ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    full = recipe(engine=engine).model_copy(update={"full_disk": True})
+    with pytest.raises(TrainError, match=r"^\[Errno 28\] No space left on device: '.*'$"):
+        train(full, rows, str(tmp_path), num_workers=num_workers)
+    # a second attempt would have begun its log again
+    assert len(read_records(str(tmp_path / "train" / "logs"))) == full.train.checkpoint_every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ from rec.batch import Batch
 from rec.config import Config
 from rec.contract import Losses, LossTerm
 from rec.nn.collectives import gather_rows
+from rec.train import engine
 from rec.train.recipe import TrainConfig
 
 DIM, CLASSES = 8, 3
@@ -88,6 +91,10 @@ class LocalModel(TinyModel):
         }
 
 
+def _refuse(tensors: object, file: Path) -> None:
+    raise SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})")
+
+
 class TinyRecipe(Config):
     train: TrainConfig = TrainConfig(
         steps=12,
@@ -105,6 +112,7 @@ class TinyRecipe(Config):
     poison_step: int = -1  # rows whose number is this times the batch size become NaN
     kill_file: str = ""  # while absent: make it and kill the own process at row kill_row
     kill_row: int = -1
+    full_disk: bool = False  # checkpoints cannot be written
 
     @property
     def name(self) -> str:
@@ -115,6 +123,8 @@ class TinyRecipe(Config):
         return "content-rows"
 
     def build(self, rows: str) -> TinyModel:
+        if self.full_disk:
+            engine.save_file = _refuse
         return (TinyModel if self.coupled else LocalModel)(self.dropout, self.hidden)
 
     def collate(self, table: pa.Table) -> TinyBatch:
