@@ -27,7 +27,7 @@ from rec.runtime.failures import REFUSED, end_at_once, reason
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
-from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
+from rec.train.engine import MODEL_FILE, Engine, TrainError, build_engine, load_weights
 from rec.train.malloc import ONE_ARENA, keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
@@ -195,7 +195,7 @@ def work(
         engine = build_engine(recipe, job.rows)
         start = 0
         if resumed is not None:
-            start = checkpoint.restore(resumed, engine, recipe, data).step
+            start = _restore(resumed, engine, recipe, data)
         if rank == 0:
             log = MetricLog(artifacts.join(job.run, LOGS), start, config.steps)
         with watch_stop(job.run, rank) as stop:
@@ -217,6 +217,22 @@ def work(
     finally:
         if log is not None:
             log.close()
+
+
+def _restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: dict[str, Any]) -> int:
+    """checkpoint.restore's step; where one rank cannot, all raise what the first of them says."""
+    errors: list[str | None] = [None] * engine.world
+    step = 0
+    try:
+        step = checkpoint.restore(folder, engine, recipe, data).step
+    except TrainError as error:
+        errors[engine.rank] = f"{error}"
+    if engine.world > 1:
+        dist.all_gather_object(errors, errors[engine.rank])
+    for error in errors:
+        if error is not None:
+            raise TrainError(error)
+    return step
 
 
 def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
