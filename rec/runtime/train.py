@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from rec import artifacts
 from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
+from rec.runtime.checkpoints import forget_removed
 from rec.runtime.failures import REFUSED, end_at_once, reason
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.runtime.verify import verify
@@ -289,7 +290,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if found is None:
             return work(job, _RayStore(), None, threads).__dict__
         with found.as_directory() as folder:
-            return work(job, _RayStore(), Path(folder), threads).__dict__
+            ended = work(job, _RayStore(), Path(folder), threads)
+        if ended.error:  # from S3, `folder` is a copy that nobody else sees
+            place = artifacts.join(job.run, Path(found.path).name)
+            ended = replace(ended, error=ended.error.replace(folder, place))
+        return ended.__dict__
     except OSError as error:
         if error.errno not in REFUSED:
             raise
@@ -311,6 +316,7 @@ def _train_on_ray(
         use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
+    forget_removed(job.run)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from tiny_recipe import TinyRecipe, write_rows
 from rec import artifacts
 from rec.runtime.stop import STOP
 from rec.runtime.train import TrainOutcome, train
-from rec.train.engine import TrainError
+from rec.train.engine import MODEL_FILE, TrainError
 from rec.train.metrics import read_records
 
 pytestmark = [
@@ -118,3 +119,20 @@ def test_a_full_disk_is_told_in_a_line_and_not_retried(
         train(full, rows, str(tmp_path), num_workers=num_workers)
     # a second attempt would have begun its log again
     assert len(read_records(str(tmp_path / "train" / "logs"))) == full.train.checkpoint_every
+
+
+def test_a_damaged_checkpoint_is_removed_and_the_one_before_goes_on(
+    ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    steady = {"schedule": "constant", "keep_checkpoints": 3}
+    whole = train(recipe(**steady), rows, str(tmp_path / "whole"), num_workers=0)
+    cut = tmp_path / "cut"
+    last = Path(train(recipe(steps=8, **steady), rows, str(cut), num_workers=1).last)
+    file = last / MODEL_FILE
+    file.write_bytes(file.read_bytes()[:100])
+    longer = recipe(**steady)
+    with pytest.raises(TrainError, match=f"^{last}: this checkpoint cannot be read .* remove the"):
+        train(longer, rows, str(cut), num_workers=1)
+    shutil.rmtree(last)
+    ended = train(longer, rows, str(cut), num_workers=1)
+    assert losses(ended) == losses(whole)
