@@ -152,7 +152,8 @@ def run(
         measure: gives more figures of each validation; called on every rank.
 
     Raises:
-        TrainError: a loss or the gradient is not finite, or the parts do not fit together.
+        TrainError: a loss, a validation or the gradient is not finite, or the parts do not fit
+            together.
     """
     train = recipe.train
     check(recipe, engine.world)
@@ -190,6 +191,7 @@ def run(
                 validated = validate(engine, recipe, heldout)
             if measure is not None:
                 validated |= measure(engine)
+            _check_finite(step, validated)
         if log and logging:
             log.write(step, {**record, **validated})
         if step % train.checkpoint_every == 0 or ending or validated:

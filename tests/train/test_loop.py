@@ -127,6 +127,17 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(rows: str, tmp_path: 
     assert last == len(logged)
 
 
+def test_a_validation_that_is_not_finite_leaves_the_checkpoints_readable(
+    rows: str, tmp_path: Path
+) -> None:
+    held_out = recipe(checkpoint_every=4).model_copy(update={"poison_step": 90})
+    with pytest.raises(TrainError, match=r"step 6: validation/c\w+ is nan. Nothing of this step"):
+        here(held_out, rows, tmp_path)
+    saved = sorted((tmp_path / "train" / "checkpoints").glob("step-*"))
+    assert [checkpoint.read_state(folder).step for folder in saved] == [4]
+    assert len(read_records(str(tmp_path / "train" / "logs"))) == 5
+
+
 def test_batches_that_cannot_be_cut_are_refused(rows: str, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="must be a multiple of workers"):
         here(recipe(micro_batches=5), rows, tmp_path)
