@@ -49,9 +49,11 @@ def killing(recipe: TinyRecipe, place: Path) -> TinyRecipe:
 
 
 def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
-    ray_local: None, rows: str, tmp_path: Path
+    ray_local: None, tmp_path: Path
 ) -> None:
-    chosen = recipe(steps=24)
+    rows = write_rows(tmp_path, misleading=True)
+    judged = {"weights": {"classify": 1.0, "contrast": 0.01}}
+    chosen = recipe(steps=24).model_copy(update=judged)
     whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=0)
     broken = train(
         killing(chosen, tmp_path),
@@ -63,9 +65,10 @@ def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
     assert (tmp_path / "killed").exists()
     assert losses(broken) == losses(whole)
     assert broken.metrics == whole.metrics
-    assert Path(broken.best).name == Path(whole.best).name
+    assert Path(broken.best).name == Path(whole.best).name == "step-00000006"
     metrics = artifacts.read_manifest(broken.encoder or "", "tiny-encoder").metrics
-    assert metrics["validation/total"] == whole.metrics["validation/total"]
+    assert metrics["step"] == 24  # the last one is exported, not the best
+    assert metrics["validation/total"] == losses(whole)[-1]["validation/total"]
 
 
 def test_a_killed_rank_of_two(ray_local: None, rows: str, tmp_path: Path) -> None:

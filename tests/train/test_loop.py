@@ -44,8 +44,8 @@ def losses(outcome: TrainOutcome) -> list[dict[str, float]]:
     return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
 
 
-def test_it_learns_validates_keeps_the_best_and_exports(rows: str, tmp_path: Path) -> None:
-    outcome = here(recipe(steps=60), rows, tmp_path, encoder=str(tmp_path / "encoder"))
+def test_it_learns_validates_and_keeps_the_best(rows: str, tmp_path: Path) -> None:
+    outcome = here(recipe(steps=60), rows, tmp_path)
     records = losses(outcome)
     assert [r["step"] for r in records] == list(range(1, 61))
     assert records[-1]["train/total"] < 0.7 * records[0]["train/total"]
@@ -57,11 +57,21 @@ def test_it_learns_validates_keeps_the_best_and_exports(rows: str, tmp_path: Pat
     assert outcome.metrics["validation/total"] == scores[best]
     kept = sorted(os.listdir(tmp_path / "train" / "checkpoints"))
     assert kept == sorted({f"step-{best:08d}", "step-00000056", "step-00000060"})
+
+
+def test_the_last_checkpoint_is_exported_and_not_the_best(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, misleading=True)
+    judged = recipe(steps=18).model_copy(update={"weights": {"classify": 1.0, "contrast": 0.01}})
+    outcome = here(judged, rows, tmp_path, encoder=str(tmp_path / "encoder"))
+    assert Path(outcome.best).name == "step-00000006"
+    assert Path(outcome.last).name == "step-00000018"
     manifest = read_manifest(tmp_path / "encoder", "tiny-encoder")
-    assert manifest.metrics["step"] == best
+    assert manifest.metrics["step"] == 18
+    assert manifest.metrics["validation/total"] > outcome.metrics["validation/total"]
     exported = load_file(tmp_path / "encoder" / manifest.root / "model.safetensors")
-    saved = load_file(Path(outcome.best) / MODEL_FILE)
-    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+    last, best = (load_file(Path(p) / MODEL_FILE) for p in (outcome.last, outcome.best))
+    assert all(torch.equal(exported[name], last[name]) for name in last)
+    assert not all(torch.equal(last[name], best[name]) for name in last)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

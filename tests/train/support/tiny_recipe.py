@@ -162,8 +162,14 @@ class TinyRecipe(Config):
             artifacts.publish(folder, uri, "tiny-encoder", metrics=metrics)
 
 
-def write_rows(folder: Path, num_train: int = 90, num_heldout: int = 17) -> str:
-    """A published "content-rows" artifact of clustered points, a third of them labelled."""
+def write_rows(
+    folder: Path, num_train: int = 90, num_heldout: int = 17, misleading: bool = False
+) -> str:
+    """A published "content-rows" artifact of clustered points, a third of them labelled.
+
+    Args:
+        misleading: held-out points have wrong labels, so that the first validation is the best.
+    """
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(CLASSES, DIM))
     first = 0
@@ -177,6 +183,10 @@ def write_rows(folder: Path, num_train: int = 90, num_heldout: int = 17) -> str:
                 "label": np.where(generator.random(num) < 0.34, kinds, -1),
             }
         )
+        if misleading and split == "heldout":
+            label = table.column("label").to_numpy()
+            wrong = np.where(label >= 0, (label + 1) % CLASSES, label)
+            table = table.set_column(table.column_names.index("label"), "label", pa.array(wrong))
         half = num // 2
         for i, part in enumerate((table.slice(0, half), table.slice(half))):
             file = folder / "v-1" / split / f"shard-{i:05d}.parquet"
