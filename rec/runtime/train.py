@@ -237,7 +237,8 @@ def _restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: dict[str, 
 
 
 def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
-    """The held-out rows, in batches of one micro-batch; None where nothing is held out."""
+    """The held-out rows, in batches as large as a step's, so that losses which couple rows have
+    as many of them; None where nothing is held out."""
     published = artifacts.read_manifest(job.rows, job.recipe.kind).files
     if not any(name.startswith("heldout/") for name in published):
         return None
@@ -248,7 +249,7 @@ def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | N
     return RowPass(
         split,
         job.recipe.collate,
-        batch_size=config.batch_size // world // config.micro_batches,
+        batch_size=config.batch_size // world,
         rank=rank,
         world=world,
         threads=threads,

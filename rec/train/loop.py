@@ -20,7 +20,7 @@ import torch.distributed as dist
 from rec.contract import ItemEncoder
 from rec.train import checkpoint
 from rec.train.engine import Engine, TrainError
-from rec.train.gradient import Rows, Sums, backpropagate, derive
+from rec.train.gradient import Rows, Sums, backpropagate, derive, evaluate
 from rec.train.metrics import MetricLog, collapse_statistics, memory_mb
 from rec.train.recipe import Recipe
 from rec.train.schedule import lr_factor
@@ -67,9 +67,7 @@ def validate(engine: Engine, recipe: Recipe[B], heldout: HeldOut[B]) -> dict[str
         rows += len(batch)
         seed = derive(recipe.train.seed, _VALIDATION, engine.rank, i)
         batch = recipe.transform(batch.to(engine.device), generator.manual_seed(seed))
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            found = Sums(engine.call("forward", batch), engine, recipe.weights)
+        found = evaluate(engine, recipe.weights, batch, recipe.train.micro_batches, seed)
         if sums is None:
             sums = found
         else:

@@ -120,6 +120,20 @@ def test_a_longer_run_continues_and_another_recipe_is_refused(rows: str, tmp_pat
         here(recipe(), rows, tmp_path, resume=False)
 
 
+@pytest.mark.parametrize("coupled", [True, False])
+def test_validation_does_not_hang_on_micro_batches(
+    coupled: bool, rows: str, tmp_path: Path
+) -> None:
+    found = {}
+    for parts in (1, 3, 12):  # the last with fewer rows than parts in a batch of the 17
+        chosen = recipe(steps=6, micro_batches=parts)
+        chosen = chosen.model_copy(update={"dropout": 0.0, "coupled": coupled})
+        found[parts] = losses(here(chosen, rows, tmp_path / f"{parts}"))[-1]
+    for parts in (3, 12):
+        for name in ("validation/contrast", "validation/classify", "validation/total"):
+            assert found[parts][name] == pytest.approx(found[1][name], rel=1e-3)
+
+
 def test_other_rows_are_refused(rows: str, tmp_path: Path) -> None:
     here(recipe(steps=4), rows, tmp_path)
     (tmp_path / "more").mkdir()
