@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rec import artifacts
@@ -58,9 +58,10 @@ def watch_stop(run: str, rank: int) -> Iterator[Callable[[], bool]]:
 
     def look() -> None:
         while not closed.wait(_POLL_S):
-            if artifacts.exists(artifacts.join(run, STOP)):
-                stop.set()
-                return
+            with suppress(OSError):  # of storage far away, once; the next look may be answered
+                if artifacts.exists(artifacts.join(run, STOP)):
+                    stop.set()
+                    return
 
     watcher = threading.Thread(target=look, daemon=True)
     if rank == 0:
