@@ -22,10 +22,11 @@ def clear_stop(run: str) -> None:
 
 
 @contextmanager
-def stop_on_sigterm(run: str) -> Iterator[None]:
-    """SIGTERM asks the workers, wherever they are, to stop after their step."""
+def stop_on_sigterm(run: str) -> Iterator[Callable[[], bool]]:
+    """SIGTERM asks the workers, wherever they are, to stop after their step; gives whether it
+    came."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # a driver inside a Tune trial or a server: its owner handles signals
+        yield lambda: False  # a driver inside a Tune trial or a server: its owner handles signals
         return
     asked = threading.Event()
 
@@ -43,7 +44,7 @@ def stop_on_sigterm(run: str) -> Iterator[None]:
     teller.start()
     before = signal.signal(signal.SIGTERM, ask)
     try:
-        yield
+        yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
         done.append(True)

@@ -42,7 +42,7 @@ class TrainOutcome:
     """How a run ended and where its things are."""
 
     step: int
-    stopped: bool  # on request, before train.steps; the same call continues
+    stopped: bool  # on request, be it in the last step; the same call continues, or exports
     metrics: dict[str, float]  # validation of the best checkpoint; empty if nothing is held out
     best: str  # folder of the checkpoint with the lowest validation total, else of the last
     last: str
@@ -107,11 +107,13 @@ def train(
     verify(rows, published, on_ray=num_workers > 0)  # before workers are started
     job = Job(recipe, rows, run)
     clear_stop(run)
-    with stop_on_sigterm(run):
+    with stop_on_sigterm(run) as asked:
         if num_workers:
             outcome = _train_on_ray(job, storage, name, num_workers, use_gpu, max_failures)
         else:
             outcome = _train_here(job)
+        # the workers look once a second, and not after their last step
+        outcome = replace(outcome, stopped=outcome.stopped or asked())
     if outcome.stopped or encoder is None:
         return outcome
     if num_workers:

@@ -50,7 +50,8 @@ class HeldOut(Protocol[B_co]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `stopped` means on request, before train.steps."""
+    """How a run ended: `stopped` means on request, be it in the last step; whether steps are left
+    is for `step` to say."""
 
     step: int
     stopped: bool
@@ -197,7 +198,7 @@ def run(
             if log:
                 log.flush()
         record |= validated
-    return Outcome(step, stopping and step < train.steps, record)
+    return Outcome(step, stopping, record)
 
 
 def _save(

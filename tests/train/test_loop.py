@@ -198,6 +198,24 @@ def test_sigterm_finishes_the_step_and_saves(rows: str, tmp_path: Path) -> None:
     assert read_records(str(records.parent))[-1]["step"] == step
 
 
+def test_sigterm_in_the_last_step_is_told_and_the_same_call_exports(
+    rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, encoder = checkpoint.LocalStore.save, str(tmp_path / "encoder")
+
+    def asked_to_stop(self: checkpoint.LocalStore, step: int, *given: Any) -> None:
+        save(self, step, *given)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.LocalStore, "save", asked_to_stop)
+        outcome = here(recipe(steps=6), rows, tmp_path, encoder=encoder)
+    assert (outcome.step, outcome.stopped, outcome.encoder) == (6, True, None)
+    again = here(recipe(steps=6), rows, tmp_path, encoder=encoder)
+    assert (again.step, again.stopped, again.encoder) == (6, False, encoder)
+
+
 def test_rows_that_were_altered_are_refused(tmp_path: Path) -> None:
     rows = write_rows(tmp_path)
     shard = sorted(Path(rows).rglob("*.parquet"))[0]
