@@ -94,8 +94,8 @@ def _check_finite(step: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainError(
-                f"step {step}: {name} is {value}. Nothing of this step was saved; lower "
-                "train.learning_rate or train.max_grad_norm, or use fp32"
+                f"step {step}: {name} is {value}. Nothing of this step was saved; in another "
+                "--out, lower train.learning_rate or train.max_grad_norm, or use fp32"
             )
 
 
