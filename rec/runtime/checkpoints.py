@@ -1,16 +1,43 @@
-"""Ray Train's own list of a run's checkpoints, kept in step with the folders that are there.
+"""Where a run's checkpoints are, and Ray Train's own list of them, kept in step with the folders.
 
-Ray refuses a run that lacks a folder of the list; we tell people to remove one that is damaged.
+    <run>/step-*                 of workers on Ray
+    <run>/checkpoints/step-*     of a run in one process, without Ray
+
+Ray refuses a run that lacks a folder of its list; we tell people to remove one that is damaged.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from rec import artifacts
+from pyarrow import fs as pafs
 
+from rec import artifacts
+from rec.train.engine import TrainError
+
+ALONE = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+def last_saved(folder: str) -> int:
+    """Optimiser steps of the newest checkpoint in `folder`; 0 where there is none."""
+    files, path = artifacts.filesystem(folder)
+    infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = (info.base_name for info in infos)
+    return max((int(n.partition("-")[2]) for n in names if re.fullmatch(r"step-\d+", n)), default=0)
+
+
+def refuse_other_kind(run: str, num_workers: int) -> None:
+    """TrainError where the run has checkpoints of the kind that this call would not go on from."""
+    step = last_saved(artifacts.join(run, ALONE) if num_workers else run)
+    if step:
+        before, now = ("without", "--workers 0") if num_workers else ("with", "--workers 1 or more")
+        raise TrainError(
+            f"{run}: {step} steps were trained {before} Ray's workers; go on with {now}, or give "
+            "another --out"
+        )
 
 
 def forget_removed(run: str) -> None:

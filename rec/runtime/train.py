@@ -23,7 +23,7 @@ import torch.distributed as dist
 from rec import artifacts
 from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
-from rec.runtime.checkpoints import forget_removed
+from rec.runtime.checkpoints import ALONE, forget_removed, refuse_other_kind
 from rec.runtime.failures import REFUSED, end_at_once, reason
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.runtime.verify import verify
@@ -104,6 +104,7 @@ def train(
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")
+    refuse_other_kind(run, num_workers)
     verify(rows, published, on_ray=num_workers > 0)  # before workers are started
     job = Job(recipe, rows, run)
     clear_stop(run)
@@ -142,7 +143,7 @@ def export(recipe: Recipe[Any], rows: str, folder: str, encoder: str) -> None:
 def _train_here(job: Job) -> TrainOutcome:
     if "://" in job.run:
         raise TrainError(f"{job.run}: without workers the run needs a local folder")
-    store = checkpoint.LocalStore(Path(job.run) / "checkpoints", job.recipe.train.keep_checkpoints)
+    store = checkpoint.LocalStore(Path(job.run) / ALONE, job.recipe.train.keep_checkpoints)
     ended = work(job, store, store.last(), num_threads=torch.get_num_threads())
     if ended.error:
         raise TrainError(ended.error)

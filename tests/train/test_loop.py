@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import TinyRecipe, write_rows
 
+from jobs.steps import last_step
 from rec.artifacts import ArtifactError, read_manifest
 from rec.runtime.train import TrainOutcome, train
 from rec.train import checkpoint
@@ -132,6 +133,21 @@ def test_validation_does_not_hang_on_micro_batches(
     for parts in (3, 12):
         for name in ("validation/contrast", "validation/classify", "validation/total"):
             assert found[parts][name] == pytest.approx(found[1][name], rel=1e-3)
+
+
+def test_a_run_does_not_begin_again_with_other_workers(rows: str, tmp_path: Path) -> None:
+    logged = losses(here(recipe(steps=4), rows, tmp_path))
+    assert last_step(str(tmp_path / "train")) == 4
+    with pytest.raises(TrainError, match=r"4 steps were .* without .*; go on with --workers 0"):
+        train(recipe(steps=6), rows, str(tmp_path), num_workers=1)
+    of_ray = tmp_path / "ray" / "train"
+    (of_ray / "step-00000004").mkdir(parents=True)
+    assert last_step(str(of_ray)) == 4
+    with pytest.raises(
+        TrainError, match=r"4 steps were .* with .*; go on with --workers 1 or more"
+    ):
+        here(recipe(steps=6), rows, tmp_path / "ray")
+    assert len(logged) == len(read_records(str(tmp_path / "train" / "logs"))) == 4
 
 
 def test_other_rows_are_refused(rows: str, tmp_path: Path) -> None:
