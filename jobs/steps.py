@@ -6,16 +6,12 @@ of what it made. A step whose stamp still fits is not run again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
-
-from pyarrow import fs as pafs
 
 from rec.artifacts import (
     MANIFEST,
     exists,
-    filesystem,
     join,
     read_bytes,
     read_manifest,
@@ -23,6 +19,7 @@ from rec.artifacts import (
 )
 from rec.config import Config, ConfigError
 from rec.data.ingest import changes
+from rec.runtime.checkpoints import ALONE, last_saved
 from rec.train.checkpoint import MAY_CHANGE, differing
 
 
@@ -150,11 +147,9 @@ def counted(number: int, what: str) -> str:
 
 
 def last_step(run: str) -> int:
-    """Optimiser steps of the newest checkpoint of a training run; 0 where there is none."""
-    files, path = filesystem(run)
-    infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    names = (info.base_name for info in infos)
-    return max((int(n.partition("-")[2]) for n in names if re.fullmatch(r"step-\d+", n)), default=0)
+    """Optimiser steps of the newest checkpoint of a training run, with workers or without; 0 where
+    there is none."""
+    return max(last_saved(run), last_saved(join(run, ALONE)))
 
 
 def going_on(run: str) -> Callable[[Sequence[str]], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rec import artifacts
@@ -22,10 +22,11 @@ def clear_stop(run: str) -> None:
 
 
 @contextmanager
-def stop_on_sigterm(run: str) -> Iterator[None]:
-    """SIGTERM asks the workers, wherever they are, to stop after their step."""
+def stop_on_sigterm(run: str) -> Iterator[Callable[[], bool]]:
+    """SIGTERM asks the workers, wherever they are, to stop after their step; gives whether it
+    came."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # a driver inside a Tune trial or a server: its owner handles signals
+        yield lambda: False  # a driver inside a Tune trial or a server: its owner handles signals
         return
     asked = threading.Event()
 
@@ -43,7 +44,7 @@ def stop_on_sigterm(run: str) -> Iterator[None]:
     teller.start()
     before = signal.signal(signal.SIGTERM, ask)
     try:
-        yield
+        yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
         done.append(True)
@@ -58,9 +59,10 @@ def watch_stop(run: str, rank: int) -> Iterator[Callable[[], bool]]:
 
     def look() -> None:
         while not closed.wait(_POLL_S):
-            if artifacts.exists(artifacts.join(run, STOP)):
-                stop.set()
-                return
+            with suppress(OSError):  # of storage far away, once; the next look may be answered
+                if artifacts.exists(artifacts.join(run, STOP)):
+                    stop.set()
+                    return
 
     watcher = threading.Thread(target=look, daemon=True)
     if rank == 0:

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +23,12 @@ import torch.distributed as dist
 from rec import artifacts
 from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
+from rec.runtime.checkpoints import ALONE, forget_removed, refuse_other_kind
+from rec.runtime.failures import REFUSED, end_at_once, reason
 from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
-from rec.train.engine import MODEL_FILE, TrainError, build_engine, load_weights
+from rec.train.engine import MODEL_FILE, Engine, TrainError, build_engine, load_weights
 from rec.train.malloc import ONE_ARENA, keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
@@ -40,7 +42,7 @@ class TrainOutcome:
     """How a run ended and where its things are."""
 
     step: int
-    stopped: bool  # on request, before train.steps; the same call continues
+    stopped: bool  # on request, be it in the last step; the same call continues, or exports
     metrics: dict[str, float]  # validation of the best checkpoint; empty if nothing is held out
     best: str  # folder of the checkpoint with the lowest validation total, else of the last
     last: str
@@ -93,7 +95,8 @@ def train(
         resume: False refuses to continue when the run already has a checkpoint.
 
     Raises:
-        TrainError: recipe, rows and workers do not fit together, or a loss is not finite.
+        TrainError: recipe, rows and workers do not fit together, a loss is not finite, or Ray's
+            workers failed, by the machine (no space, no rights) or more than `max_failures` times.
         ArtifactError: there are no published rows at `rows`, or a file is not as published.
     """
     loop.check(recipe, max(num_workers, 1))
@@ -101,14 +104,17 @@ def train(
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")
+    refuse_other_kind(run, num_workers)
     verify(rows, published, on_ray=num_workers > 0)  # before workers are started
     job = Job(recipe, rows, run)
     clear_stop(run)
-    with stop_on_sigterm(run):
+    with stop_on_sigterm(run) as asked:
         if num_workers:
             outcome = _train_on_ray(job, storage, name, num_workers, use_gpu, max_failures)
         else:
             outcome = _train_here(job)
+        # the workers look once a second, and not after their last step
+        outcome = replace(outcome, stopped=outcome.stopped or asked())
     if outcome.stopped or encoder is None:
         return outcome
     if num_workers:
@@ -137,7 +143,7 @@ def export(recipe: Recipe[Any], rows: str, folder: str, encoder: str) -> None:
 def _train_here(job: Job) -> TrainOutcome:
     if "://" in job.run:
         raise TrainError(f"{job.run}: without workers the run needs a local folder")
-    store = checkpoint.LocalStore(Path(job.run) / "checkpoints", job.recipe.train.keep_checkpoints)
+    store = checkpoint.LocalStore(Path(job.run) / ALONE, job.recipe.train.keep_checkpoints)
     ended = work(job, store, store.last(), num_threads=torch.get_num_threads())
     if ended.error:
         raise TrainError(ended.error)
@@ -193,7 +199,7 @@ def work(
         engine = build_engine(recipe, job.rows)
         start = 0
         if resumed is not None:
-            start = checkpoint.restore(resumed, engine, recipe, data).step
+            start = _restore(resumed, engine, recipe, data)
         if rank == 0:
             log = MetricLog(artifacts.join(job.run, LOGS), start, config.steps)
         with watch_stop(job.run, rank) as stop:
@@ -217,8 +223,25 @@ def work(
             log.close()
 
 
+def _restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: dict[str, Any]) -> int:
+    """checkpoint.restore's step; where one rank cannot, all raise what the first of them says."""
+    errors: list[str | None] = [None] * engine.world
+    step = 0
+    try:
+        step = checkpoint.restore(folder, engine, recipe, data).step
+    except TrainError as error:
+        errors[engine.rank] = f"{error}"
+    if engine.world > 1:
+        dist.all_gather_object(errors, errors[engine.rank])
+    for error in errors:
+        if error is not None:
+            raise TrainError(error)
+    return step
+
+
 def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
-    """The held-out rows, in batches of one micro-batch; None where nothing is held out."""
+    """The held-out rows, in batches as large as a step's, so that losses which couple rows have
+    as many of them; None where nothing is held out."""
     published = artifacts.read_manifest(job.rows, job.recipe.kind).files
     if not any(name.startswith("heldout/") for name in published):
         return None
@@ -229,7 +252,7 @@ def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | N
     return RowPass(
         split,
         job.recipe.collate,
-        batch_size=config.batch_size // world // config.micro_batches,
+        batch_size=config.batch_size // world,
         rank=rank,
         world=world,
         threads=threads,
@@ -267,10 +290,22 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray_train.get_context()
     threads = max(len(os.sched_getaffinity(0)) // context.get_local_world_size(), 1)
     found = ray_train.get_checkpoint()
-    if found is None:
-        return work(job, _RayStore(), None, threads).__dict__
-    with found.as_directory() as folder:
-        return work(job, _RayStore(), Path(folder), threads).__dict__
+    try:
+        if found is None:
+            return work(job, _RayStore(), None, threads).__dict__
+        with found.as_directory() as folder:
+            ended = work(job, _RayStore(), Path(folder), threads)
+        if ended.error:  # from S3, `folder` is a copy that nobody else sees
+            place = artifacts.join(job.run, Path(found.path).name)
+            ended = replace(ended, error=ended.error.replace(folder, place))
+        return ended.__dict__
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        if context.get_world_size() == 1:
+            return Ended(0, False, f"{error}").__dict__
+        # the other ranks wait for this one in a collective: only a failed worker ends them
+        raise TrainError(f"{error}") from error
 
 
 def _train_on_ray(
@@ -285,7 +320,8 @@ def _train_on_ray(
         use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
-    result = TorchTrainer(
+    forget_removed(job.run)
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
         scaling_config=ray_train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
@@ -295,13 +331,18 @@ def _train_on_ray(
             storage_filesystem=files,
             worker_runtime_env={"env_vars": {} if use_gpu else ONE_ARENA},
             failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            callbacks=[end_at_once()],
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=config.keep_checkpoints + 1,
                 checkpoint_score_attribute=_SCORE,
                 checkpoint_score_order="max",
             ),
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except ray_train.TrainingFailedError as error:
+        raise TrainError(reason(error)) from error
     ended = Ended(**cast(dict[str, Any], result.return_value))
     if ended.error:
         raise TrainError(ended.error)

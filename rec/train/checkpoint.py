@@ -142,6 +142,10 @@ def restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: Mapping[str
         engine.load(folder)
     except (SafetensorError, OSError, EOFError, UnpicklingError) as error:
         raise _damaged(folder, error) from error
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in f"{error}":  # torch.load's, of a file that was cut
+            raise
+        raise _damaged(folder, error) from error
     return state
 
 

@@ -14,6 +14,7 @@ run, which takes a minute and looks hung inside a worker.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -99,7 +100,14 @@ class DeepSpeedEngine:
         whole = self._whole_weights()
         if self.rank == 0:
             save_tensors(whole, folder / MODEL_FILE)
-        self._engine.save_checkpoint(str(folder / _FOLDER), tag=_TAG, save_latest=False)
+        try:
+            self._engine.save_checkpoint(str(folder / _FOLDER), tag=_TAG, save_latest=False)
+        except RuntimeError as error:
+            if "inline_container" in f"{error}" or "PytorchStreamWriter" in f"{error}":
+                # torch.save keeps from us what the machine said
+                told = "a file could not be written whole; is there space left?"
+                raise OSError(errno.EIO, told, str(folder / _FOLDER)) from error
+            raise
 
     def load(self, folder: Path) -> None:
         loaded, _ = self._engine.load_checkpoint(str(folder / _FOLDER), tag=_TAG)

@@ -7,6 +7,7 @@ has a file of its own, so that nothing else imports it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -200,11 +201,15 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write `file`; OSError where the machine refuses, as a full disk does."""
+    """Write `file`; OSError, with its errno, where the machine refuses, as a full disk does."""
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:
-        raise OSError(f"{file}: {error}") from error
+        refused = re.search(r"\(os error (\d+)\)", f"{error}")
+        if not refused:
+            raise OSError(f"{file}: {error}") from error
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(file)) from error
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -18,6 +18,7 @@ in both passes, as all randomness is drawn from (seed, step, rank, part). Batch 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Protocol, Self
 
 import numpy as np
@@ -90,21 +91,42 @@ def backpropagate(
     return sums
 
 
-def _two_passes(
+def evaluate(
     engine: Engine, weights: Mapping[str, float], batch: Rows, num_parts: int, seed: int
 ) -> Sums:
-    size = len(batch) // num_parts
-    parts = [batch.rows(i * size, (i + 1) * size) for i in range(num_parts)]
-    cached = isinstance(engine.module, GradCacheable)
-
-    def encode(index: int) -> tuple[dict[str, Tensor], Losses]:
-        torch.manual_seed(derive(seed, index))
-        if cached:
-            return engine.call("encode", parts[index])
-        return {}, engine.call("forward", parts[index])
-
+    """The losses of all ranks' batches, whatever the number of parts that bounds the memory; of
+    fewer parts where a rank has fewer rows."""
+    if num_parts > 1 and engine.world > 1:
+        fewest = torch.tensor(len(batch), device=engine.device)
+        dist.all_reduce(fewest, dist.ReduceOp.MIN)
+        num_parts = min(num_parts, int(fewest))
+    num_parts = min(num_parts, len(batch))
     with torch.no_grad():
-        first = [encode(i) for i in range(num_parts)]
+        if num_parts <= 1:
+            torch.manual_seed(seed)
+            return Sums(engine.call("forward", batch), engine, weights)
+        _, joined, losses = _first_pass(engine, batch, num_parts, seed)
+        if isinstance(engine.module, GradCacheable):
+            torch.manual_seed(seed)
+            losses |= engine.call("couple", joined)
+        return Sums(losses, engine, weights)
+
+
+def _encode(engine: Engine, part: Rows, seed: int) -> tuple[dict[str, Tensor], Losses]:
+    torch.manual_seed(seed)
+    if isinstance(engine.module, GradCacheable):
+        return engine.call("encode", part)
+    return {}, engine.call("forward", part)
+
+
+def _first_pass(
+    engine: Engine, batch: Rows, num_parts: int, seed: int
+) -> tuple[list[Rows], dict[str, Tensor], Losses]:
+    """The parts, and without gradient what couples their rows, joined, and their own losses."""
+    bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]
+    parts = [batch.rows(start, stop) for start, stop in pairwise(bounds)]
+    with torch.no_grad():
+        first = [_encode(engine, part, derive(seed, i)) for i, part in enumerate(parts)]
     local = {
         name: LossTerm(
             torch.stack([losses[name].total for _, losses in first]).sum(),
@@ -113,18 +135,27 @@ def _two_passes(
         for name in first[0][1]
     }
     joined = {name: torch.cat([r[name] for r, _ in first]) for name in first[0][0]}
+    return parts, joined, local
+
+
+def _two_passes(
+    engine: Engine, weights: Mapping[str, float], batch: Rows, num_parts: int, seed: int
+) -> Sums:
+    parts, joined, local = _first_pass(engine, batch, num_parts, seed)
     for value in joined.values():
         value.requires_grad_(value.is_floating_point())  # ids are passed on as they are
     passed = dict.fromkeys(joined, 0)  # rows of parts before; parts may have different numbers
     with engine.micro(last=False):
         torch.manual_seed(derive(seed, num_parts))
-        coupled: Losses = engine.call("couple", dict(joined)) if cached else {}
+        coupled: Losses = {}
+        if isinstance(engine.module, GradCacheable):
+            coupled = engine.call("couple", dict(joined))
         sums = Sums({**local, **coupled}, engine, weights)
         if coupled:
             engine.backward(sums.loss(coupled))
     for i in range(num_parts):
         with engine.micro(last=i == num_parts - 1):
-            representations, losses = encode(i)
+            representations, losses = _encode(engine, parts[i], derive(seed, i))
             pieces = [sums.loss(losses)] if losses else []
             for name, value in representations.items():
                 gradient, start = joined[name].grad, passed[name]

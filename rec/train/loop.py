@@ -20,7 +20,7 @@ import torch.distributed as dist
 from rec.contract import ItemEncoder
 from rec.train import checkpoint
 from rec.train.engine import Engine, TrainError
-from rec.train.gradient import Rows, Sums, backpropagate, derive
+from rec.train.gradient import Rows, Sums, backpropagate, derive, evaluate
 from rec.train.metrics import MetricLog, collapse_statistics, memory_mb
 from rec.train.recipe import Recipe
 from rec.train.schedule import lr_factor
@@ -50,7 +50,8 @@ class HeldOut(Protocol[B_co]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `stopped` means on request, before train.steps."""
+    """How a run ended: `stopped` means on request, be it in the last step; whether steps are left
+    is for `step` to say."""
 
     step: int
     stopped: bool
@@ -67,9 +68,7 @@ def validate(engine: Engine, recipe: Recipe[B], heldout: HeldOut[B]) -> dict[str
         rows += len(batch)
         seed = derive(recipe.train.seed, _VALIDATION, engine.rank, i)
         batch = recipe.transform(batch.to(engine.device), generator.manual_seed(seed))
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            found = Sums(engine.call("forward", batch), engine, recipe.weights)
+        found = evaluate(engine, recipe.weights, batch, recipe.train.micro_batches, seed)
         if sums is None:
             sums = found
         else:
@@ -95,8 +94,8 @@ def _check_finite(step: int, values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainError(
-                f"step {step}: {name} is {value}. Nothing of this step was saved; lower "
-                "train.learning_rate or train.max_grad_norm, or use fp32"
+                f"step {step}: {name} is {value}. Nothing of this step was saved; in another "
+                "--out, lower train.learning_rate or train.max_grad_norm, or use fp32"
             )
 
 
@@ -152,7 +151,8 @@ def run(
         measure: gives more figures of each validation; called on every rank.
 
     Raises:
-        TrainError: a loss or the gradient is not finite, or the parts do not fit together.
+        TrainError: a loss, a validation or the gradient is not finite, or the parts do not fit
+            together.
     """
     train = recipe.train
     check(recipe, engine.world)
@@ -190,6 +190,7 @@ def run(
                 validated = validate(engine, recipe, heldout)
             if measure is not None:
                 validated |= measure(engine)
+            _check_finite(step, validated)
         if log and logging:
             log.write(step, {**record, **validated})
         if step % train.checkpoint_every == 0 or ending or validated:
@@ -197,7 +198,7 @@ def run(
             if log:
                 log.flush()
         record |= validated
-    return Outcome(step, stopping and step < train.steps, record)
+    return Outcome(step, stopping, record)
 
 
 def _save(

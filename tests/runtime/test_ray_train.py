@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from tiny_recipe import TinyRecipe, write_rows
 from rec import artifacts
 from rec.runtime.stop import STOP
 from rec.runtime.train import TrainOutcome, train
-from rec.train.engine import TrainError
+from rec.train.engine import MODEL_FILE, TrainError
 from rec.train.metrics import read_records
 
 pytestmark = [
@@ -48,9 +49,11 @@ def killing(recipe: TinyRecipe, place: Path) -> TinyRecipe:
 
 
 def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
-    ray_local: None, rows: str, tmp_path: Path
+    ray_local: None, tmp_path: Path
 ) -> None:
-    chosen = recipe(steps=24)
+    rows = write_rows(tmp_path, misleading=True)
+    judged = {"weights": {"classify": 1.0, "contrast": 0.01}}
+    chosen = recipe(steps=24).model_copy(update=judged)
     whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=0)
     broken = train(
         killing(chosen, tmp_path),
@@ -62,9 +65,10 @@ def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
     assert (tmp_path / "killed").exists()
     assert losses(broken) == losses(whole)
     assert broken.metrics == whole.metrics
-    assert Path(broken.best).name == Path(whole.best).name
+    assert Path(broken.best).name == Path(whole.best).name == "step-00000006"
     metrics = artifacts.read_manifest(broken.encoder or "", "tiny-encoder").metrics
-    assert metrics["validation/total"] == whole.metrics["validation/total"]
+    assert metrics["step"] == 24  # the last one is exported, not the best
+    assert metrics["validation/total"] == losses(whole)[-1]["validation/total"]
 
 
 def test_a_killed_rank_of_two(ray_local: None, rows: str, tmp_path: Path) -> None:
@@ -107,3 +111,31 @@ def test_errors_that_would_come_again_are_not_retried(
     poisoned = recipe().model_copy(update={"poison_step": 3})
     with pytest.raises(TrainError, match=r"train/\w+ is nan"):
         train(poisoned, rows, str(tmp_path / "nan"), num_workers=1)
+
+
+@pytest.mark.parametrize(("engine", "num_workers"), [("plain", 1), ("ddp", 2)])
+def test_a_full_disk_is_told_in_a_line_and_not_retried(
+    engine: str, num_workers: int, ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    full = recipe(engine=engine).model_copy(update={"full_disk": True})
+    with pytest.raises(TrainError, match=r"^\[Errno 28\] No space left on device: '.*'$"):
+        train(full, rows, str(tmp_path), num_workers=num_workers)
+    # a second attempt would have begun its log again
+    assert len(read_records(str(tmp_path / "train" / "logs"))) == full.train.checkpoint_every
+
+
+def test_a_damaged_checkpoint_is_removed_and_the_one_before_goes_on(
+    ray_local: None, rows: str, tmp_path: Path
+) -> None:
+    steady = {"schedule": "constant", "keep_checkpoints": 3}
+    whole = train(recipe(**steady), rows, str(tmp_path / "whole"), num_workers=0)
+    cut = tmp_path / "cut"
+    last = Path(train(recipe(steps=8, **steady), rows, str(cut), num_workers=1).last)
+    file = last / MODEL_FILE
+    file.write_bytes(file.read_bytes()[:100])
+    longer = recipe(**steady)
+    with pytest.raises(TrainError, match=f"^{last}: this checkpoint cannot be read .* remove the"):
+        train(longer, rows, str(cut), num_workers=1)
+    shutil.rmtree(last)
+    ended = train(longer, rows, str(cut), num_workers=1)
+    assert losses(ended) == losses(whole)

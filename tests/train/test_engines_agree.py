@@ -9,8 +9,8 @@ import pytest
 import torch
 from ranks import on_ranks
 from safetensors.torch import load_file
-from tiny_ranks import WEIGHTS, steps
-from tiny_recipe import TinyRecipe
+from tiny_ranks import WEIGHTS, steps, worked
+from tiny_recipe import TinyRecipe, write_rows
 from torch import Tensor
 
 from rec.train.engine import TrainError
@@ -126,3 +126,17 @@ def test_what_deepspeed_does_wrongly_is_refused(
 def test_deepspeed_without_ranks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="needs a process group"):
         steps(recipe(engine="deepspeed"), str(tmp_path), STEPS, None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_damaged_part_of_one_rank_is_named_by_all(left: float, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path)
+    on_ranks(2, worked, recipe(engine="deepspeed", steps=2), rows, str(tmp_path))
+    file = next((tmp_path / "checkpoint" / "deepspeed").rglob("*zero_pp_rank_1_*"))
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * left)])
+    on_ranks(2, worked, recipe(engine="deepspeed", steps=4), rows, str(tmp_path))
+    for rank in range(2):
+        ended = (tmp_path / f"ended-{rank}").read_text()
+        assert f"{tmp_path / 'checkpoint'}: this checkpoint cannot be read (" in ended

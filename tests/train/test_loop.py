@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import TinyRecipe, write_rows
 
+from jobs.steps import last_step
 from rec.artifacts import ArtifactError, read_manifest
 from rec.runtime.train import TrainOutcome, train
 from rec.train import checkpoint
@@ -44,8 +45,8 @@ def losses(outcome: TrainOutcome) -> list[dict[str, float]]:
     return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
 
 
-def test_it_learns_validates_keeps_the_best_and_exports(rows: str, tmp_path: Path) -> None:
-    outcome = here(recipe(steps=60), rows, tmp_path, encoder=str(tmp_path / "encoder"))
+def test_it_learns_validates_and_keeps_the_best(rows: str, tmp_path: Path) -> None:
+    outcome = here(recipe(steps=60), rows, tmp_path)
     records = losses(outcome)
     assert [r["step"] for r in records] == list(range(1, 61))
     assert records[-1]["train/total"] < 0.7 * records[0]["train/total"]
@@ -57,11 +58,21 @@ def test_it_learns_validates_keeps_the_best_and_exports(rows: str, tmp_path: Pat
     assert outcome.metrics["validation/total"] == scores[best]
     kept = sorted(os.listdir(tmp_path / "train" / "checkpoints"))
     assert kept == sorted({f"step-{best:08d}", "step-00000056", "step-00000060"})
+
+
+def test_the_last_checkpoint_is_exported_and_not_the_best(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path, misleading=True)
+    judged = recipe(steps=18).model_copy(update={"weights": {"classify": 1.0, "contrast": 0.01}})
+    outcome = here(judged, rows, tmp_path, encoder=str(tmp_path / "encoder"))
+    assert Path(outcome.best).name == "step-00000006"
+    assert Path(outcome.last).name == "step-00000018"
     manifest = read_manifest(tmp_path / "encoder", "tiny-encoder")
-    assert manifest.metrics["step"] == best
+    assert manifest.metrics["step"] == 18
+    assert manifest.metrics["validation/total"] > outcome.metrics["validation/total"]
     exported = load_file(tmp_path / "encoder" / manifest.root / "model.safetensors")
-    saved = load_file(Path(outcome.best) / MODEL_FILE)
-    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+    last, best = (load_file(Path(p) / MODEL_FILE) for p in (outcome.last, outcome.best))
+    assert all(torch.equal(exported[name], last[name]) for name in last)
+    assert not all(torch.equal(last[name], best[name]) for name in last)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
@@ -110,6 +121,35 @@ def test_a_longer_run_continues_and_another_recipe_is_refused(rows: str, tmp_pat
         here(recipe(), rows, tmp_path, resume=False)
 
 
+@pytest.mark.parametrize("coupled", [True, False])
+def test_validation_does_not_hang_on_micro_batches(
+    coupled: bool, rows: str, tmp_path: Path
+) -> None:
+    found = {}
+    for parts in (1, 3, 12):  # the last with fewer rows than parts in a batch of the 17
+        chosen = recipe(steps=6, micro_batches=parts)
+        chosen = chosen.model_copy(update={"dropout": 0.0, "coupled": coupled})
+        found[parts] = losses(here(chosen, rows, tmp_path / f"{parts}"))[-1]
+    for parts in (3, 12):
+        for name in ("validation/contrast", "validation/classify", "validation/total"):
+            assert found[parts][name] == pytest.approx(found[1][name], rel=1e-3)
+
+
+def test_a_run_does_not_begin_again_with_other_workers(rows: str, tmp_path: Path) -> None:
+    logged = losses(here(recipe(steps=4), rows, tmp_path))
+    assert last_step(str(tmp_path / "train")) == 4
+    with pytest.raises(TrainError, match=r"4 steps were .* without .*; go on with --workers 0"):
+        train(recipe(steps=6), rows, str(tmp_path), num_workers=1)
+    of_ray = tmp_path / "ray" / "train"
+    (of_ray / "step-00000004").mkdir(parents=True)
+    assert last_step(str(of_ray)) == 4
+    with pytest.raises(
+        TrainError, match=r"4 steps were .* with .*; go on with --workers 1 or more"
+    ):
+        here(recipe(steps=6), rows, tmp_path / "ray")
+    assert len(logged) == len(read_records(str(tmp_path / "train" / "logs"))) == 4
+
+
 def test_other_rows_are_refused(rows: str, tmp_path: Path) -> None:
     here(recipe(steps=4), rows, tmp_path)
     (tmp_path / "more").mkdir()
@@ -119,12 +159,23 @@ def test_other_rows_are_refused(rows: str, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(rows: str, tmp_path: Path) -> None:
     broken = recipe(checkpoint_every=1).model_copy(update={"poison_step": 3})
-    with pytest.raises(TrainError, match=r"step \d+: train/c\w+ is nan. Nothing of this step"):
+    with pytest.raises(TrainError, match=r"step \d+: train/c\w+ is nan. .* in another --out"):
         here(broken, rows, tmp_path)
     logged = read_records(str(tmp_path / "train" / "logs"))
     saved = sorted((tmp_path / "train" / "checkpoints").glob("step-*"))
     last = checkpoint.read_state(saved[-1]).step if saved else 0
     assert last == len(logged)
+
+
+def test_a_validation_that_is_not_finite_leaves_the_checkpoints_readable(
+    rows: str, tmp_path: Path
+) -> None:
+    held_out = recipe(checkpoint_every=4).model_copy(update={"poison_step": 90})
+    with pytest.raises(TrainError, match=r"step 6: validation/c\w+ is nan. Nothing of this step"):
+        here(held_out, rows, tmp_path)
+    saved = sorted((tmp_path / "train" / "checkpoints").glob("step-*"))
+    assert [checkpoint.read_state(folder).step for folder in saved] == [4]
+    assert len(read_records(str(tmp_path / "train" / "logs"))) == 5
 
 
 def test_batches_that_cannot_be_cut_are_refused(rows: str, tmp_path: Path) -> None:
@@ -161,6 +212,24 @@ def test_sigterm_finishes_the_step_and_saves(rows: str, tmp_path: Path) -> None:
     last = max((tmp_path / "train" / "checkpoints").glob("step-*"))
     assert checkpoint.read_state(last).step == step
     assert read_records(str(records.parent))[-1]["step"] == step
+
+
+def test_sigterm_in_the_last_step_is_told_and_the_same_call_exports(
+    rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, encoder = checkpoint.LocalStore.save, str(tmp_path / "encoder")
+
+    def asked_to_stop(self: checkpoint.LocalStore, step: int, *given: Any) -> None:
+        save(self, step, *given)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.LocalStore, "save", asked_to_stop)
+        outcome = here(recipe(steps=6), rows, tmp_path, encoder=encoder)
+    assert (outcome.step, outcome.stopped, outcome.encoder) == (6, True, None)
+    again = here(recipe(steps=6), rows, tmp_path, encoder=encoder)
+    assert (again.step, again.stopped, again.encoder) == (6, False, encoder)
 
 
 def test_rows_that_were_altered_are_refused(tmp_path: Path) -> None:

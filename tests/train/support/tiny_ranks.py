@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tiny_recipe import CLASSES, DIM, TinyBatch, TinyRecipe
 
+from rec.runtime.train import Job, work
 from rec.train import checkpoint
 from rec.train.engine import MODEL_FILE, build_engine
 from rec.train.gradient import backpropagate
@@ -51,3 +53,25 @@ def steps(recipe: TinyRecipe, folder: str, num_steps: int, save_after: int | Non
         result = load_file(final / MODEL_FILE)
         result["norms"] = torch.tensor(norms)
         save_file(result, Path(folder) / WEIGHTS)
+
+
+class OneFolder:
+    """A store that keeps the last checkpoint of all ranks in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write(self._folder)
+        dist.barrier()
+
+
+def worked(recipe: TinyRecipe, rows: str, folder: str) -> None:
+    """A run of all ranks, from the checkpoint in `folder` where there is one; each rank leaves
+    there in "ended-RANK" how it ended."""
+    place = Path(folder) / "checkpoint"
+    resumed = place if place.exists() else None
+    dist.barrier()
+    ended = work(Job(recipe, rows, folder), OneFolder(place), resumed, 1)
+    (Path(folder) / f"ended-{dist.get_rank()}").write_text(f"{ended.step} {ended.error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ from rec.batch import Batch
 from rec.config import Config
 from rec.contract import Losses, LossTerm
 from rec.nn.collectives import gather_rows
+from rec.train import engine
 from rec.train.recipe import TrainConfig
 
 DIM, CLASSES = 8, 3
@@ -88,6 +91,10 @@ class LocalModel(TinyModel):
         }
 
 
+def _refuse(tensors: object, file: Path) -> None:
+    raise SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})")
+
+
 class TinyRecipe(Config):
     train: TrainConfig = TrainConfig(
         steps=12,
@@ -105,6 +112,7 @@ class TinyRecipe(Config):
     poison_step: int = -1  # rows whose number is this times the batch size become NaN
     kill_file: str = ""  # while absent: make it and kill the own process at row kill_row
     kill_row: int = -1
+    full_disk: bool = False  # checkpoints cannot be written
 
     @property
     def name(self) -> str:
@@ -115,6 +123,8 @@ class TinyRecipe(Config):
         return "content-rows"
 
     def build(self, rows: str) -> TinyModel:
+        if self.full_disk:
+            engine.save_file = _refuse
         return (TinyModel if self.coupled else LocalModel)(self.dropout, self.hidden)
 
     def collate(self, table: pa.Table) -> TinyBatch:
@@ -152,8 +162,14 @@ class TinyRecipe(Config):
             artifacts.publish(folder, uri, "tiny-encoder", metrics=metrics)
 
 
-def write_rows(folder: Path, num_train: int = 90, num_heldout: int = 17) -> str:
-    """A published "content-rows" artifact of clustered points, a third of them labelled."""
+def write_rows(
+    folder: Path, num_train: int = 90, num_heldout: int = 17, misleading: bool = False
+) -> str:
+    """A published "content-rows" artifact of clustered points, a third of them labelled.
+
+    Args:
+        misleading: held-out points have wrong labels, so that the first validation is the best.
+    """
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(CLASSES, DIM))
     first = 0
@@ -167,6 +183,10 @@ def write_rows(folder: Path, num_train: int = 90, num_heldout: int = 17) -> str:
                 "label": np.where(generator.random(num) < 0.34, kinds, -1),
             }
         )
+        if misleading and split == "heldout":
+            label = table.column("label").to_numpy()
+            wrong = np.where(label >= 0, (label + 1) % CLASSES, label)
+            table = table.set_column(table.column_names.index("label"), "label", pa.array(wrong))
         half = num // 2
         for i, part in enumerate((table.slice(0, half), table.slice(half))):
             file = folder / "v-1" / split / f"shard-{i:05d}.parquet"
