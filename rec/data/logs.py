@@ -232,7 +232,7 @@ def pack(
     Other formats cannot be read from their middle: such a file is one task, in flat memory.
 
     Args:
-        task_bytes: of a share, at most.
+        task_bytes: of a share, at most; whole files may take it over that.
         num_cpus: for each of these there is a share, unless they would be very small.
     """
     total = sum(piece.num_bytes for piece in pieces)
