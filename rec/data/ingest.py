@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import cv2
 import pyarrow as pa
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
@@ -150,6 +151,7 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
 
 def write_shard(source: AnySource, shard: Shard, uri: str, media: MediaConfig) -> Summary:
     """Write one shard of every table the source has, empty ones too; sizes come back."""
+    cv2.setNumThreads(1)  # tasks share the cores
     sample: list[str] = []
     alike = 0
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import cv2
 import pyarrow as pa
 import ray
 import ray.data
@@ -42,7 +43,7 @@ class EmbedConfig(Config):
 
     batch_size: int = Field(default=64, ge=1)  # rows a forward pass
     num_actors: int | None = Field(default=None, ge=1)  # None: as many as the cluster holds
-    cpus_per_actor: int = Field(default=1, ge=1)  # and torch threads
+    cpus_per_actor: int = Field(default=1, ge=1)  # and threads of torch and OpenCV
     gpus_per_actor: float = Field(default=0.0, ge=0)  # above 0 the model runs on CUDA
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: half the memory, the vectors stay float32
     max_failed_share: float = Field(
@@ -57,6 +58,7 @@ class _Embedder:
         self, encoder_uri: str, encoder_version: str, folder: str, config: EmbedConfig
     ) -> None:
         torch.set_num_threads(config.cpus_per_actor)
+        cv2.setNumThreads(config.cpus_per_actor)
         self._encoder = load_encoder(encoder_uri, "cuda" if config.gpus_per_actor else "cpu")
         self._expected, self._folder, self._config = encoder_version, folder, config
 

@@ -144,6 +144,17 @@ def folder_of(place: Path, files: dict[str, bytes]) -> FolderSource:
     return FolderSource(path=str(place), num_shards=2)
 
 
+def test_a_shard_is_one_thread_of_opencv_s(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", {"a": picture(0)})
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        write_shard(source, source.shards()[0], str(tmp_path / "out"), CONFIG)
+        assert cv2.getNumThreads() == 1  # a task has one core
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_a_shard_of_files_has_an_index_that_finds_every_row(tmp_path: Path) -> None:
     files = {"a": film([0, 1]), "b": picture(3), "c": b"broken", "d": sound(), "e": picture(4)}
     source, out = folder_of(tmp_path / "in", files), str(tmp_path / "out")
