@@ -125,7 +125,7 @@ def grow(work: Path, quick: bool, report: Report) -> None:
     report.add(f"exponent of time, {sizes[0]:,} to {sizes[1]:,} rows", exponent, 1.1, True)
     bar = None if quick else 1.25  # the quick run's small size does not fill a bucket
     report.add("peak at the large size / at the small one", peaks[1] / peaks[0], bar, True)
-    report.note("the exponent includes what starting costs; both sizes fill all cores")
+    report.note("the exponent includes what starting costs; at both sizes every core reads a share")
 
 
 def measure(options: argparse.Namespace, report: Report) -> None:

@@ -50,7 +50,7 @@ from rec.data.logs import (
     pack,
 )
 from rec.data.sequences import CUT
-from rec.data.tasks import tidy
+from rec.data.tasks import num_cpus, tidy
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
@@ -204,7 +204,9 @@ def _plan(
             if day not in before and not _begins_late(day, log, cutoff)
         }
         pieces = [piece for files in new.values() for piece in files.pieces]
-        tasks += [LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES)]
+        tasks += [
+            LogTask(table, log, tuple(task)) for task in pack(log, pieces, TASK_BYTES, num_cpus())
+        ]
         days[table] = {**before, **{day: files.fingerprint for day, files in new.items()}}
     if not days["interactions"]:
         raise BehaviourError(f"no day of interactions begins before {cutoff.isoformat()}")
@@ -226,8 +228,9 @@ def _plan(
             _about(config),
             new_state.model_dump(mode="json"),
             old.version if old else None,
-            TASK_BYTES,  # which task reads what
-        ]
+            [task.pieces for task in tasks],  # a cluster of another size may cut them otherwise
+        ],
+        default=str,
     )
     digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
     return Plan(

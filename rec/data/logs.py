@@ -34,6 +34,7 @@ from rec.config import Config
 from rec.schema import COMMENTS, INTERACTIONS, ITEMS, SEARCHES
 
 TASK_BYTES = 128 << 20  # of log files that a task reads
+_LEAST_BYTES = 4 << 20  # below that a task starts longer than it reads
 UNTIMED = "txt"  # the format that tells no times
 _NOT_USED = {"position", "text", "likes"}  # a log need not have what nobody reads
 
@@ -205,22 +206,28 @@ def _fingerprint(root: str, pieces: Sequence[Piece]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def pack(log: LogFiles, pieces: Sequence[Piece], task_bytes: int) -> list[list[Piece]]:
-    """Consecutive pieces for each task, about `task_bytes` of them; large Parquet files are cut.
+def pack(
+    log: LogFiles, pieces: Sequence[Piece], task_bytes: int, num_cpus: int = 1
+) -> list[list[Piece]]:
+    """Consecutive pieces for each task, in about equal shares; large Parquet files are cut.
 
     Other formats cannot be read from their middle: such a file is one task, in flat memory.
+
+    Args:
+        task_bytes: of a share, at most; whole files may take it over that.
+        num_cpus: for each of these there is a share, unless they would be very small.
     """
-    tasks: list[list[Piece]] = []
-    held = 0
+    total = sum(piece.num_bytes for piece in pieces)
+    shares = max(-(-total // task_bytes), min(num_cpus, total // _LEAST_BYTES), 1)
+    tasks: dict[int, list[Piece]] = {}
+    before = 0
     for whole in pieces:
-        large = whole.num_bytes > 2 * task_bytes and whole.path.endswith(".parquet")
-        for piece in _cut(log, whole, task_bytes) if large else [whole]:
-            if not tasks or held + piece.num_bytes > task_bytes:
-                tasks.append([])
-                held = 0
-            tasks[-1].append(piece)
-            held += piece.num_bytes
-    return tasks
+        large = whole.num_bytes * shares >= 2 * total and whole.path.endswith(".parquet")
+        for piece in _cut(log, whole, -(-total // shares)) if large else [whole]:
+            middle = 2 * before + piece.num_bytes  # twice that, of all bytes in a row
+            tasks.setdefault(middle * shares // (2 * total), []).append(piece)
+            before += piece.num_bytes
+    return list(tasks.values())
 
 
 def _cut(log: LogFiles, piece: Piece, task_bytes: int) -> list[Piece]:

@@ -46,7 +46,7 @@ from rec.data.log_rows import LogTask, micros
 from rec.data.logs import TASK_BYTES, LogFiles, check_names, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
-from rec.data.tasks import tidy
+from rec.data.tasks import num_cpus, tidy
 
 KIND = "sequence-rows"
 CONTENT = "embedding-table"
@@ -118,7 +118,8 @@ def build_sequence_rows(
         days = list_days(config.items)
         pieces = [piece for day in days.values() for piece in day.pieces]
         tasks = [
-            LogTask("items", config.items, (*t,)) for t in pack(config.items, pieces, TASK_BYTES)
+            LogTask("items", config.items, tuple(task))
+            for task in pack(config.items, pieces, TASK_BYTES, num_cpus())
         ]
         prints = [day.fingerprint for day in days.values()]
         lineage["items"] = hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16]
@@ -126,7 +127,9 @@ def build_sequence_rows(
     if old := _published(out_uri, about, lineage, overwrite=overwrite):
         tidy(out_uri, keep={old.root})  # of a run killed before it did
         return old
-    digest = hashlib.sha256(json.dumps([about, lineage]).encode()).hexdigest()[:12]
+    pieces = [task.pieces for task in tasks]  # a cluster of another size may cut them otherwise
+    contents = json.dumps([about, lineage, pieces], default=str)
+    digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
     plan = Plan(
         source=join(behaviour_uri, source.root),
         num_buckets=state.num_buckets,

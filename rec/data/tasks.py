@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+import ray
 import ray.data
 from pyarrow import fs as pafs
 
@@ -30,6 +31,12 @@ class ShardError(ValueError):
 def num_partitions(num_shards: int) -> int:
     """Into how many parts a shuffle of the rows of so many shards goes."""
     return min(max(num_shards, 1), 200)
+
+
+def num_cpus() -> int:
+    """The cores of the cluster; 1 where none is connected."""
+    found = ray.cluster_resources() if ray.is_initialized() else {}
+    return max(1, int(found.get("CPU", 1)))
 
 
 def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterator[Summary]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rec.data.logs import LogError, LogFiles, check_names, is_timed, list_days
+from rec.data.logs import LogError, LogFiles, Piece, check_names, is_timed, list_days, pack
 
 
 def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
@@ -83,3 +83,25 @@ def test_lists_without_times_stand_alone(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("user_id\nu")
     with pytest.raises(LogError, match=r"tell no times, but .*b\.csv does; move them apart"):
         list_days(LogFiles(path=str(tmp_path)))
+
+
+def _pieces(*sizes: int) -> list[Piece]:
+    return [Piece(f"{n:02d}.csv", None, size << 20) for n, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_cpus", "shares"),
+    [
+        ([21] * 20, 2, [5, 5, 5, 5]),  # not 6, 6, 6, 2
+        ([21] * 5, 2, [2, 3]),  # one task would have held all
+        ([8] * 16, 16, [1] * 16),
+        ([1] * 8, 16, [4, 4]),  # too small for a task each
+        ([300, 1], 1, [1, 1]),
+        ([1], 16, [1]),
+    ],
+)
+def test_tasks_are_given_equal_shares(sizes: list[int], num_cpus: int, shares: list[int]) -> None:
+    pieces = _pieces(*sizes)
+    tasks = pack(LogFiles(), pieces, 128 << 20, num_cpus)
+    assert [len(task) for task in tasks] == shares
+    assert [piece for task in tasks for piece in task] == pieces
