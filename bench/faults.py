@@ -144,7 +144,7 @@ def logs(nodes: TwoNodes, work: Path, num_rows: int, report: Report) -> None:
 
 def _begun(out: Path, phase: str) -> Condition:
     """Whether a task of the phase is done."""
-    return lambda: any(out.glob(f"work-*/done/{phase}/*.json"))
+    return lambda: any(out.glob(f"work-*/done/{phase}/shard-*.json"))
 
 
 def _listed(out: Path) -> int:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 from rec.config import Config
+from rec.data.attempts import Attempt
 from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile, file_bytes
 from rec.data.tasks import Summary, finished_shards, with_markers
@@ -100,7 +101,7 @@ def write_tables(
     _claim(uri, digest, config, overwrite)
     shards = source.shards()
 
-    def work(index: int) -> Summary:
+    def work(index: int, _: Attempt) -> Summary:
         return write_shard(source, shards[index], uri, media)
 
     done: dict[int, Summary] = {}

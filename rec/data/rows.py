@@ -40,6 +40,7 @@ from rec.artifacts import (
     write_atomic,
 )
 from rec.config import Config
+from rec.data.attempts import Attempt
 from rec.data.content_stages import (
     CONTENT_ROWS,
     AddFrames,
@@ -148,7 +149,7 @@ def build_rows(
     place = join(out_uri, root)
     fitted = _fit(tables_uri, tables, config, place, work)
 
-    def run(index: int) -> Summary:
+    def run(index: int, _: Attempt) -> Summary:
         return write_rows(tables_uri, index, config, fitted, place)
 
     done: dict[int, Summary] = {}

@@ -7,6 +7,7 @@ data. What a task did is known by a marker that it writes last; finished tasks a
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import ray.data
 from pyarrow import fs as pafs
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
+from rec.data.attempts import Attempt
 
 Summary = dict[str, Any]
 _ERROR = "error"
@@ -99,9 +101,15 @@ def stream(rows: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def with_markers(
-    work: Callable[[int], Summary], folder: str, indices: Sequence[int]
+    work: Callable[[int, Attempt], Summary], folder: str, indices: Sequence[int]
 ) -> Iterator[Summary]:
-    """`map_shards`, but shards that have a marker in `folder` only have it read."""
+    """`map_shards`, but shards that have a marker in `folder` only have it read.
+
+    Ray Data begins a task whose worker dies again for ever, so tries are counted here.
+
+    Raises:
+        ShardError: also where a shard ends its worker process again and again.
+    """
     rest: list[int] = []
     for index in indices:
         place = marker(folder, index)
@@ -110,9 +118,13 @@ def with_markers(
         else:
             rest.append(index)
 
+    this = uuid.uuid4().hex
+
     def run(index: int) -> Summary:
-        summary = work(index)
+        attempt = Attempt(folder, index, this)
+        summary = work(index, attempt)
         write_atomic(marker(folder, index), json.dumps(summary).encode())
+        attempt.done()
         return summary
 
     yield from map_shards(run, rest)
@@ -134,7 +146,11 @@ def run_phase(
         progress: called with the phase's name, and its finished and all tasks.
     """
     told: dict[int, Summary] = {}
-    for summary in with_markers(task, join(work, "done", name), range(count)):
+
+    def tried(index: int, _: Attempt) -> Summary:
+        return task(index)
+
+    for summary in with_markers(tried, join(work, "done", name), range(count)):
         told[summary["index"]] = summary
         if progress:
             progress(name, len(told), count)

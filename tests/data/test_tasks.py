@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from rec.data.tasks import ShardError, map_shards
+from rec.data.attempts import MAX_TRIES, Attempt
+from rec.data.tasks import ShardError, map_shards, with_markers
 from rec.schema import SchemaError
 
 pytestmark = [
@@ -33,3 +35,32 @@ def test_an_error_of_a_shard_kills_no_worker_of_the_others(ray_local: None, tmp_
     time.sleep(3)
     assert busy
     assert all(Path(f"/proc/{pid}").exists() for pid in busy)
+
+
+def test_a_worker_that_dies_once_is_replaced(ray_local: None, tmp_path: Path) -> None:
+    def work(index: int, _: Attempt) -> dict[str, int]:
+        died = tmp_path / "died"
+        if index == 1 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"index": index}
+
+    done = tmp_path / "done"
+    found = with_markers(work, str(done), range(2))
+    assert sorted(summary["index"] for summary in found) == [0, 1]
+    assert sorted(path.name for path in done.iterdir()) == ["shard-00000.json", "shard-00001.json"]
+
+
+def test_a_shard_that_always_ends_its_worker_ends_the_job_by_name(
+    ray_local: None, tmp_path: Path
+) -> None:
+    def work(index: int, _: Attempt) -> dict[str, int]:
+        if index == 1:
+            with (tmp_path / "tries").open("a") as file:
+                file.write(".")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"index": index}
+
+    with pytest.raises(ShardError, match=r"done: shard 1 ended its worker process"):
+        list(with_markers(work, str(tmp_path / "done"), range(2)))
+    assert len((tmp_path / "tries").read_text()) == MAX_TRIES
