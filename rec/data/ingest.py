@@ -101,8 +101,8 @@ def write_tables(
     _claim(uri, digest, config, overwrite)
     shards = source.shards()
 
-    def work(index: int, _: Attempt) -> Summary:
-        return write_shard(source, shards[index], uri, media)
+    def work(index: int, attempt: Attempt) -> Summary:
+        return write_shard(source, shards[index], uri, media, attempt)
 
     done: dict[int, Summary] = {}
     for summary in with_markers(work, join(uri, "state"), range(len(shards))):
@@ -150,7 +150,9 @@ def _claim(uri: str, digest: str, config: dict[str, Any], overwrite: bool) -> No
     write_atomic(place, state.encode())
 
 
-def write_shard(source: AnySource, shard: Shard, uri: str, media: MediaConfig) -> Summary:
+def write_shard(
+    source: AnySource, shard: Shard, uri: str, media: MediaConfig, attempt: Attempt | None = None
+) -> Summary:
     """Write one shard of every table the source has, empty ones too; sizes come back."""
     cv2.setNumThreads(1)  # tasks share the cores
     sample: list[str] = []
@@ -173,7 +175,7 @@ def write_shard(source: AnySource, shard: Shard, uri: str, media: MediaConfig) -
             if name != "files":
                 write(name, piece)
                 continue
-            for rows, problems, num_alike in media_of_files(piece, media):
+            for rows, problems, num_alike in media_of_files(piece, media, attempt):
                 write("media", rows)
                 write("problems", problem_table(problems))
                 alike += num_alike

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from rec.artifacts import filesystem, join
 from rec.config import Config
+from rec.data.attempts import Attempt
 from rec.features.audio import decode, encode_patches, patches
 from rec.features.hashes import dhash, near_groups, phash
 from rec.features.media import MediaError, MediaLimits, spread
@@ -40,6 +41,7 @@ MEDIA_INDEX = pa.schema(
     ]
 )
 Problem = tuple[str, int | None, str]
+FATAL = "cannot be read: it ended the process that tried, by a crash or for want of memory"
 
 
 class MediaConfig(Config):
@@ -107,13 +109,14 @@ def _unlike(pictures: list[np.ndarray], distance: int) -> list[np.ndarray]:
 
 
 def media_of_files(
-    files: pa.Table, config: MediaConfig
+    files: pa.Table, config: MediaConfig, attempt: Attempt | None = None
 ) -> Iterator[tuple[pa.Table, list[Problem], int]]:
     """MEDIA rows, problems and the number of frames left out as alike, of one item at a time.
 
     Args:
         files: rows of rec.sources.FILES, an item's one after the other.
         config: what is kept.
+        attempt: knows the files that ended the processes that tried before; they are problems.
     """
     columns = [
         files.column(name).to_pylist() for name in ("item_id", "folder", "name", "num_bytes")
@@ -129,6 +132,11 @@ def media_of_files(
             yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
             rows, problems, alike = [], [], 0
             count.clear()
+        if attempt is not None:
+            if uri in attempt.fatal:
+                problems.append((uri, None, FATAL))
+                continue
+            attempt.at(uri)
         try:
             if num_bytes > config.limits.max_bytes:
                 raise MediaError(f"{num_bytes} bytes, expected at most {config.limits.max_bytes}")
