@@ -103,10 +103,17 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
     aside = f"{path}.{uuid.uuid4().hex}.tmp"
     with open(aside, "wb") as stream:
         stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    move_synced(aside, path)
+
+
+def move_synced(aside: str, path: str) -> None:
+    """Give a finished local file its name; on disk, it and the name, when this returns.
+
+    So what is written afterwards, a marker or a manifest, never stands beside an empty file.
+    """
+    _sync(aside)
     os.replace(aside, path)
-    _sync(os.path.dirname(path))  # the name as well
+    _sync(os.path.dirname(path))
 
 
 def _sync(path: str) -> None:

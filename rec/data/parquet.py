@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from rec.artifacts import exists, filesystem
+from rec.artifacts import exists, filesystem, move_synced
 
 ROW_GROUP_BYTES = 16 << 20
 
@@ -75,7 +75,7 @@ class ParquetFile:
         if kind is not None:
             self._files.delete_file(self._aside)
         elif self._local:
-            os.replace(self._aside, self._path)
+            move_synced(self._aside, self._path)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
-from rec.artifacts import filesystem
+from rec.artifacts import filesystem, move_synced
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _ROUND_ROWS, _ROUND_BYTES = 1 << 19, 64 << 20  # that are held before they are written
@@ -142,7 +142,7 @@ class BucketWriter:
         if kind is not None:
             self._files.delete_file(self._aside)
         elif self._local:
-            os.replace(self._aside, self._path)
+            move_synced(self._aside, self._path)
 
 
 def stream_bucket(uris: Sequence[str], bucket: int, num_buckets: int) -> Iterator[pa.Table]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rec.data.parquet import write_table
 from rec.data.shuffle import (
     BucketWriter,
     ShuffleError,
@@ -142,3 +144,32 @@ def test_codes_rank_strings() -> None:
     found, values = codes(pa.chunked_array([["b", "a"], ["c", "b"]]))
     assert found.tolist() == [1, 0, 2, 1]
     assert values.to_pylist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", ["buckets", "parquet"])
+def test_a_file_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its marker is, so after a power cut there would be a marker beside an empty file."""
+    path, done = tmp_path / "file", list[str]()
+    sync, replace = os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        done.append(f"sync {os.readlink(f'/proc/self/fd/{number}')}")
+        sync(number)
+
+    def replaced(aside: str, target: str) -> None:
+        done.append(f"name {aside}")
+        replace(aside, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    rows = pa.table({"key": ["a"], "number": [1]}, SCHEMA)
+    if kind == "buckets":
+        with BucketWriter(str(path), SCHEMA, 1) as writer:
+            writer.write(rows, np.zeros(1, np.uint16))
+    else:
+        write_table(str(path), rows)
+    aside = done[0].removeprefix("sync ")
+    assert aside.startswith(f"{path}.")
+    assert done == [f"sync {aside}", f"name {aside}", f"sync {tmp_path}"]
