@@ -7,6 +7,7 @@ data. What a task did is known by a marker that it writes last; finished tasks a
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -16,11 +17,12 @@ import ray
 import ray.data
 from pyarrow import fs as pafs
 
-from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
+from rec.artifacts import filesystem, join, read_bytes, write_atomic
 from rec.data.attempts import Attempt
 
 Summary = dict[str, Any]
 _ERROR = "error"
+_MARKER = re.compile(r"shard-\d+\.json")
 # bytes that one task of a shuffle brings to their partitions. Ray's own gigabyte, with its copies
 # in the task, is most of a small node's memory, and more tasks of less go as fast
 _SHUFFLED_AT_ONCE = 32 << 20
@@ -110,10 +112,11 @@ def with_markers(
     Raises:
         ShardError: also where a shard ends its worker process again and again.
     """
+    finished = set(_markers(folder))
     rest: list[int] = []
     for index in indices:
         place = marker(folder, index)
-        if exists(place):
+        if place.rsplit("/", 1)[-1] in finished:
             yield json.loads(read_bytes(place))
         else:
             rest.append(index)
@@ -159,9 +162,14 @@ def run_phase(
 
 def finished_shards(folder: str) -> int:
     """How many shards have a marker in `folder`."""
+    return len(_markers(folder))
+
+
+def _markers(folder: str) -> list[str]:
+    """The names of the markers in `folder`, by one listing."""
     files, path = filesystem(folder)
     found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sum(info.base_name.startswith("shard-") for info in found)
+    return [info.base_name for info in found if _MARKER.fullmatch(info.base_name)]
 
 
 def marker(folder: str, index: int) -> str:
