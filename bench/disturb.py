@@ -65,10 +65,11 @@ class TwoNodes:
         """Ends one worker, of either node, that has a file below `at` open; true once it did."""
 
         def attempt() -> bool:
-            victim = next(_workers(os.getpid(), at), None)
-            if victim is not None:
-                victim.kill()
-            return victim is not None
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                if (victim := next(_workers(os.getpid(), at), None)) is not None:
+                    victim.kill()
+                    return True
+            return False
 
         return attempt
 
