@@ -103,7 +103,7 @@ def build_behaviour(
     done = old is not None and plan.state.days == read_state(old).days
     if old is not None and done and not _late_items(old, cutoff, out_uri):
         tidy(out_uri, keep={old.root, old.metrics["extends"]})  # of a run killed before it did
-        return old
+        return _moved_on(old, cutoff, out_uri)
     ledger = _run(plan, progress)
     if not ledger.stages.get("read interactions", StageCounts()).rows_in:
         raise BehaviourError(
@@ -183,6 +183,17 @@ def _late_items(old: Manifest, cutoff: datetime, out_uri: str) -> bool:
     """Whether items were left out that a later cut-off may let in."""
     items = read_ledger(out_uri).stages.get("read items", StageCounts())
     return micros(cutoff) > micros(read_state(old).cutoff) and LATE in items.dropped
+
+
+def _moved_on(old: Manifest, cutoff: datetime, out_uri: str) -> Manifest:
+    """What is published, up to a cut-off that adds nothing to it; its readers ask for that."""
+    state = read_state(old)
+    if micros(cutoff) == micros(state.cutoff):
+        return old
+    state = state.model_copy(update={"cutoff": cutoff}).model_dump(mode="json")
+    manifest = old.model_copy(update={"metrics": {**old.metrics, "state": state}})
+    write_atomic(join(out_uri, MANIFEST), manifest.to_json().encode())
+    return manifest
 
 
 def _plan(

@@ -19,7 +19,7 @@ from pyarrow import fs as pafs
 
 from rec.artifacts import filesystem, join, read_manifest, verify, write_atomic
 from rec.data import behaviour
-from rec.data.behaviour import KIND, BehaviourError, build_behaviour, read_ledger
+from rec.data.behaviour import KIND, BehaviourError, build_behaviour, read_ledger, read_state
 from rec.data.behaviour_config import BehaviourConfig
 from rec.data.edges import EdgeConfig
 from rec.data.log_rows import Filters, day_of, day_start, micros
@@ -229,6 +229,12 @@ def test_the_cut_off_walks_over_days_that_are_there_already(tmp_path: Path) -> N
     roots = {manifest.root, manifest.metrics["extends"], "manifest.json"}
     assert build_behaviour(walked, config(logs), START + timedelta(days=3)) == manifest
     assert {path.name for path in (tmp_path / "walked").iterdir()} == roots
+    # a later cut-off brings no row, and is the one that is published from now on
+    later = build_behaviour(walked, config(logs), START + timedelta(days=5))
+    assert (later.version, later.root) == (manifest.version, manifest.root)
+    assert read_state(read_manifest(walked)).cutoff == START + timedelta(days=5)
+    with pytest.raises(BehaviourError, match="later than the cut-off asked for"):
+        build_behaviour(walked, config(logs), START + timedelta(days=4))
 
 
 def test_days_begin_by_the_log_s_clock() -> None:
