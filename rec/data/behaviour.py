@@ -44,6 +44,7 @@ from rec.data.logs import (
     TASK_BYTES,
     Day,
     LogFiles,
+    changed,
     check_names,
     is_timed,
     list_days,
@@ -172,8 +173,8 @@ def _refused(
             continue
         last = max(days, default="")  # none where all began after the cut-off
         for day, files in found[table].items():
-            if day in days and files.fingerprint != days[day]:
-                return f"the {table} log of {day} has other files than when it was read"
+            if day in days and (reason := changed(days[day], files.fingerprint)):
+                return f"the {table} log of {day} {reason}"
             if day not in days and day < last:
                 return f"the {table} log has a new day {day}, earlier than {last}, which was read"
     return None

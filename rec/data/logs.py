@@ -114,13 +114,15 @@ class Piece(NamedTuple):
     num_bytes: int
     groups: tuple[int, int] | None = None  # first row group and one past the last
     first_row: int = 1  # number of the first row, for messages
+    written_ns: int = 0  # when, as the file system tells it
 
 
 class Day(NamedTuple):
     """The files of a log that are of one day, or all of one that is not by day."""
 
     pieces: tuple[Piece, ...]
-    fingerprint: str  # of their names and sizes; contents are not read for it
+    # of their names and sizes, and of the times they were written; contents are not read for it
+    fingerprint: str
 
 
 ALL_DAYS = "all"  # the one day of a log that is not by day
@@ -150,7 +152,9 @@ def list_days(log: LogFiles) -> dict[str, Day]:
             )
         day = _day(log, join(folder, name), name)
         key = day.isoformat() if day else ALL_DAYS
-        days.setdefault(key, []).append(Piece(info.path, day, info.size))
+        days.setdefault(key, []).append(
+            Piece(info.path, day, info.size, written_ns=info.mtime_ns or 0)
+        )
     if not days:
         raise LogError(f"{log.path}: no log files there, or only empty ones")
     listed = {key: Day(tuple(days[key]), _fingerprint(root, days[key])) for key in sorted(days)}
@@ -203,7 +207,21 @@ def _day(log: LogFiles, place: str, name: str) -> date | None:
 
 def _fingerprint(root: str, pieces: Sequence[Piece]) -> str:
     listing = "\n".join(f"{p.path[len(root) :].lstrip('/')} {p.num_bytes}" for p in pieces)
-    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    times = " ".join(str(p.written_ns) for p in pieces)
+    return "-".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (listing, times))
+
+
+def changed(before: str, now: str) -> str | None:
+    """What two fingerprints of a day's files say against each other, or None."""
+    (files, _, times), (files_now, _, times_now) = before.partition("-"), now.partition("-")
+    if files != files_now:
+        return "has other files than when it was read"
+    if times and times != times_now:  # what earlier releases published tells none
+        return (
+            "has files that were written again since it was read (their names and sizes are the "
+            "same, their times are not; give a copy the times of what it was copied from)"
+        )
+    return None
 
 
 def pack(

@@ -237,6 +237,17 @@ def test_the_cut_off_walks_over_days_that_are_there_already(tmp_path: Path) -> N
         build_behaviour(walked, config(logs), START + timedelta(days=4))
 
 
+def test_a_day_that_is_replaced_by_one_of_its_size_is_noticed(tmp_path: Path) -> None:
+    logs, out = str(tmp_path / "logs"), str(tmp_path / "out")
+    write_log(logs, "interactions", 0, interactions([(0, 5, "u", "a", 9000)], 0))
+    build_behaviour(out, config(logs), LATE)
+    write_log(logs, "interactions", 0, interactions([(0, 5, "u", "b", 9000)], 0))
+    with pytest.raises(BehaviourError, match="2026-01-01 has files that were written again since"):
+        build_behaviour(out, config(logs), LATE)
+    build_behaviour(out, config(logs), LATE, overwrite=True)
+    assert [row["item_ids"] for row in sequences(out)] == [["b"]]
+
+
 def test_days_begin_by_the_log_s_clock() -> None:
     day = date(2026, 1, 2)
     assert day_start(day, LogFiles()) == micros(START + timedelta(days=1))

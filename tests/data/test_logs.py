@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rec.data.logs import LogError, LogFiles, Piece, check_names, is_timed, list_days, pack
+from rec.data.logs import LogError, LogFiles, Piece, changed, check_names, is_timed, list_days, pack
 
 
 def test_days_by_folder_and_by_name(tmp_path: Path) -> None:
@@ -83,6 +83,13 @@ def test_lists_without_times_stand_alone(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("user_id\nu")
     with pytest.raises(LogError, match=r"tell no times, but .*b\.csv does; move them apart"):
         list_days(LogFiles(path=str(tmp_path)))
+
+
+def test_fingerprints_say_what_they_differ_in() -> None:
+    assert changed("a-1", "a-1") is None
+    assert changed("a", "a-1") is None  # published before times were noted
+    assert "other files" in (changed("a-1", "b-2") or "")
+    assert "written again" in (changed("a-1", "a-2") or "")
 
 
 def _pieces(*sizes: int) -> list[Piece]:
