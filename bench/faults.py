@@ -184,7 +184,7 @@ def media(nodes: TwoNodes, work: Path, items: int, report: Report) -> None:
         source, out = work / f"{name}-files", work / name
         named, broken = broken_files.make_folder(source, items, broken=name == "disturbed")
         command = [sys.executable, "-m", "jobs.ingest", "--source", "folder", "--path", str(source)]
-        command += ["--out", str(out), "--set", "source.num_shards=16"]
+        command += ["--tables-only", "--out", str(out), "--set", "source.num_shards=16"]
         kill = nodes.kill_worker(out / "tables" / "media")
         nodes.run(command, *([kill] if name == "disturbed" else []))
         read = broken_files.read(out / "tables", source)

@@ -89,6 +89,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     flags.add_argument(
         "--overwrite", action="store_true", help="replace what another config wrote there"
     )
+    flags.add_argument("--tables-only", action="store_true", help="write no content rows")
     rows = getattr(recipe_settings(peek(argv, "--recipe")), "rows", RowsConfig())
     add_overrides(flags, IngestConfig(source=shown_source(argv), rows=rows))
     return flags
@@ -242,7 +243,8 @@ def main(argv: list[str] | None = None) -> int:
     ).override(given.set)
     start_ray(given)
     with alone_in(given.out):
-        run(config, given.out, overwrite=given.overwrite)
+        work = run_tables if given.tables_only else run
+        work(config, given.out, overwrite=given.overwrite)
     return 0
 
 
