@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,10 +141,22 @@ def _entry(stream: BinaryIO) -> FileEntry:
     return FileEntry(sha256=digest.hexdigest(), num_bytes=size)
 
 
-def _walk(files: pafs.FileSystem, path: str) -> Iterator[str]:
-    for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True)):
-        if info.type == pafs.FileType.File and not info.path.endswith(".tmp"):
-            yield info.path[len(path) :].lstrip("/")
+def file_entry(uri: str) -> FileEntry:
+    """What a manifest says of a file; reads it."""
+    files, path = filesystem(uri)
+    with files.open_input_stream(path) as stream:
+        return _entry(stream)
+
+
+def file_sizes(uri: str) -> dict[str, int]:
+    """The names and bytes of the files below `uri`, in order; not what is being written aside."""
+    files, path = filesystem(uri)
+    found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    return {
+        info.path[len(path) :].lstrip("/"): info.size
+        for info in sorted(found, key=lambda info: info.path)
+        if info.type == pafs.FileType.File and not info.path.endswith(".tmp")
+    }
 
 
 def describe(
@@ -155,16 +167,21 @@ def describe(
     lineage: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    hashed: Mapping[str, FileEntry] | None = None,
 ) -> Manifest:
     """The manifest of the files that stand below `uri`/`root`: hashes them, writes nothing.
 
     Local files are on disk when it returns: a manifest never outlives them in a crash.
+
+    Args:
+        hashed: entries of files that need not be read any more.
     """
     files, path = filesystem(join(uri, root))
-    entries: dict[str, FileEntry] = {}
-    for name in sorted(_walk(files, path)):
-        with files.open_input_stream(f"{path}/{name}") as stream:
-            entries[name] = _entry(stream)
+    known = hashed or {}
+    entries = {
+        name: known[name] if name in known else file_entry(join(uri, root, name))
+        for name in file_sizes(join(uri, root))
+    }
     if not entries:
         raise ArtifactError(f"{join(uri, root)}: no files to publish as '{kind}'")
     if isinstance(files, pafs.LocalFileSystem):
@@ -186,7 +203,7 @@ def seal(uri: str | os.PathLike[str], root: str, kind: str, **about: Any) -> Man
     """Publish the files that stand below `uri`/`root`: hash them, then write the manifest.
 
     For large artifacts whose parts were written in place, each atomically, by many workers.
-    `about`: lineage, config and metrics, as for `describe`.
+    `about`: lineage, config, metrics and what is hashed already, as for `describe`.
     """
     manifest = describe(uri, root, kind, **about)
     write_atomic(join(uri, MANIFEST), manifest.to_json().encode())

@@ -51,7 +51,7 @@ from rec.data.logs import (
     pack,
 )
 from rec.data.sequences import CUT
-from rec.data.tasks import num_cpus, tidy
+from rec.data.tasks import hash_files, num_cpus, tidy
 
 KIND = "behaviour"
 # of log files for each bucket: their rows unpacked are several times that, their edges many times
@@ -118,6 +118,7 @@ def build_behaviour(
         KIND,
         lineage={"previous": old.version} if old else {},
         config=_about(config),
+        hashed=hash_files(plan.place),
         metrics={
             "state": plan.state.model_dump(mode="json"),
             "extends": old.root if old else None,

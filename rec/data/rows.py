@@ -58,7 +58,7 @@ from rec.data.ledger import Ledger
 from rec.data.parquet import ParquetFile, read_or_empty, read_table, write_table
 from rec.data.split import Split, fit_split, stable_uniform
 from rec.data.stage import Stage, run_stages
-from rec.data.tasks import Summary, with_markers
+from rec.data.tasks import Summary, hash_files, with_markers
 from rec.data.texts import TextConfig, fit_terms, fit_tokenizer, local_folder
 from rec.features.terms import TermTable, WordFinder, read_terms
 from rec.features.text import TextTokenizer
@@ -287,5 +287,11 @@ def _finish(
     if not metrics["train"]["rows"]:
         raise RowsError(f"{out_uri}: no training rows; the ledger says why:\n{ledger.table()}")
     return seal(
-        out_uri, root, KIND, lineage={"tables": tables.version}, config=about, metrics=metrics
+        out_uri,
+        root,
+        KIND,
+        lineage={"tables": tables.version},
+        config=about,
+        metrics=metrics,
+        hashed=hash_files(join(out_uri, root)),
     )

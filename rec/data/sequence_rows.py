@@ -46,7 +46,7 @@ from rec.data.log_rows import LogTask, micros
 from rec.data.logs import TASK_BYTES, LogFiles, check_names, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
-from rec.data.tasks import num_cpus, tidy
+from rec.data.tasks import hash_files, num_cpus, tidy
 
 KIND = "sequence-rows"
 CONTENT = "embedding-table"
@@ -157,7 +157,15 @@ def build_sequence_rows(
         "content_cutoff": _iso(content_cutoff),
         **result.counts,
     }
-    manifest = seal(out_uri, f"v-{digest}", KIND, lineage=lineage, config=about, metrics=metrics)
+    manifest = seal(
+        out_uri,
+        f"v-{digest}",
+        KIND,
+        lineage=lineage,
+        config=about,
+        metrics=metrics,
+        hashed=hash_files(plan.place),
+    )
     tidy(out_uri, keep={manifest.root})  # also of runs that failed or were replaced
     return manifest
 

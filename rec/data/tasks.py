@@ -17,7 +17,15 @@ import ray
 import ray.data
 from pyarrow import fs as pafs
 
-from rec.artifacts import filesystem, join, read_bytes, write_atomic
+from rec.artifacts import (
+    FileEntry,
+    file_entry,
+    file_sizes,
+    filesystem,
+    join,
+    read_bytes,
+    write_atomic,
+)
 from rec.data.attempts import Attempt
 
 Summary = dict[str, Any]
@@ -26,6 +34,7 @@ _MARKER = re.compile(r"shard-\d+\.json")
 # bytes that one task of a shuffle brings to their partitions. Ray's own gigabyte, with its copies
 # in the task, is most of a small node's memory, and more tasks of less go as fast
 _SHUFFLED_AT_ONCE = 32 << 20
+_HASHED_AT_ONCE, _FILES_AT_ONCE = 256 << 20, 256  # by a task
 
 
 class ShardError(ValueError):
@@ -131,6 +140,31 @@ def with_markers(
         return summary
 
     yield from map_shards(run, rest)
+
+
+def hash_files(uri: str) -> dict[str, FileEntry]:
+    """What `seal` says of the files below `uri`, read by tasks and not by the driver alone.
+
+    Nothing where there is so little that one task would read all.
+    """
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name, size in file_sizes(uri).items():
+        if held >= _HASHED_AT_ONCE or len(parts[-1]) >= _FILES_AT_ONCE:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    if len(parts) == 1:
+        return {}
+
+    def work(index: int) -> Summary:
+        return {"files": {name: file_entry(join(uri, name)).to_json() for name in parts[index]}}
+
+    found: dict[str, FileEntry] = {}
+    for summary in map_shards(work, range(len(parts))):
+        found |= {name: FileEntry.from_json(text) for name, text in summary["files"].items()}
+    return found
 
 
 def run_phase(

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rec import artifacts
+from rec.artifacts import describe, write_atomic
+from rec.data import tasks
 from rec.data.attempts import MAX_TRIES, Attempt
-from rec.data.tasks import ShardError, map_shards, with_markers
+from rec.data.tasks import ShardError, hash_files, map_shards, with_markers
 from rec.schema import SchemaError
 
 pytestmark = [
@@ -64,3 +67,18 @@ def test_a_shard_that_always_ends_its_worker_ends_the_job_by_name(
     with pytest.raises(ShardError, match=r"done: shard 1 ended its worker process"):
         list(with_markers(work, str(tmp_path / "done"), range(2)))
     assert len((tmp_path / "tries").read_text()) == MAX_TRIES
+
+
+def test_tasks_hash_what_the_driver_would(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "deep/b", "deep/c", "left.tmp"):
+        write_atomic(f"{tmp_path}/v/{name}", name.encode() * 9)
+    plain = describe(tmp_path, "v", "tables")
+    assert hash_files(f"{tmp_path}/v") == {}  # so little that the driver does it
+    monkeypatch.setattr(tasks, "_HASHED_AT_ONCE", 10)
+    found = hash_files(f"{tmp_path}/v")
+    assert found == plain.files
+    assert set(found) == {"a", "deep/b", "deep/c"}
+    monkeypatch.setattr(artifacts, "file_entry", None)  # nothing is left for it to read
+    assert describe(tmp_path, "v", "tables", hashed=found).version == plain.version
