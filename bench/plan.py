@@ -13,6 +13,7 @@ import argparse
 import math
 import re
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from bench.harness import RESULTS
@@ -20,6 +21,10 @@ from bench.harness import RESULTS
 # cluster.yaml's node for data, us-east-1, on demand. The price is remembered, not looked up.
 MACHINE, CORES, DOLLARS = "m6id.4xlarge", 16, 0.9492
 BUSY = 0.7  # assumed share of the time in which a core works on tasks
+DAYS = 30  # over which the logs grow
+# phases that a run with edges does for everything so far, and not for its new days alone
+_AGAIN = ("counts", "tags", "tag-counts", "edges", "nodes", "targets", "graph", "publish")
+GRAPHS = {"once": [DAYS], "every week": [7, 14, 21, 28, DAYS], "every day": range(1, DAYS + 1)}
 _VIDEO = "video of 8 s, 640 x 360, with sound"
 _PICTURE, _SOUND = "picture, 1280 x 960", "sound of 10 s"
 _MIX = {_VIDEO: 0.5, _PICTURE: 0.25, _SOUND: 0.25}  # assumed share of items with such a file
@@ -56,7 +61,7 @@ def steps(found: dict[str, float], rows: float, items: float) -> list[Step]:
     events = rows * found.get("events kept of a row", math.nan)
     wanted: list[tuple[str, str, float, float]] = [
         ("logs to sequences", plain + a_million, rows, 1e-6),
-        ("edges and graph besides", graph + a_million, rows, 1e-6),
+        *((f"edges and graph, {how}", graph + a_million, rows, 1e-6) for how in GRAPHS),
         ("sequences to rows", "sequences to rows, CPU s a million events", events, 1e-6),
         *((f"media: {kind}", f"{kind}: {_DECODE}", items * s, 1e-3) for kind, s in _MIX.items()),
         *(
@@ -73,8 +78,17 @@ def steps(found: dict[str, float], rows: float, items: float) -> list[Step]:
         cost = found.get(constant, math.nan)
         if constant.startswith(graph):
             cost -= found.get(plain + a_million, math.nan)
+            again = sum(
+                found.get(f"logs to graph: {phase}{a_million}", math.nan) for phase in _AGAIN
+            )
+            cost += again * (passes(GRAPHS[name.partition(", ")[2]]) - 1)
         made.append(Step(name, amount, cost * unit))
     return made
+
+
+def passes(days: Iterable[int]) -> float:
+    """How many times all rows are gone through by runs after so many days."""
+    return sum(days) / DAYS
 
 
 def table(made: list[Step], machines: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.plan import constants, steps, table
+from bench.plan import GRAPHS, constants, passes, steps, table
 
 _RECORD = """# Results
 
@@ -59,3 +59,15 @@ def test_amounts_times_constants_and_gaps_stay_gaps() -> None:
     # 1000 core hours over 10 machines of 16 cores that are busy .7 of the time
     assert "| content rows | 3.6e+08 | 10,000 | 1,000 | 8.9 | 85 |" in text
     assert "| logs to sequences | 2e+09 | not measured | | | |" in text
+
+
+def test_a_graph_goes_through_all_rows_so_far() -> None:
+    assert [passes(days) for days in GRAPHS.values()] == pytest.approx([1.0, 10 / 3, 15.5])
+    phases = ["counts", "tags", "tag-counts", "edges", "nodes", "targets", "graph", "publish"]
+    costs = dict.fromkeys([f"logs to graph: {x}, CPU s a million rows" for x in phases], 2.0)
+    costs["logs to graph: all phases, CPU s a million rows"] = 20.0
+    costs["logs to sequences: all phases, CPU s a million rows"] = 1.0
+    made = {step.name: step.seconds * 1e6 for step in steps(costs, rows=1e9, items=1)}
+    assert made["edges and graph, once"] == pytest.approx(19.0)
+    assert made["edges and graph, every week"] == pytest.approx(19 + 16 * 7 / 3)
+    assert made["edges and graph, every day"] == pytest.approx(19 + 16 * 14.5)
