@@ -92,8 +92,11 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
         return stream.read()
 
 
-def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
-    """Write one file so that a reader sees all of it or none: rename locally, one put on S3."""
+def write_atomic(uri: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
+    """Write one file so that a reader sees all of it or none: rename locally, one put on S3.
+
+    Where it need not outlive a power cut (`durable`), nobody waits for the disk.
+    """
     files, path = filesystem(uri)
     files.create_dir(os.path.dirname(path), recursive=True)
     if not isinstance(files, pafs.LocalFileSystem):
@@ -103,7 +106,7 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
     aside = f"{path}.{uuid.uuid4().hex}.tmp"
     with open(aside, "wb") as stream:
         stream.write(data)
-    move_synced(aside, path)
+    (move_synced if durable else os.replace)(aside, path)
 
 
 def move_synced(aside: str, path: str) -> None:

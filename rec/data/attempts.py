@@ -55,4 +55,5 @@ class Attempt:
 
     def _note(self, name: str | None) -> None:
         about = {"run": self._run, "tries": self._tries, "at": name, "fatal": self.fatal}
-        write_atomic(self._place, json.dumps(about).encode())
+        # it tells of a process that dies, not of a machine
+        write_atomic(self._place, json.dumps(about).encode(), durable=False)
