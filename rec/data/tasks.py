@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ from rec.artifacts import (
     read_bytes,
     write_atomic,
 )
-from rec.data.attempts import MAX_TRIES, Attempt
+from rec.data.attempts import Attempt
 
 Summary = dict[str, Any]
 _ERROR = "error"
@@ -123,6 +122,8 @@ def with_markers(
     work: Callable[[int, Attempt], Summary], folder: str, indices: Sequence[int]
 ) -> Iterator[Summary]:
     """`map_shards`, but shards that have a marker in `folder` only have it read.
+
+    Ray Data begins a task whose worker dies again for ever, so tries are counted here.
 
     Raises:
         ShardError: also where a shard ends its worker process again and again.
