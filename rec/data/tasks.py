@@ -16,7 +16,6 @@ import pyarrow as pa
 import ray
 import ray.data
 from pyarrow import fs as pafs
-from ray.util.annotations import RayDeprecationWarning
 
 from rec.artifacts import (
     FileEntry,
@@ -72,13 +71,7 @@ def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterat
         )
 
     shards = ray.data.from_items(list(indices), override_num_blocks=len(indices))
-    with warnings.catch_warnings():
-        # Ray Data would begin a task whose worker dies again for ever; Ray 2.60 takes the number of
-        # retries as a remote argument alone, all of which it calls deprecated
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        summaries = shards.map_batches(
-            run, batch_size=1, batch_format="pyarrow", max_retries=MAX_TRIES
-        )
+    summaries = shards.map_batches(run, batch_size=1, batch_format="pyarrow")
     for batch in stream(summaries):
         for text in batch.column("summary").to_pylist():
             summary = json.loads(text)
