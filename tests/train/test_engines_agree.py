@@ -129,7 +129,6 @@ def test_deepspeed_without_ranks_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("left", [0.0, 0.5])
 def test_a_damaged_part_of_one_rank_is_named_by_all(left: float, tmp_path: Path) -> None:
     rows = write_rows(tmp_path)
