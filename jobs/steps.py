@@ -22,7 +22,7 @@ from rec.artifacts import (
     write_atomic,
 )
 from rec.config import Config, ConfigError
-from rec.data.ingest import changes
+from rec.data.tables import changes
 from rec.train.checkpoint import MAY_CHANGE, differing
 
 

@@ -31,7 +31,6 @@ from rec.data import edges as ed
 from rec.data import graphs as gr
 from rec.data.behaviour_config import BehaviourConfig, State
 from rec.data.edges import COUNTS
-from rec.data.ingest import shard_file
 from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts, tags_by_item
 from rec.data.ledger import Ledger
 from rec.data.log_rows import USER_ROWS, LogTask, micros, scatter
@@ -44,10 +43,10 @@ from rec.data.shuffle import (
     read_bucket,
     stream_bucket,
 )
+from rec.data.tables import shard_file
 from rec.data.tasks import Summary, run_phase
 from rec.data.user_rows import UserRows, filter_rows, sort_rows
-from rec.schema import EDGES, SEQUENCES
-from rec.sources.base import PROBLEMS
+from rec.schema import EDGES, PROBLEMS, SEQUENCES
 
 Hash = Callable[[pa.Table], NDArray[np.uint64]]
 GRAPH = "graph.json"
