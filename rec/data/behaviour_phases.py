@@ -1,7 +1,7 @@
 """The phases in which behaviour is made: each a task a log file or a bucket, resumed by itself.
 
-    problems    yesterday's bad rows -> today's list of them
     read        log files            -> rows by user; items by item; bad rows
+    problems    yesterday's bad rows -> today's list of them
     sequences   a bucket of users    -> sequences; counts of edges by edge
     counts      a bucket of edges    -> counts, added to yesterday's; the strongest by source;
                                         what users did by item
@@ -225,8 +225,8 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
 
+    run("read", len(plan.tasks), read)  # first, so that all workers start at the same time
     run("problems", 1, keep_problems)
-    run("read", len(plan.tasks), read)
     run("sequences", plan.num_buckets, gather)
     if plan.config.edges is None:
         return ledger
