@@ -21,10 +21,10 @@ import ray.data
 from jobs.cli import parser, place, start_ray
 from rec.data.cleaning import clean_labels
 from rec.data.events import LabelEvents
-from rec.data.ingest import read_tables, shard_file
 from rec.data.pairs import build_pairs
 from rec.data.parquet import read_table
 from rec.data.split import Split, stable_uniform
+from rec.data.tables import read_tables, shard_file
 
 _TEXT = 160  # characters shown of a description
 

@@ -29,10 +29,11 @@ from jobs.cli import start_ray
 from rec.artifacts import join
 from rec.data.cleaning import clean_labels
 from rec.data.events import LabelEvents
-from rec.data.ingest import Tables, write_tables
+from rec.data.ingest import write_tables
 from rec.data.pairs import Pairs, build_pairs
 from rec.data.parquet import read_table
 from rec.data.split import Split, fit_split
+from rec.data.tables import Tables
 from rec.features.tags import normalise
 from rec.sources import SyntheticSource
 from rec.sources.synthetic.truth import Truth

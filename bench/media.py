@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from bench.harness import Report, main
 from bench.workload import cores, elsewhere
 from jobs.cli import start_ray
-from rec.data.ingest import shard_file, write_tables
+from rec.data.ingest import write_tables
 from rec.data.media import MediaConfig, media_of_files
+from rec.data.tables import shard_file
 from rec.sources import FolderSource
 
 _RATE, _SECONDS = 25, 8

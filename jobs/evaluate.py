@@ -33,9 +33,9 @@ import torch
 from jobs.cli import add_overrides, alone_in, parser, peek, place, tell_errors
 from rec.artifacts import ArtifactError, join, read_manifest, write_atomic
 from rec.config import ConfigError
-from rec.data.ingest import IngestError
 from rec.data.sequence_rows import KIND as ROWS
 from rec.data.stream import StreamError
+from rec.data.tables import IngestError
 from rec.models.sequence.encoder import KIND as ENCODER
 from rec.models.sequence.encoder import load_encoder
 from rec.report.contents import Report

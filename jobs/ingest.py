@@ -37,10 +37,11 @@ from jobs.cli import (
 )
 from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
-from rec.data.ingest import IngestError, Tables, write_tables
+from rec.data.ingest import write_tables
 from rec.data.ledger import Ledger, LedgerError
 from rec.data.media import MediaConfig
 from rec.data.rows import RowsConfig, RowsError, build_rows
+from rec.data.tables import IngestError, Tables
 from rec.data.tasks import ShardError
 from rec.features.text import TokenizerError
 from rec.schema import SchemaError

@@ -44,7 +44,7 @@ from jobs.pipeline_users import UsersConfig, somebody, steps_of_users
 from jobs.steps import Step, counted, going_on, last_step, plan, published, run
 from rec.artifacts import exists, filesystem, join, read_bytes
 from rec.config import Config, ConfigError
-from rec.data.ingest import LEDGER, read_tables
+from rec.data.tables import LEDGER, read_tables
 from rec.data.tasks import finished_shards
 from rec.recipes.content import ContentRecipe, demo
 from rec.retrieval.errors import IndexBuildError

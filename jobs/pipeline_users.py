@@ -21,10 +21,10 @@ from jobs.steps import Step, counted, going_on, last_step, published
 from rec.artifacts import filesystem, join, read_manifest
 from rec.config import Config, ConfigError
 from rec.data.behaviour_config import BehaviourConfig
-from rec.data.ingest import read_tables, shard_file
 from rec.data.logs import LogFiles
 from rec.data.parquet import read_table, stream_folder
 from rec.data.sequence_rows import SequenceRowsConfig
+from rec.data.tables import read_tables, shard_file
 from rec.data.tasks import Summary, map_shards
 from rec.recipes.sequence import SASRecRecipe, demo
 from rec.retrieval.spec import IndexConfig

@@ -18,7 +18,7 @@ from rec.artifacts import (
     write_atomic,
 )
 from rec.config import Config, ConfigError
-from rec.data.ingest import changes
+from rec.data.tables import changes
 from rec.runtime.checkpoints import ALONE, last_saved
 from rec.train.checkpoint import MAY_CHANGE, differing
 

@@ -146,6 +146,15 @@ SEQUENCE_ITEMS = pa.schema(
     ]
 )
 
+# what was left out of the rows of an origin
+PROBLEMS = pa.schema(
+    [
+        _required("place", pa.string()),  # the file, and the column if one
+        pa.field("row", pa.int64()),  # data row within the file, from 1; null for whole files
+        _required("reason", pa.string()),
+    ]
+)
+
 TABLES: dict[str, pa.Schema] = {
     "items": ITEMS,
     "media": MEDIA,

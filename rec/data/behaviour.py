@@ -36,7 +36,6 @@ from rec.artifacts import (
 )
 from rec.data.behaviour_config import MAX_BUCKETS, BehaviourConfig, State
 from rec.data.behaviour_phases import Plan, run_phases
-from rec.data.ingest import changes
 from rec.data.ledger import Ledger, StageCounts
 from rec.data.log_rows import LATE, LogTask, day_start, micros
 from rec.data.logs import (
@@ -51,6 +50,7 @@ from rec.data.logs import (
     pack,
 )
 from rec.data.sequences import CUT
+from rec.data.tables import changes
 from rec.data.tasks import hash_files, num_cpus, tidy
 
 KIND = "behaviour"

@@ -1,7 +1,7 @@
 """The phases in which behaviour is made: each a task a log file or a bucket, resumed by itself.
 
-    problems    yesterday's bad rows -> today's list of them
     read        log files            -> rows by user; items by item; bad rows
+    problems    yesterday's bad rows -> today's list of them
     sequences   a bucket of users    -> sequences; counts of edges by edge
     counts      a bucket of edges    -> counts, added to yesterday's; the strongest by source;
                                         what users did by item
@@ -31,7 +31,6 @@ from rec.data import edges as ed
 from rec.data import graphs as gr
 from rec.data.behaviour_config import BehaviourConfig, State
 from rec.data.edges import COUNTS
-from rec.data.ingest import shard_file
 from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts, tags_by_item
 from rec.data.ledger import Ledger
 from rec.data.log_rows import USER_ROWS, LogTask, micros, scatter
@@ -44,10 +43,10 @@ from rec.data.shuffle import (
     read_bucket,
     stream_bucket,
 )
+from rec.data.tables import shard_file
 from rec.data.tasks import Summary, run_phase
 from rec.data.user_rows import UserRows, filter_rows, sort_rows
-from rec.schema import EDGES, SEQUENCES
-from rec.sources.base import PROBLEMS
+from rec.schema import EDGES, PROBLEMS, SEQUENCES
 
 Hash = Callable[[pa.Table], NDArray[np.uint64]]
 GRAPH = "graph.json"
@@ -226,8 +225,8 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
 
+    run("read", len(plan.tasks), read)  # first, so that all workers start at the same time
     run("problems", 1, keep_problems)
-    run("read", len(plan.tasks), read)
     run("sequences", plan.num_buckets, gather)
     if plan.config.edges is None:
         return ledger

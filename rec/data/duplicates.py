@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from rec.data.ingest import Tables, shard_file
 from rec.data.ledger import Ledger
 from rec.data.media import MEDIA_INDEX
 from rec.data.parquet import read_or_empty, read_table, write_table
 from rec.data.split import Split
+from rec.data.tables import Tables, shard_file
 from rec.data.tasks import num_partitions, stream
 from rec.features.hashes import band_keys, distances
 

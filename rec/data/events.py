@@ -11,10 +11,10 @@ from pydantic import Field
 
 from rec.config import Config
 from rec.data.duplicates import duplicate_ids
-from rec.data.ingest import shard_file
 from rec.data.ledger import Ledger
 from rec.data.parquet import read_table
 from rec.data.split import Split
+from rec.data.tables import shard_file
 from rec.features.evidence import words_of
 from rec.features.tags import normalise
 from rec.schema import TIMESTAMP

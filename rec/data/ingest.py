@@ -21,55 +21,16 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
-from rec.config import Config
 from rec.data.attempts import Attempt
 from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile, file_bytes
+from rec.data.tables import LEDGER, IngestError, Tables, TableSize, changes, shard_file
 from rec.data.tasks import Summary, finished_shards, with_markers
-from rec.schema import TABLES
-from rec.sources import PROBLEMS, AnySource, Shard
+from rec.schema import PROBLEMS, TABLES
+from rec.sources import AnySource, Shard
 from rec.sources.base import problem_table
 
-LEDGER = "ledger.json"
 _SAMPLE = 20  # problems of each shard that reach the driver
-
-
-class IngestError(ValueError):
-    """Tables cannot be written to or read from a folder. Says which and what to do."""
-
-
-class TableSize(Config):
-    num_rows: int = 0
-    num_bytes: int = 0
-
-
-class Tables(Config):
-    """What a folder of tables holds: its ledger.json."""
-
-    version: str  # names source, config and sizes; lineage of what is made from the tables
-    kind: str
-    source: dict[str, Any]
-    num_shards: int
-    tables: dict[str, TableSize]
-    num_alike: int = 0  # frames of videos left out because another one looks the same
-    num_problems: int  # what was left out, each a row of problems/
-    problems: tuple[str, ...]  # the first of them
-
-
-def shard_file(uri: str, table: str, index: int) -> str:
-    return join(uri, table, f"shard-{index:05d}.parquet")
-
-
-def read_tables(uri: str) -> Tables:
-    """The ledger of finished tables.
-
-    Raises:
-        IngestError: there is none.
-    """
-    place = join(uri, LEDGER)
-    if not exists(place):
-        raise IngestError(f"{place}: not found; run jobs.ingest to write tables there")
-    return Tables.from_json(read_bytes(place).decode())
 
 
 def write_tables(
@@ -116,19 +77,6 @@ def write_tables(
     tables = _total(source, config, digest, [done[index] for index in sorted(done)])
     write_atomic(join(uri, LEDGER), tables.to_json().encode())
     return tables
-
-
-def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """The fields in which two configs differ, with both values, for messages."""
-    found: list[str] = []
-    for name in sorted(set(old) | set(new)):
-        was, now = old.get(name), new.get(name)
-        if isinstance(was, dict) and isinstance(now, dict):
-            inner = changes(was, now, f"{prefix}{name}.")
-            found += [inner] if inner else []
-        elif was != now:
-            found.append(f"{prefix}{name}: {was!r} there, {now!r} now")
-    return "; ".join(found)
 
 
 def _keep_apart(uri: str, path: str) -> None:

@@ -19,7 +19,7 @@ from rec.data.parquet import ParquetFile
 from rec.data.shuffle import BucketWriter, bucket_of, codes, hash_strings
 from rec.features.tags import normalise
 from rec.graphs.csr import NO_TIME
-from rec.sources.base import PROBLEMS
+from rec.schema import PROBLEMS
 
 ITEM_TAGS = pa.schema([("item_id", pa.string()), ("tags", pa.list_(pa.string()))])
 

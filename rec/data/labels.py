@@ -21,12 +21,12 @@ from rec.artifacts import join
 from rec.config import Config
 from rec.data.cleaning import clean_labels
 from rec.data.events import LabelEvents
-from rec.data.ingest import Tables
 from rec.data.label_graph import write_label_graph
 from rec.data.ledger import Ledger
 from rec.data.pairs import Pairs, build_pairs
 from rec.data.parquet import read_table, write_table
 from rec.data.split import Split
+from rec.data.tables import Tables
 from rec.data.tasks import num_partitions, stream
 from rec.features.tags import LabelWeights, final_weights, idf, raw_weights
 from rec.schema import TIMESTAMP

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from rec.data.log_read import Batch
 from rec.data.logs import LogFiles
-from rec.schema import TIMESTAMP, SchemaError
-from rec.sources.base import PROBLEMS
+from rec.schema import PROBLEMS, TIMESTAMP, SchemaError
 
 _MICROS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # in one of each unit
 _ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError)

@@ -32,7 +32,7 @@ from rec.data.shuffle import (
     starts,
 )
 from rec.features.tags import normalise
-from rec.sources.base import PROBLEMS
+from rec.schema import PROBLEMS
 
 USER_ROWS = pa.schema(
     [

@@ -16,10 +16,10 @@ import ray.data
 
 from rec.artifacts import join
 from rec.data.events import EVENTS, LabelEvents, read_events
-from rec.data.ingest import Tables
 from rec.data.ledger import Ledger, LedgerError
 from rec.data.parquet import write_table
 from rec.data.split import Split
+from rec.data.tables import Tables
 from rec.data.tasks import num_partitions, stream
 from rec.schema import TIMESTAMP
 

@@ -52,12 +52,12 @@ from rec.data.content_stages import (
     Tokenise,
 )
 from rec.data.duplicates import duplicate_ids, find_duplicates
-from rec.data.ingest import Tables, changes, read_tables, shard_file
 from rec.data.labels import ITEM_LABELS, LabelConfig, build_labels, label_file
 from rec.data.ledger import Ledger
 from rec.data.parquet import ParquetFile, read_or_empty, read_table, write_table
 from rec.data.split import Split, fit_split, stable_uniform
 from rec.data.stage import Stage, run_stages
+from rec.data.tables import Tables, changes, read_tables, shard_file
 from rec.data.tasks import Summary, hash_files, with_markers
 from rec.data.texts import TextConfig, fit_terms, fit_tokenizer, local_folder
 from rec.features.terms import TermTable, WordFinder, read_terms

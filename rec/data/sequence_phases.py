@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from rec.artifacts import join, open_artifact, write_atomic
-from rec.data.ingest import shard_file
 from rec.data.item_tags import scatter_items
 from rec.data.ledger import Ledger
 from rec.data.log_rows import LogTask
@@ -40,6 +39,7 @@ from rec.data.sequence_items import (
 )
 from rec.data.sequence_split import SIDES, Cutoffs, events_of, roles, split_rows, trained_on
 from rec.data.shuffle import BucketWriter, bucket_of, hash_strings, read_bucket
+from rec.data.tables import shard_file
 from rec.data.tasks import Summary, run_phase
 from rec.schema import SEQUENCE_ROWS, SEQUENCES
 

@@ -40,12 +40,12 @@ from rec.artifacts import (
 from rec.config import Config
 from rec.data import behaviour
 from rec.data.behaviour_config import State
-from rec.data.ingest import changes
 from rec.data.ledger import Ledger
 from rec.data.log_rows import LogTask, micros
 from rec.data.logs import TASK_BYTES, LogFiles, check_names, list_days, pack
 from rec.data.sequence_phases import Plan, Result, run_phases
 from rec.data.sequence_split import Cutoffs
+from rec.data.tables import changes
 from rec.data.tasks import hash_files, num_cpus, tidy
 
 KIND = "sequence-rows"

@@ -182,17 +182,28 @@ def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
 
 
 def stable_order(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) positions sorted by `first`, then `second`, then place. Both need be >= 0 or equal
-    in meaning when shifted: where their ranges fit 64 bits together, one sort does it.
+    """(n,) positions sorted by `first`, then `second`, then place.
+
+    Both are held to their ranges: what fits 64 bits together is sorted as one number, of few bits
+    in linear time. Rows of a log are mostly in order of time, which then need not be sorted by.
     """
     if not len(first):
         return np.zeros(0, np.int64)
     low, low_two = int(first.min()), int(second.min())
-    bits = (int(second.max()) - low_two).bit_length()
-    if (int(first.max()) - low).bit_length() + bits > 64:
+    bits = (int(first.max()) - low).bit_length()
+    more = 0 if (second[1:] >= second[:-1]).all() else (int(second.max()) - low_two).bit_length()
+    if bits + more > 64:
         return np.lexsort((second, first))
-    key = (first - low).astype(np.uint64) << np.uint64(bits)
-    return np.argsort(key | (second - low_two).astype(np.uint64), kind="stable")
+    key = (first - low).astype(np.uint64)
+    if more:
+        key = key << np.uint64(more) | (second - low_two).astype(np.uint64)
+    if bits + more > 48:
+        return np.argsort(key, kind="stable")
+    order = np.argsort(key.astype(np.uint16), kind="stable")  # a radix sort, for 16 bits
+    for shift in range(16, bits + more, 16):
+        digits = (key[order] >> np.uint64(shift)).astype(np.uint16)
+        order = order[np.argsort(digits, kind="stable")]
+    return order
 
 
 def starts(*keys: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rec.config import Config
-from rec.data.ingest import shard_file
 from rec.data.parquet import read_table
+from rec.data.tables import shard_file
 from rec.data.tasks import Summary, map_shards
 from rec.schema import TIMESTAMP
 

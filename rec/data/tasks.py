@@ -71,6 +71,9 @@ def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterat
         )
 
     shards = ray.data.from_items(list(indices), override_num_blocks=len(indices))
+    # Of memory for their outputs, which it shares out, these tasks need none, and until its
+    # coordinator has told what there is, a second or two, it would start one task after the other
+    shards.context.op_resource_reservation_enabled = False
     summaries = shards.map_batches(run, batch_size=1, batch_format="pyarrow")
     for batch in stream(summaries):
         for text in batch.column("summary").to_pylist():

@@ -17,9 +17,9 @@ from ray.data.aggregate import Sum
 from rec.artifacts import filesystem
 from rec.config import Config
 from rec.data.duplicates import duplicate_ids
-from rec.data.ingest import Tables, shard_file
 from rec.data.parquet import read_table
 from rec.data.split import Split, stable_uniform
+from rec.data.tables import Tables, shard_file
 from rec.data.tasks import num_partitions, stream
 from rec.features.terms import WordFinder, document_frequencies, flatten
 from rec.features.text import TextTokenizer, copy_tokenizer, save_tokenizer, train_wordpiece

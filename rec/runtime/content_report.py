@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rec.artifacts import ArtifactError, Manifest, exists, join, read_bytes, read_manifest
-from rec.data.ingest import read_tables
 from rec.data.ledger import Ledger
+from rec.data.tables import read_tables
 from rec.metrics.vectors import Floats, nearest, unit_rows
 from rec.report.charts import large_groups
 from rec.report.contents import (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rec.sources.base import FILES, PROBLEMS, Shard, Source, SourceError
+from rec.sources.base import FILES, Shard, Source, SourceError
 from rec.sources.exercises import ExercisesSource
 from rec.sources.folder import FolderSource
 from rec.sources.movielens import MovieLensSource
@@ -18,7 +18,6 @@ AnySource = Annotated[
 
 __all__ = [
     "FILES",
-    "PROBLEMS",
     "AnySource",
     "ExercisesSource",
     "FolderSource",

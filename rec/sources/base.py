@@ -17,15 +17,7 @@ import av.error
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from rec.schema import MAX_PICTURE_PIXELS, PICTURE_FORMATS
-
-PROBLEMS = pa.schema(
-    [
-        pa.field("place", pa.string(), nullable=False),  # the file, and the column if one
-        pa.field("row", pa.int64()),  # data row within the file, from 1; null for whole files
-        pa.field("reason", pa.string(), nullable=False),
-    ]
-)
+from rec.schema import MAX_PICTURE_PIXELS, PICTURE_FORMATS, PROBLEMS
 
 # files of items as they came, yielded under the name "files"; ingest makes rows of the table media
 # of them: a video's key frames and its sound, pictures scaled down, sound as log-mel patches

@@ -12,9 +12,10 @@ import pytest
 
 from rec.data import media
 from rec.data.attempts import MAX_TRIES, Attempt, AttemptError
-from rec.data.ingest import shard_file, write_shard
+from rec.data.ingest import write_shard
 from rec.data.media import FATAL, MediaConfig, decode_file
 from rec.data.parquet import read_table
+from rec.data.tables import shard_file
 from rec.data.tasks import with_markers
 from rec.sources import FolderSource
 

@@ -11,11 +11,11 @@ import pytest
 from rec.artifacts import join
 from rec.data.cleaning import count_items, count_together, most_telling, read_profiles
 from rec.data.events import LabelEvents, read_events
-from rec.data.ingest import shard_file
 from rec.data.label_evidence import Model, clean, incidences, own_words
 from rec.data.pairs import EVIDENCE, PAIRS, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
+from rec.data.tables import shard_file
 from rec.features.evidence import Profiles
 from rec.features.tags import normalise
 from rec.schema import ITEMS

@@ -16,10 +16,11 @@ import pytest
 from rec.artifacts import MANIFEST, open_artifact
 from rec.config import Config
 from rec.data.content_stages import CONTENT_ROWS
-from rec.data.ingest import IngestError, Tables, read_tables, write_tables
+from rec.data.ingest import write_tables
 from rec.data.labels import LabelConfig
 from rec.data.ledger import Ledger
 from rec.data.rows import RowsConfig, RowsError, build_rows
+from rec.data.tables import IngestError, Tables, read_tables
 from rec.data.tasks import ShardError
 from rec.data.texts import TextConfig
 from rec.features.content import ContentCollator, ContentInputs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rec.data import ingest
-from rec.data.ingest import IngestError, changes
+from rec.data.tables import IngestError, changes
 from rec.data.tasks import marker
 from rec.sources import FolderSource
 

@@ -11,7 +11,6 @@ import pytest
 
 from rec.data.duplicates import DUPLICATES
 from rec.data.events import EVENTS, LabelEvents, read_events
-from rec.data.ingest import shard_file
 from rec.data.labels import (
     ITEM_LABELS,
     VOCABULARY,
@@ -24,6 +23,7 @@ from rec.data.ledger import Ledger, LedgerError
 from rec.data.pairs import PAIRS, check_arrived, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
+from rec.data.tables import shard_file
 from rec.data.texts import training_items
 from rec.features.tags import LabelWeights
 from rec.schema import COMMENTS, EDGES, ITEMS, SEARCHES

@@ -26,7 +26,7 @@ from rec.data.duplicates import (
     frames_by_band,
     settled,
 )
-from rec.data.ingest import shard_file, write_shard
+from rec.data.ingest import write_shard
 from rec.data.media import (
     MEDIA_INDEX,
     MediaConfig,
@@ -36,6 +36,7 @@ from rec.data.media import (
 )
 from rec.data.parquet import read_table
 from rec.data.stage import run_stages
+from rec.data.tables import shard_file
 from rec.features.hashes import dhash, distances, phash
 from rec.features.media import MediaError, MediaLimits
 from rec.schema import MEDIA

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rec.data.ingest import IngestError, write_tables
+from rec.data.ingest import write_tables
 from rec.data.labels import LabelConfig
 from rec.data.ledger import Ledger
 from rec.data.media import MediaConfig
 from rec.data.rows import RowsConfig, build_rows
+from rec.data.tables import IngestError
 from rec.data.texts import TextConfig
 from rec.sources import FolderSource
 

@@ -22,7 +22,6 @@ from safetensors.numpy import load
 from rec.artifacts import join, read_bytes, read_manifest, seal, verify, write_atomic
 from rec.data import behaviour, sequence_phases, sequences
 from rec.data.behaviour_config import State
-from rec.data.ingest import shard_file
 from rec.data.ledger import Ledger
 from rec.data.logs import LogError, LogFiles
 from rec.data.parquet import read_table, write_table
@@ -35,6 +34,7 @@ from rec.data.sequence_rows import (
     read_ledger,
 )
 from rec.data.shuffle import bucket_of, hash_strings
+from rec.data.tables import shard_file
 from rec.data.tasks import ShardError
 from rec.schema import EMBEDDINGS, SEQUENCE_ITEMS, SEQUENCE_ROWS, SEQUENCES, TIMESTAMP
 

@@ -129,11 +129,11 @@ def test_a_file_that_failed_is_not_there_and_a_strange_one_is_refused(tmp_path: 
 def test_order_and_runs(pairs: list[tuple[int, int]]) -> None:
     first = np.array([p[0] for p in pairs], np.int64)
     second = np.array([p[1] for p in pairs], np.int64)
-    expected = sorted(range(len(pairs)), key=lambda i: (pairs[i], i))
-    for times in (second, second % 7):
-        order = stable_order(first, times)
-        expected = sorted(range(len(pairs)), key=lambda i: (first[i], times[i], i))
-        assert order.tolist() == expected
+    for keys in (first, first * 70_000):  # of 2 bits and of more than 16
+        for times in (second, second % 2**30, np.sort(second), second % 7):
+            order = stable_order(keys, times)
+            expected = sorted(range(len(pairs)), key=lambda i: (keys[i], times[i], i))
+            assert order.tolist() == expected
     runs = starts(first[order], (second % 7)[order])
     distinct = len({(a, b % 7) for a, b in pairs})
     assert len(runs) == distinct + 1

@@ -15,7 +15,7 @@ from jobs import pipeline_users
 from jobs.pipeline_users import Spread, somebody, split, spread
 from rec.artifacts import publish
 from rec.config import ConfigError
-from rec.data.ingest import Tables, shard_file
+from rec.data.tables import Tables, shard_file
 from rec.schema import INTERACTIONS, ITEMS, SEQUENCE_ITEMS, SEQUENCE_ROWS
 
 LAST = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)

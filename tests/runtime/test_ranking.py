@@ -24,11 +24,11 @@ from rec.config import ConfigError
 from rec.contract import Interests
 from rec.data import behaviour
 from rec.data.behaviour_config import State
-from rec.data.ingest import shard_file
 from rec.data.ledger import Ledger
 from rec.data.logs import LogFiles
 from rec.data.parquet import write_table
 from rec.data.sequence_rows import CONTENT, KIND, SequenceRowsConfig, build_sequence_rows
+from rec.data.tables import shard_file
 from rec.metrics.ranks import TargetRanks
 from rec.models.sequence.encoder import save_encoder
 from rec.nn.users import PooledConfig, build_body

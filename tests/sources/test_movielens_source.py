@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rec.schema import TABLES, SchemaError
-from rec.sources import PROBLEMS, MovieLensSource, SourceError
+from rec.schema import PROBLEMS, TABLES, SchemaError
+from rec.sources import MovieLensSource, SourceError
 
 FILES = {
     "movies.csv": """movieId,title,genres

@@ -1,0 +1,64 @@
+"""Tables that `rec.data.ingest` has written: where their shards are, and their ledger.
+
+Apart from the writing, which needs the codecs of all media and every source.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rec.artifacts import exists, join, read_bytes
+from rec.config import Config
+
+LEDGER = "ledger.json"
+
+
+class IngestError(ValueError):
+    """Tables cannot be written to or read from a folder. Says which and what to do."""
+
+
+class TableSize(Config):
+    num_rows: int = 0
+    num_bytes: int = 0
+
+
+class Tables(Config):
+    """What a folder of tables holds: its ledger.json."""
+
+    version: str  # names source, config and sizes; lineage of what is made from the tables
+    kind: str
+    source: dict[str, Any]
+    num_shards: int
+    tables: dict[str, TableSize]
+    num_alike: int = 0  # frames of videos left out because another one looks the same
+    num_problems: int  # what was left out, each a row of problems/
+    problems: tuple[str, ...]  # the first of them
+
+
+def shard_file(uri: str, table: str, index: int) -> str:
+    return join(uri, table, f"shard-{index:05d}.parquet")
+
+
+def read_tables(uri: str) -> Tables:
+    """The ledger of finished tables.
+
+    Raises:
+        IngestError: there is none.
+    """
+    place = join(uri, LEDGER)
+    if not exists(place):
+        raise IngestError(f"{place}: not found; run jobs.ingest to write tables there")
+    return Tables.from_json(read_bytes(place).decode())
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The fields in which two configs differ, with both values, for messages."""
+    found: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, dict) and isinstance(now, dict):
+            inner = changes(was, now, f"{prefix}{name}.")
+            found += [inner] if inner else []
+        elif was != now:
+            found.append(f"{prefix}{name}: {was!r} there, {now!r} now")
+    return "; ".join(found)
