@@ -312,7 +312,11 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     else:
         work["auto, 200k"] = lambda f: auto(report, f, 200_000, 128, 1024)
         work["auto, 1M"] = lambda f: auto(report, f, 1_000_000, 96, 4096)
-    if options.peers:
+    if not options.peers and "peers" in options.only:
+        if options.only is not PARTS:
+            options.refuse("--only peers needs --peers PYTHON")
+        report.note("peers: not measured; give --peers PYTHON")
+    elif options.peers:
         size = (25_000, 32) if small else (200_000, 128)
         work["peers"] = lambda f: peers(report, f, options.peers, *size)
     sizes = (22_000, 44_000) if small else (100_000, 1_000_000, 4_000_000)
@@ -327,6 +331,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(refuse=parser.error)
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has the other engines")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (default: all)"
