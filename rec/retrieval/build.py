@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from rec.retrieval.fill import (
     true_rows,
     without_self,
 )
-from rec.retrieval.shards import EFFORT_FILE, TRAINED_FILE, Shard, shard_name
+from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
 from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
 from rec.retrieval.tune import Tuner, Verdict, recall
@@ -56,6 +57,7 @@ class Continued:
     trained: bytes | None = None  # its index, trained and empty; None = train anew
     num_changed: int = 0  # rows that changed since that training
     recall: float = 0.0  # recall@10 right after that training
+    queries: np.ndarray | None = None  # (Q, D) to tune with; None = held-out rows
 
 
 def build_index(
@@ -83,9 +85,10 @@ def build_index(
         attributes_uri: Parquet files with `item_id` and those of config.attributes that the
             embedding table itself does not hold.
         queries_uri: an embedding table of queries (users, texts) to tune with; None = held-out
-            rows of the table itself, each without its own hit.
+            rows of the table itself, each without its own hit. They are kept in the version, so
+            that a compaction tunes with them too.
         log_seq: live changes up to this number are in the table already; None = unknown, so that
-            opening it live makes all changes that the log still holds again.
+            opening it live makes all changes again, and is refused where the log has lost some.
         continued: the version that this continues (compaction).
         run: applies a function to tasks and yields the results in order.
         num_threads: OpenMP threads here; None = all.
@@ -182,6 +185,8 @@ class _Builder:
         self, order: np.ndarray, queries_uri: str | None, rng: np.random.Generator
     ) -> HeldOut:
         num = 2 * self._config.num_queries
+        if self.continued is not None and (kept := self.continued.queries) is not None:
+            return HeldOut(kept, np.full(len(kept), -1))
         if queries_uri is None:
             own = np.sort(order[: self._config.held_out(self._num_rows)])
             return HeldOut(self._table.sample(own), own)
@@ -228,6 +233,9 @@ class _Builder:
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
         artifacts.write_atomic(join(self._out, root, TRAINED_FILE), trained)
+        if held_out.own[0] < 0:
+            np.save(queries := BytesIO(), held_out.queries)
+            artifacts.write_atomic(join(self._out, root, QUERIES_FILE), queries.getvalue())
         config = {
             "build": self._config.model_dump(),
             "factory": factory,

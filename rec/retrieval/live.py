@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import IndexBuildError, StaleError
 from rec.retrieval.index import Index
 from rec.retrieval.log import ChangeLog
-from rec.retrieval.shards import TRAINED_FILE, shard_name
+from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
@@ -181,14 +182,18 @@ class LiveIndex:
         built = base.manifest.config
         added, dead = snapshot.num_rows - base.num_rows, snapshot.num_rows - len(snapshot)
         changed = built["num_changed"] + added + dead
-        continued = Continued(base.version)
+        queries = None
+        if QUERIES_FILE in base.manifest.files:
+            queries = np.load(BytesIO(self._read(base, QUERIES_FILE)))
+        continued = Continued(base.version, queries=queries)
         if changed < _RETRAIN_AT * len(snapshot):
             continued = Continued(
                 base.version,
                 built["factory"],
-                artifacts.read_bytes(join(self._uri, base.manifest.root, TRAINED_FILE)),
+                self._read(base, TRAINED_FILE),
                 changed,
                 built["recall_at_training"],
+                queries,
             )
         with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
             export(snapshot, self._uri, folder)
@@ -200,6 +205,9 @@ class LiveIndex:
                 continued=continued,
                 num_threads=num_threads,
             )
+
+    def _read(self, base: Index, name: str) -> bytes:
+        return artifacts.read_bytes(join(self._uri, base.manifest.root, name))
 
     def refresh(self) -> None:
         """Go on from the version in use, where another process published or rolled back.

@@ -21,6 +21,7 @@ from rec.retrieval.ann import Ann, Effort, ExactTop
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
+QUERIES_FILE = "queries.npy"  # that it was tuned with, where they are not rows of its own
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tables import DIM, clustered, embeddings
+from tables import DIM, brute_force, clustered, embeddings
 
 from rec import artifacts
 from rec.retrieval import versions
@@ -23,6 +23,7 @@ from rec.retrieval.errors import ChangeError, LogError
 from rec.retrieval.filters import All, Equal, Range
 from rec.retrieval.live import LiveIndex, export
 from rec.retrieval.spec import IndexConfig
+from rec.retrieval.tune import recall
 
 LANGUAGES = ("en", "fr", None)
 CONFIG = IndexConfig(attributes=("language", "age"), num_shards=2)
@@ -260,6 +261,24 @@ def test_recall_is_held_to_that_after_training_before_a_version_is_in_use(
     assert manifest.config["num_changed"] == 0
     assert manifest.config["recall_at_training"] == manifest.metrics["recall@10"]
     assert len(list((tmp_path / "i").glob("v-*"))) == 2
+    index.close()
+
+
+def test_a_compaction_tunes_with_the_queries_that_the_index_was_tuned_with(tmp_path: Path) -> None:
+    vectors, rng = clustered(3000), np.random.default_rng(0)
+    users = rng.standard_normal((600, DIM)).astype("f4")  # lie elsewhere than the items
+    queries = embeddings(tmp_path / "q", users[:400])
+    uri = str(tmp_path / "i")
+    config = IndexConfig(factory="IVF64,Flat", num_queries=200)
+    first = build_index(embeddings(tmp_path / "e", vectors), uri, config, queries_uri=queries)
+    index = live(tmp_path)
+    for gone in ([2999], range(2000, 2999)):  # the quantiser is kept, and trained anew
+        index.apply([Delete(f"item-{row}") for row in gone])
+        manifest = index.compact()
+        assert manifest is not None
+        assert manifest.config["nprobe"] > first.config["nprobe"] / 2
+        truth = brute_force(vectors[: gone[0]], users[400:], 10)
+        assert recall(index.index.search(users[400:], 10).rows, truth) > 0.92
     index.close()
 
 
