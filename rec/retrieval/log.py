@@ -176,14 +176,20 @@ class ChangeLog:
         return self.last
 
     def replay(self, after: int | None) -> Iterator[Record]:
-        """The records numbered above `after`, in order; None = all that are held.
+        """The records numbered above `after`, in order; None = all that there have been.
 
         Raises:
             LogError: the log begins later than that, or is damaged.
         """
         segments = self._segments()
         first = int(segments[0].stem.split("-")[1])
-        after = first - 1 if after is None else after
+        if after is None and first > 1:
+            raise LogError(
+                f"{self._folder}: holds changes {first} to {self.last}, and the index does not say "
+                f"which it has; build it again and say so (jobs.index --log-seq: number of the "
+                f"last change that the table includes)"
+            )
+        after = 0 if after is None else after
         if after > self.last or after + 1 < first:
             raise LogError(
                 f"{self._folder}: holds changes {first} to {self.last}, wanted those after "

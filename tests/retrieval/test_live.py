@@ -421,6 +421,25 @@ def test_compactions_clear_old_versions_and_the_log_away(tmp_path: Path) -> None
     index.close()
 
 
+def test_a_table_of_unknown_age_is_refused_once_changes_are_forgotten(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=1)
+    for number in range(2):
+        index.apply([Delete(f"item-{number}")])
+        for path in (tmp_path / "i").rglob("*"):
+            os.utime(path, (0, 0))  # as if all of it were old
+        index.compact()
+    uri, table = str(tmp_path / "i"), str(tmp_path / "e")
+    build_index(table, uri, CONFIG)
+    with pytest.raises(LogError, match="--log-seq"):
+        index.refresh()
+    assert "item-0" not in index.index
+    build_index(table, uri, CONFIG, log_seq=1)
+    index.refresh()
+    assert ("item-0" in index.index, "item-1" in index.index) == (True, False)
+    index.close()
+
+
 def test_a_compaction_to_equal_contents_takes_the_changes_in(tmp_path: Path) -> None:
     start(tmp_path, 100)
     index = live(tmp_path)
