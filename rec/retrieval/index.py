@@ -222,8 +222,7 @@ class Index:
         if self.pool is None:
             answers = {number: one(part) for number, part in enumerate(self.parts)}
         else:
-            futures = {self.pool.submit(one, part): n for n, part in enumerate(self.parts)}
-            answers, late = in_time(futures, due)
+            answers, late = in_time(self.pool, one, self.parts, due)
         if before is not None:
             before |= answers
             answers = before
