@@ -9,6 +9,7 @@ a crash happened.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -30,7 +31,7 @@ from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import IndexBuildError, StaleError
 from rec.retrieval.index import Index
-from rec.retrieval.log import ChangeLog
+from rec.retrieval.log import LOG_FILE, ChangeLog
 from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
@@ -53,7 +54,8 @@ class LiveIndex:
 
     Raises:
         ArtifactError: as `Index.open`.
-        LogError: the log is damaged, another's, or lacks changes that the index needs.
+        LogError: the log is damaged, another's, or lacks changes that the index needs; or the
+            index has its changes in another log.
     """
 
     def __init__(
@@ -75,8 +77,13 @@ class LiveIndex:
         self._in_vain = 0.0  # share changed when a compaction last came to nothing
         base = self._open()
         about = {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
-        self._log = ChangeLog(log_folder, about, base.manifest.config["log_seq"] or 0)
+        start = base.manifest.config["log_seq"] or 0
+        place = join(uri, LOG_FILE)
+        known = json.loads(artifacts.read_bytes(place))["log"] if artifacts.exists(place) else None
+        self._log = ChangeLog(log_folder, about, start, known)
         try:
+            if known is None:
+                artifacts.write_atomic(place, json.dumps({"log": self._log.identity}).encode())
             self._state = self._replayed(base)
         except BaseException:
             self._log.close()

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ _HEADER = struct.Struct("<IQI")  # payload length, number, CRC of the payload
 _CRC = struct.Struct("<I")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _SUFFIX = ".log"
+LOG_FILE = "log.json"  # beside an index's manifest: which log its changes are in
 MAX_PAYLOAD = 1 << 30
 
 
@@ -43,15 +45,22 @@ class ChangeLog:
         folder: made where it is not there.
         about: what the log is of (dimension, encoder); a log of something else is refused.
         start: number that a log that is not there yet goes on from.
+        identity: the log's, of `identity` when it was made; None = whichever it is.
 
     Raises:
         LogError: it is another's log, is damaged, has another writer, or cannot be read.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], about: dict[str, object], start: int = 0
+        self,
+        folder: str | os.PathLike[str],
+        about: dict[str, object],
+        start: int = 0,
+        identity: str | None = None,
     ) -> None:
         self._folder, self._about = Path(folder), about
+        self.identity = uuid.uuid4().hex if identity is None else identity
+        self._is_known = identity is not None
         self.last = 0  # number of the newest record
         self.torn_bytes = 0  # cut off when the log was opened
         self._broken: str | None = None
@@ -93,6 +102,8 @@ class ChangeLog:
                     raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
                 self._cut(segment, end)
                 self.torn_bytes = size - end
+        if expected is None and self._is_known:
+            raise self._another("no log")
         self.last = start if expected is None else expected - 1
         if segments and segments[-1].stat().st_size > 0:
             self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
@@ -130,17 +141,29 @@ class ChangeLog:
 
     def _check_about(self, segment: Path, payload: bytes) -> None:
         found = json.loads(payload)
+        identity = found.pop("log", "")
+        if self._is_known and identity != self.identity:
+            raise self._another(f"log {identity}")
+        self.identity, self._is_known = identity, True
         if found != self._about:
             raise LogError(
                 f"{segment}: a log of {found}, the index is {self._about}; give the new index a "
                 f"log folder of its own and make the changes again with its encoder"
             )
 
+    def _another(self, found: str) -> LogError:
+        return LogError(
+            f"{self._folder}: {found}, the changes of this index are in log {self.identity}; give "
+            f"the folder of that log, or restore it; or remove {LOG_FILE} beside the index's "
+            f"manifest, to go on without what only that log holds"
+        )
+
     def _start_segment(self) -> None:
         path = self._folder / f"changes-{self.last + 1:016d}{_SUFFIX}"
         try:
             file = open(path, "ab", buffering=0)  # noqa: SIM115
-            _write_all(file, _record(self.last, json.dumps(self._about).encode()))
+            about = json.dumps({**self._about, "log": self.identity}).encode()
+            _write_all(file, _record(self.last, about))
             os.fsync(file.fileno())
             folder = os.open(self._folder, os.O_RDONLY)
             os.fsync(folder)

@@ -440,6 +440,26 @@ def test_a_table_of_unknown_age_is_refused_once_changes_are_forgotten(tmp_path: 
     index.close()
 
 
+def test_an_index_has_one_log(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    index.apply([Delete("item-0")])
+    with pytest.raises(LogError, match="no log, the changes of this index are in log"):
+        LiveIndex(str(tmp_path / "i"), tmp_path / "another")
+    index.close()
+    (tmp_path / "log").rename(tmp_path / "lost")
+    start(tmp_path / "b")
+    other = live(tmp_path / "b")
+    other.close()
+    (tmp_path / "b" / "log").rename(tmp_path / "log")
+    with pytest.raises(LogError, match=r"log [0-9a-f]+, the changes of this index.*restore it"):
+        live(tmp_path)
+    (tmp_path / "i" / "log.json").unlink()
+    index = live(tmp_path)  # without what only the lost log held, as was said
+    assert "item-0" in index.index
+    index.close()
+
+
 def test_a_compaction_to_equal_contents_takes_the_changes_in(tmp_path: Path) -> None:
     start(tmp_path, 100)
     index = live(tmp_path)
