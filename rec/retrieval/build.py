@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
-from rec.artifacts import Manifest, join
+from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import versions
 from rec.retrieval.ann import Ann, Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
@@ -163,9 +163,11 @@ class _Builder:
                 made.append((verdict, root, about))
                 if verdict.reached and not verdict.strained:
                     break
-        except BaseException:
+        except BaseException as error:
             for unfinished in {root, *(one[1] for one in made)}:
                 versions.discard(self._out, unfinished)
+            if isinstance(error, OSError):
+                raise ArtifactError(f"{self._out}: cannot be written: {error}") from error
             raise
         best = max(made, key=lambda one: one[0].rank)
         for _, other, _ in made:

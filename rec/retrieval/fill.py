@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from rec import artifacts
-from rec.artifacts import join
+from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, versions
 from rec.retrieval.ann import Ann, Effort, ExactTop
 from rec.retrieval.errors import IndexBuildError
@@ -38,6 +40,21 @@ class ShardTask:
     attributes: str | None
     columns: tuple[str, ...]
     queries: np.ndarray  # (Q, D)
+
+
+@contextmanager
+def _staging(prefix: str) -> Iterator[str]:
+    """A local folder to write to, removed in the end. Raises ArtifactError where the disk is
+    full."""
+    place = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield folder
+    except OSError as error:
+        raise ArtifactError(
+            f"{place}: a shard cannot be written there: {error}; free space, or set TMPDIR to "
+            f"where there is more"
+        ) from error
 
 
 class Filled(NamedTuple):
@@ -67,7 +84,7 @@ def fill_shard(task: ShardTask) -> Filled:
             attributes = attributes.append_column(name, column)
     ann = Ann.from_bytes(task.trained)
     exact = ExactTop(task.queries, NUM_TRUE)
-    with tempfile.TemporaryDirectory(prefix="raycall-shard-") as staged:
+    with _staging("raycall-shard-") as staged:
         batches = table.vectors()
         if not ann.keeps_vectors:
             batches = originals.keep(Path(staged, VECTORS_FILE), batches)
@@ -100,7 +117,7 @@ def merge_shards(place: str, shards: list[Shard], trained: bytes) -> Shard:
         raise IndexBuildError(str(error)) from error
     keys = pa.concat_tables([shard.keys for shard in shards])
     attributes = pa.concat_tables([shard.attributes for shard in shards])
-    with tempfile.TemporaryDirectory(prefix="raycall-index-") as staged:
+    with _staging("raycall-index-") as staged:
         Shard.write(Path(staged), whole, keys, attributes)
         if not whole.keeps_vectors:
             names = [join(shard_name(n), VECTORS_FILE) for n in range(len(shards))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from datetime import UTC, date, datetime
@@ -21,6 +22,7 @@ from rec.retrieval.build import build_index
 from rec.retrieval.changes import Change, Delete, Put, decode, encode
 from rec.retrieval.errors import ChangeError, LogError
 from rec.retrieval.filters import All, Equal, Range
+from rec.retrieval.index import Index
 from rec.retrieval.live import LiveIndex, export
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.tune import recall
@@ -401,6 +403,32 @@ def test_failed_publishing_leaves_all_as_it_was(
     index.compact()
     assert index.index.version != first
     index.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (IndexConfig(factory="Flat"), 100_000),  # within index.faiss
+        (IndexConfig(factory="Flat"), 320_040),  # in its last bytes, which FAISS holds back
+        (IndexConfig(factory="IVF4,SQ8", num_queries=20), 100_000),  # within vectors.parquet
+        (IndexConfig(factory="Flat", num_shards=2, merge=True), 200_000),  # the merged shard
+    ],
+)
+def test_a_full_disk_is_an_artifact_error_and_the_version_in_use_stays(
+    tmp_path: Path, config: IndexConfig, limit: int
+) -> None:
+    table, uri = embeddings(tmp_path / "e", clustered(5000)), str(tmp_path / "i")
+    first = build_index(table, uri, config)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(artifacts.ArtifactError, match="cannot be written"):
+            build_index(table, uri, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "i").glob("v-*")] == [first.root]
+    assert versions.current(uri) == first.version
+    assert len(Index.open(uri)) == 5000
 
 
 def test_compactions_clear_old_versions_and_the_log_away(tmp_path: Path) -> None:
