@@ -216,6 +216,7 @@ class _Builder:
         tasks = [
             ShardTask(
                 embeddings=self._embeddings,
+                version=self._source.version,
                 out=join(self._out, root, shard_name(number)),
                 start=int(bounds[number]),
                 stop=int(bounds[number + 1]),

@@ -22,7 +22,7 @@ from rec.retrieval.ann import Ann, Effort, ExactTop
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import FILES, Shard, shard_name
-from rec.retrieval.table import EmbeddingTable, attributes_of
+from rec.retrieval.table import EmbeddingTable, attributes_of, folder_of
 
 NUM_TRUE = 101  # true neighbours kept of a held-out query, itself among them
 _COPIED_ROWS = 16_384
@@ -33,6 +33,7 @@ class ShardTask:
     """What a worker needs to fill one shard."""
 
     embeddings: str
+    version: str  # of the embedding table
     out: str  # the shard's folder, local or s3://
     start: int  # first row of the shard among the active rows
     stop: int
@@ -71,8 +72,7 @@ class HeldOut(NamedTuple):
 
 def fill_shard(task: ShardTask) -> Filled:
     """Fill and write one shard; returns the true neighbours of the queries among its rows."""
-    _, folder = artifacts.open_artifact(task.embeddings, "embedding-table")
-    table = EmbeddingTable(folder, task.start, task.stop)
+    table = EmbeddingTable(folder_of(task.embeddings, task.version), task.start, task.stop)
     keys = table.keys()
     own = [name for name in task.columns if name in table.columns()]
     other = [name for name in task.columns if name not in own]

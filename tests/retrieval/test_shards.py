@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from tables import DIM, brute_force, clustered, embeddings
 
+from rec import artifacts
+from rec.artifacts import ArtifactError
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import FilterError, IndexBuildError, QueryError
 from rec.retrieval.filters import Equal, In, Not, Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard, compares_all
 from rec.retrieval.spec import IndexConfig
+from rec.retrieval.table import EmbeddingTable, folder_of
 
 NUM = 6000
 
@@ -263,6 +266,46 @@ def test_repeated_interest_of_an_item_is_refused(tmp_path: Path) -> None:
     uri = embeddings(tmp_path / "e", clustered(4), ids=["a", "a", "a", "b"], interests=[0, 1, 1, 0])
     with pytest.raises(IndexBuildError, match="'a' is there more than once with interest 1"):
         build_index(uri, str(tmp_path / "i"))
+
+
+def test_a_part_of_the_table_decodes_no_row_groups_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (np.arange(1000) % 3 > 0).astype("f4")
+    uri = embeddings(tmp_path / "e", clustered(1000), weights=weights, num_parts=1)
+    (path,) = Path(uri).rglob("*.parquet")
+    for name, rows in (("a", slice(0, 600)), ("b", slice(600, 400))):
+        whole = pq.read_table(path).slice(rows.start, rows.stop)
+        (tmp_path / "f").mkdir(exist_ok=True)
+        pq.write_table(whole, tmp_path / "f" / f"{name}.parquet", row_group_size=90)
+    active = clustered(1000)[weights > 0]
+    decoded: list[int] = []
+    real = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, *sizes: int, **what: Any) -> Any:
+        decoded.append(1)
+        return real(self, *sizes, **what)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    for start, stop, groups in [(0, 60, 1), (50, 70, 2), (60, 61, 1), (390, 410, 2), (0, 666, 12)]:
+        decoded.clear()
+        vectors = EmbeddingTable(tmp_path / "f", start, stop).vectors()
+        np.testing.assert_array_equal(np.concatenate(list(vectors)), active[start:stop])
+        assert len(decoded) == groups
+    assert EmbeddingTable(tmp_path / "f").places("item-851") == ["b.parquet row 251"]
+
+
+def test_a_process_verifies_the_table_once_for_all_its_shards(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    real = artifacts.verify
+    monkeypatch.setattr(artifacts, "verify", lambda uri, m: verified.append(uri) or real(uri, m))
+    folder_of.cache_clear()
+    built(table, tmp_path, factory="Flat", num_shards=5)
+    assert verified.count(table) == 2  # by the build, and for its shards
+    with pytest.raises(ArtifactError, match="published again meanwhile"):
+        folder_of(table, "0" * 16)
 
 
 class Stalled:
