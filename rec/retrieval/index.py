@@ -274,7 +274,12 @@ class Index:
         return len(self.locate([item_id])[0]) > 0
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
-        """The rows of each item, in the order of its interests; none where it is not there."""
+        """The rows of each item, in the order of its interests; none where it is not there.
+
+        Raises:
+            QueryError: an id is no str.
+        """
+        item_ids = _texts(item_ids)
         places = [
             [start + rows for rows in part.locate(item_ids)]
             for start, part in zip(self._starts, self.parts, strict=False)
@@ -350,19 +355,29 @@ class Index:
         """(B, widest) rows to leave out, -2 where a query has fewer."""
         if exclude is None:
             return np.full((num_queries, 0), -2)
+        if isinstance(exclude, str) or not hasattr(exclude, "__len__"):
+            raise QueryError(f"exclude is {exclude!r}, expected a list of ids for each query")
         if len(exclude) != num_queries:
             raise QueryError(f"{len(exclude)} lists of excluded ids for {num_queries} queries")
-        most = max(map(len, exclude), default=0)
+        most = max((len(ids) for ids in exclude if hasattr(ids, "__len__")), default=0)
         if most > MAX_EXCLUDED:
             raise QueryError(f"{most} excluded ids for one query, expected at most {MAX_EXCLUDED}")
         found = [
-            np.concatenate([np.zeros(0, np.int64), *self.locate(list(item_ids))])
-            for item_ids in exclude
+            np.concatenate([np.zeros(0, np.int64), *self.locate(item_ids)]) for item_ids in exclude
         ]
         dropped = np.full((num_queries, max(map(len, found), default=0)), -2)
         for place, rows in enumerate(found):
             dropped[place, : len(rows)] = rows
         return dropped
+
+
+def _texts(item_ids: Any) -> list[str]:
+    if isinstance(item_ids, str) or not hasattr(item_ids, "__len__"):
+        raise QueryError(f"{item_ids!r} in place of a list of ids")
+    for item_id in item_ids:
+        if not isinstance(item_id, str):
+            raise QueryError(f"id {item_id!r} is of type {type(item_id).__name__}, expected str")
+    return list(item_ids)
 
 
 def _whole(k: Any) -> int:

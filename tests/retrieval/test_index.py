@@ -315,6 +315,16 @@ def test_unknown_id(flat: tuple[Index, np.ndarray]) -> None:
             call("item-500")
 
 
+def test_ids_that_are_no_list_of_texts(flat: tuple[Index, np.ndarray]) -> None:
+    index, vectors = flat
+    for exclude in (["item-0"], "a", 5, [[5]], [None], [["item-0", *range(9)]]):
+        with pytest.raises(QueryError, match=r"list of ids|expected str"):
+            index.search(vectors[:1], 3, exclude=exclude)  # type: ignore[arg-type]
+    for ids in ("item-0", [5], 5):
+        with pytest.raises(QueryError, match=r"list of ids|expected str"):
+            index.search_ids(ids, 3)  # type: ignore[arg-type]
+
+
 def test_exclude_of_wrong_length(flat: tuple[Index, np.ndarray]) -> None:
     with pytest.raises(QueryError, match="1 lists of excluded ids for 2 queries"):
         flat[0].search(clustered(2), 3, exclude=[["a"]])
