@@ -16,7 +16,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -45,22 +45,20 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         StaleError: another version than `expect` is in use; the files are removed. On S3 a
             publisher that comes between the check and the put is not noticed: let one process
             publish there.
-        ArtifactError: the files or the manifest cannot be written.
+        ArtifactError: the files or the manifest cannot be written, or another process has been
+            publishing for long; the files are removed unless they may be in use.
     """
-    try:
-        manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
-    except OSError as error:
-        discard(uri, root)
-        raise _unpublished(uri, root, error) from error
-    with _one_publisher(uri):
+    with ExitStack() as held:
         try:
+            manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
+            held.enter_context(_one_publisher(uri))
             if expect is not None and (found := current(uri)) != expect:
                 raise StaleError(f"{uri}: version {found} is in use, not {expect}: build on that")
-        except (OSError, StaleError) as error:
+        except (OSError, ArtifactError, StaleError) as error:
             discard(uri, root)  # from here on it may be in use: then `collect` clears away
-            if isinstance(error, StaleError):
-                raise
-            raise _unpublished(uri, root, error) from error
+            if isinstance(error, OSError):
+                raise _unpublished(uri, root, error) from error
+            raise
         try:
             _use(uri, manifest)
         except OSError as error:

@@ -269,6 +269,20 @@ def test_publishing_on_a_stale_version_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "i" / "v-new").exists()
 
 
+def test_a_publisher_that_waits_in_vain_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "i")
+    first = publish(tmp_path, 0)
+    real = versions._one_publisher
+    with real(uri), monkeypatch.context() as patch:
+        patch.setattr(versions, "_one_publisher", lambda uri: real(uri, wait_s=0.1))
+        with pytest.raises(ArtifactError, match=r"has been publishing for 0\.1 s"):
+            publish(tmp_path, 1)
+    assert len(list((tmp_path / "i").glob("v-*"))) == 1
+    assert Index.open(uri).version == first
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupted_swap_removes_nothing_that_may_be_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
