@@ -54,6 +54,7 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
             held.enter_context(_one_publisher(uri))
             if expect is not None and (found := current(uri)) != expect:
                 raise StaleError(f"{uri}: version {found} is in use, not {expect}: build on that")
+            manifest.config["replaced"] = _replaced(uri, manifest)
         except (OSError, ArtifactError, StaleError) as error:
             discard(uri, root)  # from here on it may be in use: then `collect` clears away
             if isinstance(error, OSError):
@@ -64,6 +65,16 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         except OSError as error:
             raise _unpublished(uri, root, error) from error
     return manifest
+
+
+def _replaced(uri: str, manifest: Manifest) -> str | None:
+    """The version that goes out of use for this one; None where it is the first."""
+    if not artifacts.exists(join(uri, artifacts.MANIFEST)):
+        return None
+    before = artifacts.read_manifest(uri, KIND)
+    if before.version == manifest.version:  # the same again
+        return before.config.get("replaced")
+    return before.version
 
 
 def _unpublished(uri: str, root: str, error: OSError) -> ArtifactError:
@@ -104,7 +115,7 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
 
     Args:
         uri: the index's address.
-        to: a version; None = the one published before the one in use.
+        to: a version; None = the one that the one in use replaced.
 
     Raises:
         ArtifactError: there is no such version, or a file of it is missing or altered; the
@@ -125,12 +136,13 @@ def _to_roll_back_to(uri: str, to: str | None) -> Manifest:
     kept = history(uri)
     versions = [manifest.version for manifest in kept]
     if to is None:
-        in_use = current(uri)
-        if not (place := versions.index(in_use)):
-            raise ArtifactError(f"{uri}: no version before {in_use} is kept; kept: {versions}")
-        return kept[place - 1]
+        in_use = artifacts.read_manifest(uri, KIND)
+        if (to := in_use.config.get("replaced")) not in versions:
+            raise ArtifactError(
+                f"{uri}: no version before {in_use.version} is kept; name one to use: {versions}"
+            )
     if to not in versions:
-        raise ArtifactError(f"{uri}: version {to} is not kept; kept: {versions}")
+        raise ArtifactError(f"{uri}: version {to} is not kept; name one that is: {versions}")
     return kept[versions.index(to)]
 
 

@@ -46,6 +46,15 @@ def test_rollback_and_forward(tmp_path: Path) -> None:
         versions.rollback(uri, "0123")
 
 
+def test_rollback_never_returns_to_what_was_rolled_back(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    good, _bad = publish(tmp_path, 0), publish(tmp_path, 1)
+    versions.rollback(uri)
+    third = publish(tmp_path, 2)
+    assert publish(tmp_path, 2) == third  # again the same
+    assert versions.rollback(uri).version == good
+
+
 def test_rollback_to_a_damaged_version_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     first, second = publish(tmp_path, 0), publish(tmp_path, 1)
