@@ -154,17 +154,18 @@ class _Builder:
         """The folder of the first kind of index that does well, or of the best, and what there is
         to say of it; those of the others are removed."""
         made: list[tuple[Verdict, str, dict[str, Any]]] = []
-        root = ""
+        roots: list[str] = []
         try:
-            for factory in choices:
-                root = f"v-{uuid.uuid4().hex[:12]}"
-                with omp_threads(self.num_threads):
-                    about, verdict = self._fill(root, factory, order, held_out)
-                made.append((verdict, root, about))
-                if verdict.reached and not verdict.strained:
-                    break
+            with versions.under_construction(self._out, roots):
+                for factory in choices:
+                    roots.append(root := f"v-{uuid.uuid4().hex[:12]}")
+                    with omp_threads(self.num_threads):
+                        about, verdict = self._fill(root, factory, order, held_out)
+                    made.append((verdict, root, about))
+                    if verdict.reached and not verdict.strained:
+                        break
         except BaseException as error:
-            for unfinished in {root, *(one[1] for one in made)}:
+            for unfinished in roots:
                 versions.discard(self._out, unfinished)
             if isinstance(error, OSError):
                 raise ArtifactError(f"{self._out}: cannot be written: {error}") from error

@@ -15,9 +15,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -29,6 +30,7 @@ from rec.retrieval.errors import StaleError
 KIND = "index"
 _HISTORY = "history"
 _ROOT_PREFIX = "v-"
+_MARKER, _MARK_S = "building.tmp", 300.0  # no manifest lists a .tmp
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -174,6 +176,31 @@ def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:
                 files.delete_dir(info.path)
                 removed.append(name)
         return removed
+
+
+@contextmanager
+def under_construction(uri: str, roots: Collection[str]) -> Iterator[None]:
+    """Meanwhile `collect` takes none of these roots, however long it is: a marker in each is
+    written again and again. More roots may be added."""
+    done = Event()
+
+    def mark() -> None:
+        while not done.wait(_MARK_S):
+            for root in list(roots):
+                with suppress(OSError):  # then it is as old as its files
+                    artifacts.write_atomic(join(uri, root, _MARKER), b"")
+
+    marking = Thread(target=mark, name="under-construction", daemon=True)
+    marking.start()
+    try:
+        yield
+    finally:
+        done.set()
+        marking.join()
+        for root in roots:
+            files, path = artifacts.filesystem(join(uri, root, _MARKER))
+            if files.get_file_info(path).type == pafs.FileType.File:
+                files.delete_file(path)
 
 
 def discard(uri: str, root: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from rec.artifacts import ArtifactError
 from rec.retrieval import versions
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import StaleError
+from rec.retrieval.fill import merge_shards
 from rec.retrieval.index import Index
+from rec.retrieval.spec import IndexConfig
 
 
 class Killed(BaseException):
@@ -209,6 +213,34 @@ def test_files_are_on_disk_before_the_manifest_and_its_name_after(
     swap = done.index(f"{folder / 'manifest.json'} in place")
     assert {str(path) for path in [folder, root, *root.rglob("*")]} <= set(done[:swap])
     assert str(folder) in done[swap:]
+
+
+def test_a_build_that_takes_longer_than_the_grace_is_not_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = str(tmp_path / "i"), tmp_path / "i"
+    first = publish(tmp_path, 0)
+    removed: list[list[str]] = []
+    real = merge_shards
+
+    def slow(*arguments: Any) -> Any:
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # a marker that has its name by now
+                os.utime(path, (0, 0))  # its shards were finished long ago
+        while not list(folder.glob("v-*/building.tmp")):
+            time.sleep(0.01)
+        time.sleep(0.2)  # it is written again
+        removed.append(versions.collect(uri, keep=1))
+        return real(*arguments)
+
+    monkeypatch.setattr(versions, "_MARK_S", 0.05)
+    monkeypatch.setattr("rec.retrieval.build.merge_shards", slow)
+    table = embeddings(tmp_path / "e-1", clustered(30, seed=1))
+    second = build_index(table, uri, IndexConfig(num_shards=2, merge=True))
+    assert removed == [[]]
+    assert Index.open(uri).version == second.version != first
+    assert not any("building" in name for name in second.files)
+    assert not list(folder.rglob("building*"))
 
 
 def test_grace_counts_from_when_a_version_went_out_of_use(tmp_path: Path) -> None:
