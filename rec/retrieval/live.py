@@ -49,7 +49,8 @@ class LiveIndex:
         log_folder: on local disk, of this index alone.
         compact_at: share of rows changed at which a compaction starts by itself; None = never.
         keep: versions that a compaction leaves to roll back to, itself among them. Older ones are
-            removed an hour after they were last in use, and what only they need of the log.
+            removed, and what only they need of the log.
+        grace_s: not before so long after they were last in use: readers may still be in them.
         mmap, pool, model: as for `Index.open`.
 
     Raises:
@@ -65,11 +66,13 @@ class LiveIndex:
         *,
         compact_at: float | None = 0.03,
         keep: int = 2,
+        grace_s: float = 3600,
         mmap: bool = False,
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
     ) -> None:
-        self._uri, self._compact_at, self._keep = uri, compact_at, keep
+        self._uri, self._compact_at = uri, compact_at
+        self._keep, self._grace_s = keep, grace_s
         self._mmap, self._pool, self._model = mmap, pool, model
         self._lock = threading.Lock()  # of changes; searches take none
         self._compacting = threading.Lock()
@@ -177,7 +180,7 @@ class LiveIndex:
                 manifest = artifacts.read_manifest(self._uri, versions.KIND)
             self.refresh()
             self._in_vain = 0.0
-            versions.collect(self._uri, self._keep)
+            versions.collect(self._uri, self._keep, self._grace_s)
             self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
             return manifest
         finally:
