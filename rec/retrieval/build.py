@@ -126,6 +126,7 @@ class _Builder:
         keys = checked_keys(self._table, self._embeddings)
         self._check_attributes()
         self._num_rows = keys.num_rows
+        self._key_bytes = keys.nbytes / keys.num_rows + 8  # and their order
         rng = np.random.default_rng(self._config.seed)
         order = rng.permutation(self._num_rows)
         held_out = self._held_out(order, queries_uri, rng)
@@ -143,7 +144,8 @@ class _Builder:
                 return root, about
             versions.discard(self._out, root)
             self.continued = Continued(self.continued.version)
-        choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
+        dim = held_out.queries.shape[1]
+        choices = factories(self._num_rows, dim, self._config, self._key_bytes)
         root, about = self._best_of(choices, order, held_out)
         about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
         return root, about

@@ -18,7 +18,8 @@ from rec.retrieval import ann
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.index import Index
-from rec.retrieval.spec import IndexConfig, factories
+from rec.retrieval.shards import Shard
+from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
 from rec.retrieval.tune import recall
 
 
@@ -107,6 +108,23 @@ def test_unreachable_target_takes_the_best_and_says_so(tmp_path: Path) -> None:
     chosen = next(p for p in curve if p["nprobe"] == manifest.config["nprobe"])
     assert chosen["recall@10"] == best
     assert manifest.metrics["recall@10"] < manifest.metrics["recall_target"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bytes_a_value"),
+    [("PQ16x4fs,Refine(SQ8)", 1.3), ("PQ16x4fs,RFlat", 4.3), ("SQ8", 1.0), ("Flat", 4.0)],
+)
+def test_memory_is_what_was_estimated(tmp_path: Path, kind: str, bytes_a_value: float) -> None:
+    num, dim = 30_000, 32
+    uri = embeddings(tmp_path / "e", clustered(num, dim))
+    factory = f"IVF{num_lists(num, num)},{kind}"
+    build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory, num_queries=50))
+    index = Index.open(str(tmp_path / "i"))
+    shard = index.parts[0]
+    assert isinstance(shard, Shard)
+    keys = shard.keys.nbytes + shard._by_id.nbytes
+    held = len(shard.ann.to_bytes()) + keys + shard._lists().nbytes
+    assert num_bytes(num, dim, bytes_a_value, keys / num) == pytest.approx(held, rel=0.15)
 
 
 def test_recall_against_plain_loop() -> None:
