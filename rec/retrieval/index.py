@@ -267,7 +267,10 @@ class Index:
         rows = self.locate(item_ids)
         for found, item_id in zip(rows, item_ids, strict=True):
             if not len(found):
-                raise UnknownIdError(f"no item {item_id!r} in index {self.version}")
+                raise UnknownIdError(
+                    f"no item {item_id!r} in index {self.version}; index it first, or search by "
+                    f"its vector"
+                )
         return self.reconstruct(np.array([found[0] for found in rows], np.int64))
 
     def __contains__(self, item_id: str) -> bool:

@@ -70,9 +70,13 @@ class ChangeLog:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
-            raise LogError(f"{self._folder}: another process writes this log") from error
+            raise LogError(
+                f"{self._folder}: another process writes this log; close it there first"
+            ) from error
         except OSError as error:
-            raise LogError(f"{self._folder}: {error}") from error
+            raise LogError(
+                f"{self._folder}: {error}; a log needs a local folder that can be written"
+            ) from error
         try:
             self._recover(start)
         except BaseException:
@@ -148,7 +152,8 @@ class ChangeLog:
         if found != self._about:
             raise LogError(
                 f"{segment}: a log of {found}, the index is {self._about}; give the new index a "
-                f"log folder of its own and make the changes again with its encoder"
+                f"log folder of its own (and remove {LOG_FILE} beside its manifest), and make the "
+                f"changes again with its encoder"
             )
 
     def _another(self, found: str) -> LogError:
@@ -170,7 +175,7 @@ class ChangeLog:
             os.close(folder)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise LogError(f"{path}: cannot be written: {error}") from error
+            raise LogError(f"{path}: cannot be written: {error}; free space there") from error
         self._file = file
 
     def append(self, payload: bytes) -> int:
@@ -194,7 +199,9 @@ class ChangeLog:
                 os.fsync(self._file.fileno())
             except OSError as second:
                 self._broken = f"{place}: cannot be written nor mended ({second}); restart"
-            raise LogError(f"{place}: cannot be written: {error}") from error
+            raise LogError(
+                f"{place}: cannot be written: {error}; free space there and apply again"
+            ) from error
         self.last += 1
         return self.last
 

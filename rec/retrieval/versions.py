@@ -80,7 +80,9 @@ def _replaced(uri: str, manifest: Manifest) -> str | None:
 
 
 def _unpublished(uri: str, root: str, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{join(uri, root)}: cannot be published: {error}")
+    return ArtifactError(
+        f"{join(uri, root)}: cannot be published: {error}; free space there and build again"
+    )
 
 
 def current(uri: str) -> str:
@@ -104,7 +106,10 @@ def history(uri: str) -> list[Manifest]:
             text = artifacts.read_bytes(join(uri, _HISTORY, name)).decode()
             manifest = Manifest.from_json(text)
         except ValueError as error:
-            raise ArtifactError(f"{info.path}: not a manifest: {error}") from error
+            raise ArtifactError(
+                f"{info.path}: not a manifest: {error}; restore it, or remove it to give up that "
+                f"version"
+            ) from error
         found[manifest.version] = manifest
     if artifacts.exists(join(uri, artifacts.MANIFEST)):
         in_use = artifacts.read_manifest(uri, KIND)
@@ -253,7 +258,10 @@ def _one_publisher(uri: str, wait_s: float = 30) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > deadline:
-                raise ArtifactError(f"{path}: another process has been publishing for {wait_s} s")
+                raise ArtifactError(
+                    f"{path}: another process has been publishing for {wait_s} s; try again once "
+                    f"it is done"
+                )
             time.sleep(0.02)
         yield
 
@@ -270,4 +278,6 @@ def upload(folder: str, uri: str) -> None:
             destination_filesystem=files,
         )
     except OSError as error:
-        raise ArtifactError(f"{uri}: cannot be written: {error}") from error
+        raise ArtifactError(
+            f"{uri}: cannot be written: {error}; free space there and build again"
+        ) from error
