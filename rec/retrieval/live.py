@@ -234,10 +234,11 @@ class LiveIndex:
             self._state = self._replayed(base)
 
     def close(self) -> None:
-        """Wait for a compaction that runs, and let go of the log."""
+        """Wait for a compaction that runs, whoever began it, and let go of the log."""
         if self._worker is not None:
             self._worker.join()
-        self._log.close()
+        with self._compacting, self._lock:
+            self._log.close()
 
 
 def _log_seq(manifest: Manifest) -> int:

@@ -234,6 +234,8 @@ class ChangeLog:
 
     def roll(self) -> None:
         """Begin a new segment, so that those before can be forgotten."""
+        if self._broken is not None:
+            raise LogError(self._broken)
         if os.fstat(self._file.fileno()).st_size > 0 and self.last + 1 != self._first_of_last():
             before = self._file
             self._start_segment()
@@ -250,6 +252,7 @@ class ChangeLog:
                 segment.unlink()
 
     def close(self) -> None:
+        self._broken = f"{self._folder}: this log is closed; open the index again"
         self._file.close()
         self._lock.close()
 

@@ -465,6 +465,31 @@ def test_a_table_of_unknown_age_is_refused_once_changes_are_forgotten(tmp_path: 
     index.close()
 
 
+def test_closing_waits_for_a_compaction_and_ends_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    index.apply([Delete("item-0")])
+    begun, real = threading.Event(), versions.publish
+
+    def slow(*places: Any, **about: Any) -> Any:
+        begun.set()
+        time.sleep(0.3)
+        return real(*places, **about)
+
+    monkeypatch.setattr(versions, "publish", slow)
+    compaction = threading.Thread(target=index.compact)
+    compaction.start()
+    begun.wait(30)
+    index.close()
+    assert artifacts.read_manifest(tmp_path / "i", "index").config["log_seq"] == 1
+    compaction.join()
+    for change in (lambda: index.apply([Delete("item-1")]), index.compact):
+        with pytest.raises(LogError, match="this log is closed; open the index again"):
+            change()
+
+
 def test_an_index_has_one_log(tmp_path: Path) -> None:
     start(tmp_path)
     index = live(tmp_path)
