@@ -101,11 +101,15 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes) -> None:
             stream.write(data)
         return
     aside = f"{path}.{uuid.uuid4().hex}.tmp"
-    with open(aside, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError:
+        Path(aside).unlink(missing_ok=True)  # on a full disk it would take what little is left
+        raise
     _sync(os.path.dirname(path))  # the name as well
 
 

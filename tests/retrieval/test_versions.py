@@ -355,6 +355,29 @@ def test_full_disk_is_typed_and_names_the_place(
     assert len(list((tmp_path / "i").glob("v-*"))) == 1  # nothing half written is left
 
 
+def test_full_disk_at_the_manifest_leaves_no_file_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish(tmp_path, 0)
+    embeddings(tmp_path / "e-1", clustered(30, seed=1))
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    real = versions._use
+    with monkeypatch.context() as patch:
+
+        def use(*arguments: Any) -> None:
+            patch.setattr("os.fsync", full)
+            real(*arguments)
+
+        patch.setattr(versions, "_use", use)
+        with pytest.raises(ArtifactError, match=r"cannot be published: .*No space"):
+            publish(tmp_path, 1)
+    assert versions.current(str(tmp_path / "i")) == first
+    assert not list((tmp_path / "i").rglob("*.tmp"))
+
+
 def test_a_history_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     publish(tmp_path, 0)
     (tmp_path / "i" / "history").mkdir(exist_ok=True)
