@@ -82,8 +82,8 @@ def build_index(
 
     Args:
         config: see IndexConfig.
-        attributes_uri: Parquet files with `item_id` and those of config.attributes that the
-            embedding table itself does not hold.
+        attributes_uri: Parquet files with `item_id` (or `id`) and those of config.attributes that
+            the embedding table itself does not hold.
         queries_uri: an embedding table of queries (users, texts) to tune with; None = held-out
             rows of the table itself, each without its own hit. They are kept in the version, so
             that a compaction tunes with them too.

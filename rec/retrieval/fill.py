@@ -82,6 +82,10 @@ def fill_shard(task: ShardTask) -> Filled:
             other, attributes_of(task.attributes, keys["id"], other).columns, strict=True
         ):
             attributes = attributes.append_column(name, column)
+    for place, field in enumerate(attributes.schema):
+        if pa.types.is_dictionary(field.type):  # filters compare values
+            values = attributes[field.name].cast(field.type.value_type)
+            attributes = attributes.set_column(place, field.name, values)
     ann = Ann.from_bytes(task.trained)
     exact = ExactTop(task.queries, NUM_TRUE)
     with _staging("raycall-shard-") as staged:

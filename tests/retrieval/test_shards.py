@@ -268,6 +268,21 @@ def test_repeated_interest_of_an_item_is_refused(tmp_path: Path) -> None:
         build_index(uri, str(tmp_path / "i"))
 
 
+def test_a_dictionary_column_can_be_filtered(tmp_path: Path) -> None:
+    columns = {"kind": pa.array(["a", "b", None] * 10).dictionary_encode()}
+    uri = embeddings(tmp_path / "e", clustered(30), columns=columns)
+    tags = pa.array(["x", "y"] * 15).dictionary_encode()
+    pq.write_table(
+        pa.table({"item_id": [f"item-{i}" for i in range(30)], "tag": tags}), tmp_path / "a.parquet"
+    )
+    config = IndexConfig(attributes=("kind", "tag"), num_shards=2)
+    build_index(uri, str(tmp_path / "i"), config, attributes_uri=str(tmp_path / "a.parquet"))
+    index = Index.open(str(tmp_path / "i"))
+    for column, value, expected in [("kind", "b", slice(1, 30, 3)), ("tag", "y", slice(1, 30, 2))]:
+        hits = index.search(clustered(1), 30, where=Equal(column=column, value=value))
+        assert sorted(hits.rows[hits.rows >= 0]) == list(range(30))[expected]
+
+
 def test_a_part_of_the_table_decodes_no_row_groups_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
