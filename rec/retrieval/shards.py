@@ -64,7 +64,12 @@ class Shard:
     @classmethod
     def read(cls, folder: Path, effort: Effort, mmap: bool) -> Shard:
         """Raises ArtifactError where the files do not belong together."""
-        ann = Ann.read(str(folder / INDEX_FILE), mmap)
+        try:
+            ann = Ann.read(str(folder / INDEX_FILE), mmap)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{folder / INDEX_FILE}: cannot be read: {error}; build the index again"
+            ) from error
         ann.effort = effort
         keys = pq.read_table(folder / IDS_FILE, memory_map=mmap)
         attributes = pa.table({"_": pa.nulls(keys.num_rows)}).select([])

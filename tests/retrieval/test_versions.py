@@ -21,6 +21,7 @@ from rec.retrieval.build import build_index
 from rec.retrieval.errors import StaleError
 from rec.retrieval.fill import merge_shards
 from rec.retrieval.index import Index
+from rec.retrieval.live import LiveIndex
 from rec.retrieval.spec import IndexConfig
 
 
@@ -71,7 +72,7 @@ def test_rollback_to_a_damaged_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_rollback_under_load_mixes_nothing(tmp_path: Path) -> None:
-    """Readers that open and search all the while see one whole version or the other."""
+    """Readers that open, or refresh, and search see one whole version or the other."""
     uri = str(tmp_path / "i")
     two = [publish(tmp_path, seed) for seed in range(2)]
     queries = clustered(4, seed=7)
@@ -80,26 +81,38 @@ def test_rollback_under_load_mixes_nothing(tmp_path: Path) -> None:
         versions.rollback(uri, version)
         expected[version] = Index.open(uri).search(queries, 5).scores
     stop, failed = threading.Event(), []
+    held = LiveIndex(uri, tmp_path / "log", compact_at=None)
+    seen: list[list[str]] = [[], [], []]
 
-    def read() -> None:
+    def refreshed() -> Index:
+        held.refresh()
+        return held.index
+
+    def read(opened: Callable[[], Index], mine: list[str]) -> None:
         while not stop.is_set():
             try:
-                index = Index.open(uri)
+                index = opened()
                 np.testing.assert_array_equal(
                     index.search(queries, 5).scores, expected[index.version]
                 )
+                mine.append(index.version)
             except BaseException as error:
                 failed.append(error)
                 return
 
-    threads = [threading.Thread(target=read) for _ in range(2)]
+    ways = [lambda: Index.open(uri), lambda: Index.open(uri), refreshed]
+    threads = [threading.Thread(target=read, args=one) for one in zip(ways, seen, strict=True)]
     for thread in threads:
         thread.start()
-    for turn in range(60):
-        versions.rollback(uri, two[turn % 2])
+    end, turns = time.monotonic() + 120, 0
+    while not failed and (turns < 60 or any(set(mine) != set(two) for mine in seen)):
+        versions.rollback(uri, two[turns % 2])
+        turns += 1
+        assert time.monotonic() < end, [len(mine) for mine in seen]
     stop.set()
     for thread in threads:
         thread.join()
+    held.close()
     assert not failed
 
 
