@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import operator
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +18,9 @@ from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.merge import Answers, Part, in_time, mark_absent, merge, pick
 from rec.retrieval.originals import VECTORS_FILE
+from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
 from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
 from rec.retrieval.versions import KIND
-
-MAX_K = 10_000
-MAX_EXCLUDED = 10_000
 
 
 @dataclass  # not frozen: that would cost every search a microsecond
@@ -176,8 +172,8 @@ class Index:
             QueryError: a shape, a value, k or the filter is not as it should be.
         """
         if type(k) is not int:  # FAISS takes no other
-            k = _whole(k)
-        queries = self._checked(vectors, k)
+            k = whole(k)
+        queries = checked(vectors, k, self.dim)
         if self._plain and where is None and exclude is None and deadline_s is None and not exact:
             with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
                 rows, scores = self.parts[0].search(queries, k, None, False, None)
@@ -285,7 +281,7 @@ class Index:
         Raises:
             QueryError: an id is no str.
         """
-        item_ids = _texts(item_ids)
+        item_ids = texts(item_ids)
         places = [
             [start + rows for rows in part.locate(item_ids)]
             for start, part in zip(self._starts, self.parts, strict=False)
@@ -338,25 +334,6 @@ class Index:
                 into[mine] = getattr(part, name)(flat[mine] - self._starts[number])
         return into.reshape(rows.shape + into.shape[1:])
 
-    def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        if not 1 <= k <= MAX_K:
-            raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
-        try:
-            queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise QueryError(f"query vectors are not numbers: {error}") from error
-        shape = np.shape(vectors)
-        if len(shape) != 2 or shape[1] != self.dim:
-            raise QueryError(
-                f"query vectors have shape {shape}, expected (B, {self.dim}): the index's "
-                f"dimension is {self.dim}"
-            )
-        flat = queries.reshape(-1)
-        # squares whose sum is finite have no NaN or infinity in them; else they may overflow
-        if not math.isfinite(flat @ flat) and not (fine := np.isfinite(queries).all(axis=1)).all():
-            raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
-        return queries
-
     def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
         """(B, widest) rows to leave out, -2 where a query has fewer."""
         if exclude is None:
@@ -375,19 +352,3 @@ class Index:
         for place, rows in enumerate(found):
             dropped[place, : len(rows)] = rows
         return dropped
-
-
-def _texts(item_ids: Any) -> list[str]:
-    if isinstance(item_ids, str) or not hasattr(item_ids, "__len__"):
-        raise QueryError(f"{item_ids!r} in place of a list of ids")
-    for item_id in item_ids:
-        if not isinstance(item_id, str):
-            raise QueryError(f"id {item_id!r} is of type {type(item_id).__name__}, expected str")
-    return list(item_ids)
-
-
-def _whole(k: Any) -> int:
-    try:
-        return operator.index(k)
-    except TypeError as error:
-        raise QueryError(f"k is {k!r}, expected a whole number") from error
