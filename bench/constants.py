@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bench import retrieval
+from bench import retrieval_apart
 from bench.harness import Report, main
 from bench.logs import DAYS, FIRST_DAY, NUM_ITEMS, write_logs
 from bench.media import scene, sound, video
@@ -274,7 +274,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         "media": lambda _: of_media(2 if quick else 20, report),
         "rows": lambda f: of_rows(f, (200, 400) if quick else (1000, 4000), report),
         "embed": lambda f: of_embedding(f, quick, report),
-        "index": lambda _: retrieval.growth(
+        "index": lambda _: retrieval_apart.growth(
             report, (22_000, 44_000) if quick else (250_000, 1_000_000), 64
         ),
     }

@@ -5,10 +5,11 @@
 
 Two processes, so that the memory of the second is that of the index it loads.
 
-FOLDER holds vectors.npy, queries.npy, truth.npy (rows of the 10 nearest of each query) and
-group.npy (0..99 of each vector: the filter's attribute) with filtered.npy (the 10 nearest of group
-0). ENGINE is hnswlib, usearch or qdrant; PYTHON is one that has it, and nothing of Raycall is
-imported. Everything on one thread; effort is the least of a doubling series that reaches TARGET.
+FOLDER holds vectors.npy, queries.npy, truth.npy (rows of the 10 nearest of each query), tuning.npy
+and tuning_truth.npy likewise of other queries, and group.npy (0..99 of each vector: the filter's
+attribute) with filtered.npy (the 10 nearest of group 0). ENGINE is hnswlib, usearch or qdrant;
+PYTHON is one that has it, and nothing of Raycall is imported. Everything on one thread; effort is
+the least that reaches TARGET on the queries of tuning.npy.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import json
 import resource
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 K = 10
+EFFORTS = range(K, 2049)
 
 
 def rss() -> int:
@@ -112,15 +114,17 @@ def measure(engine: str, folder: Path, target: float) -> dict[str, Any]:
     __import__(engine)  # its code is not the index's
     before = rss()
     search = searcher(engine, load(f"{folder}/{engine}.index", queries.shape[1]))
-    effort, found = 0, 0.0
-    for effort in EFFORTS:  # the last, where none reaches the target
-        found = recall(search(queries, effort), truth)
-        if found >= target:
-            break
+    tuning, tuning_truth = np.load(folder / "tuning.npy"), np.load(folder / "tuning_truth.npy")
+
+    def tuned(effort: int) -> float:
+        return recall(search(tuning, effort), tuning_truth)
+
+    effort = EFFORTS[min(bisect_left(EFFORTS, target, key=tuned), len(EFFORTS) - 1)]
     return {
         "engine": engine,
         "effort": effort,
-        "recall": found,
+        "reaches": tuned(effort) >= target,
+        "recall": recall(search(queries, effort), truth),
         "memory": rss() - before,
         "single": per_cpu_second(lambda q: search(q, effort), queries, 1),
         "batch": per_cpu_second(lambda q: search(q, effort), queries, 64),

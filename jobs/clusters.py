@@ -29,7 +29,7 @@ from rec.artifacts import ArtifactError, Manifest
 from rec.config import Config, ConfigError
 from rec.retrieval.clusters import Round, Sums, add_up, first_centres, kmeans, nearest
 from rec.retrieval.errors import IndexBuildError
-from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.table import EmbeddingTable, folder_of
 from rec.retrieval.versions import upload
 from rec.schema import EMBEDDINGS
 
@@ -52,13 +52,13 @@ class _Slice(NamedTuple):
     """Some active rows of an embedding table."""
 
     embeddings: str
+    version: str
     out: str
     start: int
     stop: int
 
     def table(self) -> EmbeddingTable:
-        _, folder = artifacts.open_artifact(self.embeddings, "embedding-table")
-        return EmbeddingTable(folder, self.start, self.stop)
+        return EmbeddingTable(folder_of(self.embeddings, self.version), self.start, self.stop)
 
 
 def _share(work: Round) -> Sums:
@@ -109,7 +109,9 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     assignments = artifacts.join(out, "assignments")
     target = artifacts.join(assignments, root)
     slices = [
-        _Slice(embeddings, target, start, min(start + config.rows_per_task, num_rows))
+        _Slice(
+            embeddings, source.version, target, start, min(start + config.rows_per_task, num_rows)
+        )
         for start in range(0, num_rows, config.rows_per_task)
     ]
     start_ray()

@@ -44,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="VERSION",
-        help="instead: use this version at --out again, or the one before the one in use",
+        help="instead: use this version at --out again, or what the one in use replaced",
     )
     places.add_argument(
         "--keep", type=int, metavar="N", help="afterwards remove all but the N newest versions"

@@ -114,9 +114,13 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes, *, durable: bool = Tr
             stream.write(data)
         return
     aside = f"{path}.{uuid.uuid4().hex}.tmp"
-    with open(aside, "wb") as stream:
-        stream.write(data)
-    (move_synced if durable else os.replace)(aside, path)
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+        (move_synced if durable else os.replace)(aside, path)
+    except OSError:
+        Path(aside).unlink(missing_ok=True)  # on a full disk it would take what little is left
+        raise
 
 
 def move_synced(aside: str, path: str) -> None:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import Field
 
 from rec.config import Config
-from rec.retrieval.index import MAX_K
+from rec.retrieval.queries import MAX_K
 from serve_apps.api import (
     ContentInput,
     EmbedRequest,

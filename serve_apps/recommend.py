@@ -18,8 +18,9 @@ import numpy as np
 from rec.artifacts import ArtifactError
 from rec.config import Config
 from rec.models.sequence.encoder import load_encoder
-from rec.retrieval.index import MAX_EXCLUDED, Index
+from rec.retrieval.index import Index
 from rec.retrieval.interests import Recalled, UserInterests, recall_interests
+from rec.retrieval.queries import MAX_EXCLUDED
 from serve_apps.batcher import Batcher
 from serve_apps.errors import ApiError
 from serve_apps.histories import Histories, PopularItem

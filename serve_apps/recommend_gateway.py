@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import Field
 
 from rec.config import Config
-from rec.retrieval.index import MAX_EXCLUDED, MAX_K
+from rec.retrieval.queries import MAX_EXCLUDED, MAX_K
 from serve_apps.api import RecommendRequest, RecommendResponse, RecommendVersion
 from serve_apps.errors import ApiError, invalid
 from serve_apps.web import add_health, check_version, new_app

@@ -64,7 +64,9 @@ class Ann:
         return faiss.serialize_index(self._index).tobytes()
 
     def write(self, path: str) -> None:
-        faiss.write_index(self._index, path)
+        """Raises OSError where the disk is full."""
+        with open(path, "wb") as file:  # FAISS itself does not say what it loses on closing
+            faiss.write_index(self._index, _faiss.PyCallbackIOWriter(file.write))
 
     @property
     def size(self) -> int:

@@ -13,13 +13,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rec import artifacts
-from rec.artifacts import Manifest, join
+from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import versions
 from rec.retrieval.ann import Ann, Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
@@ -36,7 +37,7 @@ from rec.retrieval.fill import (
     true_rows,
     without_self,
 )
-from rec.retrieval.shards import EFFORT_FILE, TRAINED_FILE, Shard, shard_name
+from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
 from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
 from rec.retrieval.tune import Tuner, Verdict, recall
@@ -56,6 +57,7 @@ class Continued:
     trained: bytes | None = None  # its index, trained and empty; None = train anew
     num_changed: int = 0  # rows that changed since that training
     recall: float = 0.0  # recall@10 right after that training
+    queries: np.ndarray | None = None  # (Q, D) to tune with; None = held-out rows
 
 
 def build_index(
@@ -80,12 +82,13 @@ def build_index(
 
     Args:
         config: see IndexConfig.
-        attributes_uri: Parquet files with `item_id` and those of config.attributes that the
-            embedding table itself does not hold.
+        attributes_uri: Parquet files with `item_id` (or `id`) and those of config.attributes that
+            the embedding table itself does not hold.
         queries_uri: an embedding table of queries (users, texts) to tune with; None = held-out
-            rows of the table itself, each without its own hit.
+            rows of the table itself, each without its own hit. They are kept in the version, so
+            that a compaction tunes with them too.
         log_seq: live changes up to this number are in the table already; None = unknown, so that
-            opening it live makes all changes that the log still holds again.
+            opening it live makes all changes again, and is refused where the log has lost some.
         continued: the version that this continues (compaction).
         run: applies a function to tasks and yields the results in order.
         num_threads: OpenMP threads here; None = all.
@@ -123,6 +126,7 @@ class _Builder:
         keys = checked_keys(self._table, self._embeddings)
         self._check_attributes()
         self._num_rows = keys.num_rows
+        self._key_bytes = keys.nbytes / keys.num_rows + 8  # and their order
         rng = np.random.default_rng(self._config.seed)
         order = rng.permutation(self._num_rows)
         held_out = self._held_out(order, queries_uri, rng)
@@ -140,7 +144,8 @@ class _Builder:
                 return root, about
             versions.discard(self._out, root)
             self.continued = Continued(self.continued.version)
-        choices = factories(self._num_rows, held_out.queries.shape[1], self._config)
+        dim = held_out.queries.shape[1]
+        choices = factories(self._num_rows, dim, self._config, self._key_bytes)
         root, about = self._best_of(choices, order, held_out)
         about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
         return root, about
@@ -151,18 +156,21 @@ class _Builder:
         """The folder of the first kind of index that does well, or of the best, and what there is
         to say of it; those of the others are removed."""
         made: list[tuple[Verdict, str, dict[str, Any]]] = []
-        root = ""
+        roots: list[str] = []
         try:
-            for factory in choices:
-                root = f"v-{uuid.uuid4().hex[:12]}"
-                with omp_threads(self.num_threads):
-                    about, verdict = self._fill(root, factory, order, held_out)
-                made.append((verdict, root, about))
-                if verdict.reached and not verdict.strained:
-                    break
-        except BaseException:
-            for unfinished in {root, *(one[1] for one in made)}:
+            with versions.under_construction(self._out, roots):
+                for factory in choices:
+                    roots.append(root := f"v-{uuid.uuid4().hex[:12]}")
+                    with omp_threads(self.num_threads):
+                        about, verdict = self._fill(root, factory, order, held_out)
+                    made.append((verdict, root, about))
+                    if verdict.reached and not verdict.strained:
+                        break
+        except BaseException as error:
+            for unfinished in roots:
                 versions.discard(self._out, unfinished)
+            if isinstance(error, OSError):
+                raise ArtifactError(f"{self._out}: cannot be written: {error}") from error
             raise
         best = max(made, key=lambda one: one[0].rank)
         for _, other, _ in made:
@@ -182,6 +190,8 @@ class _Builder:
         self, order: np.ndarray, queries_uri: str | None, rng: np.random.Generator
     ) -> HeldOut:
         num = 2 * self._config.num_queries
+        if self.continued is not None and (kept := self.continued.queries) is not None:
+            return HeldOut(kept, np.full(len(kept), -1))
         if queries_uri is None:
             own = np.sort(order[: self._config.held_out(self._num_rows)])
             return HeldOut(self._table.sample(own), own)
@@ -209,6 +219,7 @@ class _Builder:
         tasks = [
             ShardTask(
                 embeddings=self._embeddings,
+                version=self._source.version,
                 out=join(self._out, root, shard_name(number)),
                 start=int(bounds[number]),
                 stop=int(bounds[number + 1]),
@@ -228,6 +239,9 @@ class _Builder:
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
         artifacts.write_atomic(join(self._out, root, TRAINED_FILE), trained)
+        if held_out.own[0] < 0:
+            np.save(queries := BytesIO(), held_out.queries)
+            artifacts.write_atomic(join(self._out, root, QUERIES_FILE), queries.getvalue())
         config = {
             "build": self._config.model_dump(),
             "factory": factory,

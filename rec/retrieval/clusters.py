@@ -52,7 +52,9 @@ def add_up(batches: Iterable[np.ndarray], centres: np.ndarray) -> Sums:
     for vectors in batches:
         clusters, similarity = nearest(vectors, centres)
         totals = np.zeros(centres.shape)
-        np.add.at(totals, clusters, vectors)
+        order = np.argsort(clusters, kind="stable")
+        filled, first = np.unique(clusters[order], return_index=True)
+        totals[filled] = np.add.reduceat(vectors[order], first, axis=0, dtype=np.float64)
         counts = np.bincount(clusters, minlength=len(centres))
         total = total + Sums(totals, counts, float(similarity.sum(dtype=np.float64)))
     return total

@@ -15,7 +15,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from rec.config import Config
-from rec.retrieval.index import MAX_K, Index
+from rec.retrieval.index import Index
+from rec.retrieval.queries import MAX_K
 
 _BATCH = 1024
 _FIRST_K = 16

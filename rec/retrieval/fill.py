@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,13 +16,13 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from rec import artifacts
-from rec.artifacts import join
+from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, versions
 from rec.retrieval.ann import Ann, Effort, ExactTop
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import FILES, Shard, shard_name
-from rec.retrieval.table import EmbeddingTable, attributes_of
+from rec.retrieval.table import EmbeddingTable, attributes_of, folder_of
 
 NUM_TRUE = 101  # true neighbours kept of a held-out query, itself among them
 _COPIED_ROWS = 16_384
@@ -31,6 +33,7 @@ class ShardTask:
     """What a worker needs to fill one shard."""
 
     embeddings: str
+    version: str  # of the embedding table
     out: str  # the shard's folder, local or s3://
     start: int  # first row of the shard among the active rows
     stop: int
@@ -38,6 +41,21 @@ class ShardTask:
     attributes: str | None
     columns: tuple[str, ...]
     queries: np.ndarray  # (Q, D)
+
+
+@contextmanager
+def _staging(prefix: str) -> Iterator[str]:
+    """A local folder to write to, removed in the end. Raises ArtifactError where the disk is
+    full."""
+    place = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield folder
+    except OSError as error:
+        raise ArtifactError(
+            f"{place}: a shard cannot be written there: {error}; free space, or set TMPDIR to "
+            f"where there is more"
+        ) from error
 
 
 class Filled(NamedTuple):
@@ -54,8 +72,7 @@ class HeldOut(NamedTuple):
 
 def fill_shard(task: ShardTask) -> Filled:
     """Fill and write one shard; returns the true neighbours of the queries among its rows."""
-    _, folder = artifacts.open_artifact(task.embeddings, "embedding-table")
-    table = EmbeddingTable(folder, task.start, task.stop)
+    table = EmbeddingTable(folder_of(task.embeddings, task.version), task.start, task.stop)
     keys = table.keys()
     own = [name for name in task.columns if name in table.columns()]
     other = [name for name in task.columns if name not in own]
@@ -65,9 +82,13 @@ def fill_shard(task: ShardTask) -> Filled:
             other, attributes_of(task.attributes, keys["id"], other).columns, strict=True
         ):
             attributes = attributes.append_column(name, column)
+    for place, field in enumerate(attributes.schema):
+        if pa.types.is_dictionary(field.type):  # filters compare values
+            values = attributes[field.name].cast(field.type.value_type)
+            attributes = attributes.set_column(place, field.name, values)
     ann = Ann.from_bytes(task.trained)
     exact = ExactTop(task.queries, NUM_TRUE)
-    with tempfile.TemporaryDirectory(prefix="raycall-shard-") as staged:
+    with _staging("raycall-shard-") as staged:
         batches = table.vectors()
         if not ann.keeps_vectors:
             batches = originals.keep(Path(staged, VECTORS_FILE), batches)
@@ -100,7 +121,7 @@ def merge_shards(place: str, shards: list[Shard], trained: bytes) -> Shard:
         raise IndexBuildError(str(error)) from error
     keys = pa.concat_tables([shard.keys for shard in shards])
     attributes = pa.concat_tables([shard.attributes for shard in shards])
-    with tempfile.TemporaryDirectory(prefix="raycall-index-") as staged:
+    with _staging("raycall-index-") as staged:
         Shard.write(Path(staged), whole, keys, attributes)
         if not whole.keeps_vectors:
             names = [join(shard_name(n), VECTORS_FILE) for n in range(len(shards))]

@@ -197,5 +197,5 @@ def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
         return pa.scalar(value, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
         raise FilterError(
-            f"filter: {value!r} is no {kind}, the type of {column!r}: {error}"
+            f"filter: {value!r} is no {kind}, the type of {column!r}: {error}; give one"
         ) from error

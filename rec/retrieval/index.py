@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import operator
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +18,9 @@ from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.merge import Answers, Part, in_time, mark_absent, merge, pick
 from rec.retrieval.originals import VECTORS_FILE
+from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
 from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
 from rec.retrieval.versions import KIND
-
-MAX_K = 10_000
-MAX_EXCLUDED = 10_000
 
 
 @dataclass  # not frozen: that would cost every search a microsecond
@@ -77,6 +73,10 @@ class Index:
         self.parts = tuple(parts)
         self.dead, self.pool = dead, pool
         self._starts = np.cumsum([0, *(part.size for part in self.parts)])
+        self._left = [
+            None if dead is None else part.left(dead[start : start + part.size])
+            for part, start in zip(self.parts, self._starts, strict=False)
+        ]
         self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
         self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
         self._plain = len(self.parts) == 1 and not self.many and not self._num_dead
@@ -172,21 +172,21 @@ class Index:
             QueryError: a shape, a value, k or the filter is not as it should be.
         """
         if type(k) is not int:  # FAISS takes no other
-            k = _whole(k)
-        queries = self._checked(vectors, k)
+            k = whole(k)
+        queries = checked(vectors, k, self.dim)
         if self._plain and where is None and exclude is None and deadline_s is None and not exact:
             with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
-                rows, scores = self.parts[0].search(queries, k, None, False)
+                rows, scores = self.parts[0].search(queries, k, None, False, None)
             mark_absent(rows, scores)
             return Hits(rows, scores, self)
         if deadline_s is not None and self.pool is None:
             raise QueryError("deadline_s needs an index opened with a pool")
         due = None if deadline_s is None else time.monotonic() + deadline_s
         dropped = self._excluded(exclude, len(queries))
-        if not (dropped.size or self._num_dead or self.many):
+        if not (dropped.size or self.many):
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
         # look wider until k are left of those that may be returned
-        width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
+        width = k + dropped.shape[1]
         before: Answers = {}  # of a narrower look: a part that is late with the next keeps them
         while True:
             width = min(width, self.num_rows)
@@ -210,20 +210,20 @@ class Index:
         """The k best rows of all parts, and the parts that were late; `before` has what parts
         answered earlier, and takes what they answer now."""
 
-        def one(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        def one(number: int) -> tuple[np.ndarray, np.ndarray]:
             with omp_threads(num_threads):
-                return part.search(queries, k, where, exact)
+                part, left = self.parts[number], self._left[number]
+                return part.search(queries, k, where, exact, left)
 
         if len(self.parts) == 1 and due is None:
-            rows, scores = one(self.parts[0])
+            rows, scores = one(0)
             mark_absent(rows, scores)
             return rows, scores, self, ()
         late: tuple[int, ...] = ()
         if self.pool is None:
-            answers = {number: one(part) for number, part in enumerate(self.parts)}
+            answers = {number: one(number) for number in range(len(self.parts))}
         else:
-            futures = {self.pool.submit(one, part): n for n, part in enumerate(self.parts)}
-            answers, late = in_time(futures, due)
+            answers, late = in_time(self.pool, one, self.parts, due)
         if before is not None:
             before |= answers
             answers = before
@@ -231,10 +231,8 @@ class Index:
         return rows, scores, self, late
 
     def _out(self, rows: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-        """(B, k) True where a hit may not be returned: dead, excluded, or its item again."""
+        """(B, k) True where a hit may not be returned: excluded, or its item again."""
         out = rows < 0
-        if self.dead is not None:
-            out |= self.dead[rows]
         if dropped.size:
             for query in range(len(rows)):
                 out[query] |= np.isin(rows[query], dropped[query])
@@ -268,14 +266,22 @@ class Index:
         rows = self.locate(item_ids)
         for found, item_id in zip(rows, item_ids, strict=True):
             if not len(found):
-                raise UnknownIdError(f"no item {item_id!r} in index {self.version}")
+                raise UnknownIdError(
+                    f"no item {item_id!r} in index {self.version}; index it first, or search by "
+                    f"its vector"
+                )
         return self.reconstruct(np.array([found[0] for found in rows], np.int64))
 
     def __contains__(self, item_id: str) -> bool:
         return len(self.locate([item_id])[0]) > 0
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
-        """The rows of each item, in the order of its interests; none where it is not there."""
+        """The rows of each item, in the order of its interests; none where it is not there.
+
+        Raises:
+            QueryError: an id is no str.
+        """
+        item_ids = texts(item_ids)
         places = [
             [start + rows for rows in part.locate(item_ids)]
             for start, part in zip(self._starts, self.parts, strict=False)
@@ -328,46 +334,21 @@ class Index:
                 into[mine] = getattr(part, name)(flat[mine] - self._starts[number])
         return into.reshape(rows.shape + into.shape[1:])
 
-    def _checked(self, vectors: np.ndarray, k: int) -> np.ndarray:
-        if not 1 <= k <= MAX_K:
-            raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
-        try:
-            queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise QueryError(f"query vectors are not numbers: {error}") from error
-        shape = np.shape(vectors)
-        if len(shape) != 2 or shape[1] != self.dim:
-            raise QueryError(
-                f"query vectors have shape {shape}, expected (B, {self.dim}): the index's "
-                f"dimension is {self.dim}"
-            )
-        flat = queries.reshape(-1)
-        # squares whose sum is finite have no NaN or infinity in them; else they may overflow
-        if not math.isfinite(flat @ flat) and not (fine := np.isfinite(queries).all(axis=1)).all():
-            raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
-        return queries
-
     def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
         """(B, widest) rows to leave out, -2 where a query has fewer."""
         if exclude is None:
             return np.full((num_queries, 0), -2)
+        if isinstance(exclude, str) or not hasattr(exclude, "__len__"):
+            raise QueryError(f"exclude is {exclude!r}, expected a list of ids for each query")
         if len(exclude) != num_queries:
             raise QueryError(f"{len(exclude)} lists of excluded ids for {num_queries} queries")
-        most = max(map(len, exclude), default=0)
+        most = max((len(ids) for ids in exclude if hasattr(ids, "__len__")), default=0)
         if most > MAX_EXCLUDED:
             raise QueryError(f"{most} excluded ids for one query, expected at most {MAX_EXCLUDED}")
         found = [
-            np.concatenate([np.zeros(0, np.int64), *self.locate(list(item_ids))])
-            for item_ids in exclude
+            np.concatenate([np.zeros(0, np.int64), *self.locate(item_ids)]) for item_ids in exclude
         ]
         dropped = np.full((num_queries, max(map(len, found), default=0)), -2)
         for place, rows in enumerate(found):
             dropped[place, : len(rows)] = rows
         return dropped
-
-
-def _whole(k: Any) -> int:
-    try:
-        return operator.index(k)
-    except TypeError as error:
-        raise QueryError(f"k is {k!r}, expected a whole number") from error

@@ -14,7 +14,8 @@ import numpy as np
 
 from rec.retrieval.errors import QueryError
 from rec.retrieval.filters import Filter
-from rec.retrieval.index import MAX_K, Index
+from rec.retrieval.index import Index
+from rec.retrieval.queries import MAX_K
 
 
 class UserInterests(NamedTuple):

@@ -9,12 +9,14 @@ a crash happened.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,8 @@ from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import IndexBuildError, StaleError
 from rec.retrieval.index import Index
-from rec.retrieval.log import ChangeLog
-from rec.retrieval.shards import TRAINED_FILE, shard_name
+from rec.retrieval.log import LOG_FILE, ChangeLog
+from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
@@ -47,12 +49,14 @@ class LiveIndex:
         log_folder: on local disk, of this index alone.
         compact_at: share of rows changed at which a compaction starts by itself; None = never.
         keep: versions that a compaction leaves to roll back to, itself among them. Older ones are
-            removed an hour after they were last in use, and what only they need of the log.
+            removed, and what only they need of the log.
+        grace_s: not before so long after they were last in use: readers may still be in them.
         mmap, pool, model: as for `Index.open`.
 
     Raises:
         ArtifactError: as `Index.open`.
-        LogError: the log is damaged, another's, or lacks changes that the index needs.
+        LogError: the log is damaged, another's, or lacks changes that the index needs; or the
+            index has its changes in another log.
     """
 
     def __init__(
@@ -62,11 +66,13 @@ class LiveIndex:
         *,
         compact_at: float | None = 0.03,
         keep: int = 2,
+        grace_s: float = 3600,
         mmap: bool = False,
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
     ) -> None:
-        self._uri, self._compact_at, self._keep = uri, compact_at, keep
+        self._uri, self._compact_at = uri, compact_at
+        self._keep, self._grace_s = keep, grace_s
         self._mmap, self._pool, self._model = mmap, pool, model
         self._lock = threading.Lock()  # of changes; searches take none
         self._compacting = threading.Lock()
@@ -74,8 +80,13 @@ class LiveIndex:
         self._in_vain = 0.0  # share changed when a compaction last came to nothing
         base = self._open()
         about = {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
-        self._log = ChangeLog(log_folder, about, base.manifest.config["log_seq"] or 0)
+        start = base.manifest.config["log_seq"] or 0
+        place = join(uri, LOG_FILE)
+        known = json.loads(artifacts.read_bytes(place))["log"] if artifacts.exists(place) else None
+        self._log = ChangeLog(log_folder, about, start, known)
         try:
+            if known is None:
+                artifacts.write_atomic(place, json.dumps({"log": self._log.identity}).encode())
             self._state = self._replayed(base)
         except BaseException:
             self._log.close()
@@ -169,7 +180,7 @@ class LiveIndex:
                 manifest = artifacts.read_manifest(self._uri, versions.KIND)
             self.refresh()
             self._in_vain = 0.0
-            versions.collect(self._uri, self._keep)
+            versions.collect(self._uri, self._keep, self._grace_s)
             self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
             return manifest
         finally:
@@ -181,14 +192,18 @@ class LiveIndex:
         built = base.manifest.config
         added, dead = snapshot.num_rows - base.num_rows, snapshot.num_rows - len(snapshot)
         changed = built["num_changed"] + added + dead
-        continued = Continued(base.version)
+        queries = None
+        if QUERIES_FILE in base.manifest.files:
+            queries = np.load(BytesIO(self._read(base, QUERIES_FILE)))
+        continued = Continued(base.version, queries=queries)
         if changed < _RETRAIN_AT * len(snapshot):
             continued = Continued(
                 base.version,
                 built["factory"],
-                artifacts.read_bytes(join(self._uri, base.manifest.root, TRAINED_FILE)),
+                self._read(base, TRAINED_FILE),
                 changed,
                 built["recall_at_training"],
+                queries,
             )
         with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
             export(snapshot, self._uri, folder)
@@ -200,6 +215,9 @@ class LiveIndex:
                 continued=continued,
                 num_threads=num_threads,
             )
+
+    def _read(self, base: Index, name: str) -> bytes:
+        return artifacts.read_bytes(join(self._uri, base.manifest.root, name))
 
     def refresh(self) -> None:
         """Go on from the version in use, where another process published or rolled back.
@@ -216,10 +234,11 @@ class LiveIndex:
             self._state = self._replayed(base)
 
     def close(self) -> None:
-        """Wait for a compaction that runs, and let go of the log."""
+        """Wait for a compaction that runs, whoever began it, and let go of the log."""
         if self._worker is not None:
             self._worker.join()
-        self._log.close()
+        with self._compacting, self._lock:
+            self._log.close()
 
 
 def _log_seq(manifest: Manifest) -> int:

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ _HEADER = struct.Struct("<IQI")  # payload length, number, CRC of the payload
 _CRC = struct.Struct("<I")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _SUFFIX = ".log"
+LOG_FILE = "log.json"  # beside an index's manifest: which log its changes are in
 MAX_PAYLOAD = 1 << 30
 
 
@@ -43,15 +45,22 @@ class ChangeLog:
         folder: made where it is not there.
         about: what the log is of (dimension, encoder); a log of something else is refused.
         start: number that a log that is not there yet goes on from.
+        identity: the log's, of `identity` when it was made; None = whichever it is.
 
     Raises:
         LogError: it is another's log, is damaged, has another writer, or cannot be read.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], about: dict[str, object], start: int = 0
+        self,
+        folder: str | os.PathLike[str],
+        about: dict[str, object],
+        start: int = 0,
+        identity: str | None = None,
     ) -> None:
         self._folder, self._about = Path(folder), about
+        self.identity = uuid.uuid4().hex if identity is None else identity
+        self._is_known = identity is not None
         self.last = 0  # number of the newest record
         self.torn_bytes = 0  # cut off when the log was opened
         self._broken: str | None = None
@@ -61,9 +70,13 @@ class ChangeLog:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
-            raise LogError(f"{self._folder}: another process writes this log") from error
+            raise LogError(
+                f"{self._folder}: another process writes this log; close it there first"
+            ) from error
         except OSError as error:
-            raise LogError(f"{self._folder}: {error}") from error
+            raise LogError(
+                f"{self._folder}: {error}; a log needs a local folder that can be written"
+            ) from error
         try:
             self._recover(start)
         except BaseException:
@@ -93,6 +106,8 @@ class ChangeLog:
                     raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
                 self._cut(segment, end)
                 self.torn_bytes = size - end
+        if expected is None and self._is_known:
+            raise self._another("no log")
         self.last = start if expected is None else expected - 1
         if segments and segments[-1].stat().st_size > 0:
             self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
@@ -130,24 +145,37 @@ class ChangeLog:
 
     def _check_about(self, segment: Path, payload: bytes) -> None:
         found = json.loads(payload)
+        identity = found.pop("log", "")
+        if self._is_known and identity != self.identity:
+            raise self._another(f"log {identity}")
+        self.identity, self._is_known = identity, True
         if found != self._about:
             raise LogError(
                 f"{segment}: a log of {found}, the index is {self._about}; give the new index a "
-                f"log folder of its own and make the changes again with its encoder"
+                f"log folder of its own (and remove {LOG_FILE} beside its manifest), and make the "
+                f"changes again with its encoder"
             )
+
+    def _another(self, found: str) -> LogError:
+        return LogError(
+            f"{self._folder}: {found}, the changes of this index are in log {self.identity}; give "
+            f"the folder of that log, or restore it; or remove {LOG_FILE} beside the index's "
+            f"manifest, to go on without what only that log holds"
+        )
 
     def _start_segment(self) -> None:
         path = self._folder / f"changes-{self.last + 1:016d}{_SUFFIX}"
         try:
             file = open(path, "ab", buffering=0)  # noqa: SIM115
-            _write_all(file, _record(self.last, json.dumps(self._about).encode()))
+            about = json.dumps({**self._about, "log": self.identity}).encode()
+            _write_all(file, _record(self.last, about))
             os.fsync(file.fileno())
             folder = os.open(self._folder, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise LogError(f"{path}: cannot be written: {error}") from error
+            raise LogError(f"{path}: cannot be written: {error}; free space there") from error
         self._file = file
 
     def append(self, payload: bytes) -> int:
@@ -171,19 +199,27 @@ class ChangeLog:
                 os.fsync(self._file.fileno())
             except OSError as second:
                 self._broken = f"{place}: cannot be written nor mended ({second}); restart"
-            raise LogError(f"{place}: cannot be written: {error}") from error
+            raise LogError(
+                f"{place}: cannot be written: {error}; free space there and apply again"
+            ) from error
         self.last += 1
         return self.last
 
     def replay(self, after: int | None) -> Iterator[Record]:
-        """The records numbered above `after`, in order; None = all that are held.
+        """The records numbered above `after`, in order; None = all that there have been.
 
         Raises:
             LogError: the log begins later than that, or is damaged.
         """
         segments = self._segments()
         first = int(segments[0].stem.split("-")[1])
-        after = first - 1 if after is None else after
+        if after is None and first > 1:
+            raise LogError(
+                f"{self._folder}: holds changes {first} to {self.last}, and the index does not say "
+                f"which it has; build it again and say so (jobs.index --log-seq: number of the "
+                f"last change that the table includes)"
+            )
+        after = 0 if after is None else after
         if after > self.last or after + 1 < first:
             raise LogError(
                 f"{self._folder}: holds changes {first} to {self.last}, wanted those after "
@@ -198,6 +234,8 @@ class ChangeLog:
 
     def roll(self) -> None:
         """Begin a new segment, so that those before can be forgotten."""
+        if self._broken is not None:
+            raise LogError(self._broken)
         if os.fstat(self._file.fileno()).st_size > 0 and self.last + 1 != self._first_of_last():
             before = self._file
             self._start_segment()
@@ -214,6 +252,7 @@ class ChangeLog:
                 segment.unlink()
 
     def close(self) -> None:
+        self._broken = f"{self._folder}: this log is closed; open the index again"
         self._file.close()
         self._lock.close()
 

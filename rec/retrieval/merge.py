@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, wait
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +26,13 @@ class Part(Protocol):
     def attributes(self) -> pa.Table: ...
 
     def search(
-        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool
+        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool, left: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """(B, k) rows, -1 where there are fewer, and (B, k) scores, best first."""
+        ...
+
+    def left(self, dead: np.ndarray) -> Any:
+        """What `search` takes to find no dead rows, by (size,) bool; None where none is dead."""
         ...
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
@@ -41,19 +46,36 @@ class Part(Protocol):
     def vectors(self, rows: np.ndarray) -> np.ndarray: ...
 
 
+_overdue: WeakKeyDictionary[Part, Future[Any]] = WeakKeyDictionary()
+
+
 def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
     """FAISS's score of no hit is a large number."""
     if (rows[:, -1] < 0).any():
         scores[rows < 0] = -np.inf
 
 
-def in_time(futures: dict[Future[Any], int], due: float | None) -> tuple[Answers, tuple[int, ...]]:
+def in_time(
+    pool: Executor,
+    search: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    parts: Sequence[Part],
+    due: float | None,
+) -> tuple[Answers, tuple[int, ...]]:
+    """What the parts answer by then, and the numbers of those that are late.
+
+    A part that still runs for a search whose time was over is late at once: with each search that
+    it is given one that hangs takes a thread of the pool, and soon all parts would be late.
+    """
+    before = {n: _overdue.get(part) for n, part in enumerate(parts) if due is not None}
+    held = {n for n, future in before.items() if future is not None and not future.done()}
+    futures = {pool.submit(search, n): n for n in range(len(parts)) if n not in held}
     left = None if due is None else max(0.0, due - time.monotonic())
     done, late = wait(futures, timeout=left)
     for future in late:
-        future.cancel()  # one that has not begun need not
+        if not future.cancel():  # one that has not begun need not
+            _overdue[parts[futures[future]]] = future
     answers = {futures[future]: future.result() for future in done}
-    return answers, tuple(sorted(futures[future] for future in late))
+    return answers, tuple(sorted(held | {futures[future] for future in late}))
 
 
 def merge(

@@ -19,7 +19,8 @@ class IndexConfig(Config):
 
     factory: str = "auto"  # or a FAISS factory string: "Flat" (exact), "IVF1024,SQ8", "HNSW32"
     recall_target: float = Field(default=0.95, gt=0, le=1)  # recall@10 to tune to; 1 = exact
-    memory_gb: float | None = Field(default=None, gt=0)  # that the whole index may take
+    # that the whole index may take, attributes apart
+    memory_gb: float | None = Field(default=None, gt=0)
     updates_per_day: float = Field(default=0.0, ge=0)  # share of the items that changes a day
     num_shards: int = Field(default=0, ge=0)  # 0 = one for every ten million rows
     merge: bool = False  # the shards, built apart, become one
@@ -37,7 +38,14 @@ class IndexConfig(Config):
         return max(1, min(self.num_shards or -(-num_rows // ROWS_PER_SHARD), num_rows))
 
 
-def factories(num_rows: int, dim: int, config: IndexConfig) -> list[str]:
+def num_bytes(num_rows: int, dim: int, bytes_a_value: float, key_bytes: float) -> float:
+    """Memory of inverted lists: codes, FAISS's row numbers, the list of each row (for filters),
+    keys, and centroids."""
+    lists = num_lists(num_rows, num_rows)
+    return num_rows * (bytes_a_value * dim + 8 + 4 + key_bytes) + 4 * lists * dim
+
+
+def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 32.0) -> list[str]:
     """FAISS factory strings to try in turn until one reaches the recall asked without strain (see
     `rec.retrieval.tune.Verdict`); of those tried the best is taken.
 
@@ -51,6 +59,8 @@ def factories(num_rows: int, dim: int, config: IndexConfig) -> list[str]:
         8-bit codes                      1 d                 .98; and where a fifth or more of
                                                              the items changes a day: it has no
                                                              codebook that would grow old
+
+    Beside that each row has its id and where it stands, `key_bytes`; see `num_bytes`.
 
     Graphs (HNSW) are left to a factory string: they took several times the memory and build time
     of these at no more throughput, and lose recall under filters.
@@ -69,7 +79,7 @@ def factories(num_rows: int, dim: int, config: IndexConfig) -> list[str]:
     if dim % 2 or config.updates_per_day >= 0.2:
         by_speed = by_speed[2:]
     room = math.inf if config.memory_gb is None else config.memory_gb * 2**30
-    fitting = [kind for kind in by_speed if num_rows * (kind[1] * dim + 16) <= room]
+    fitting = [kind for kind in by_speed if num_bytes(num_rows, dim, kind[1], key_bytes) <= room]
     able = [kind for kind in fitting if kind[2] >= config.recall_target]
     # where none that fits is able: the ablest that fits, else the smallest
     chosen = able or sorted(fitting, key=lambda kind: -kind[2])[:1] or [("SQ8", 1.0, 0.98)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,20 @@ class _Part(NamedTuple):
     name: str
     rows: np.ndarray  # row numbers within the partition
     table: pa.Table
+
+
+@lru_cache(maxsize=4)
+def folder_of(uri: str, version: str) -> Path:
+    """The local folder of an embedding table for tasks that read parts of it: verified once in
+    each process, not once a task.
+
+    Raises:
+        ArtifactError: it is not intact, or another version stands there by now.
+    """
+    manifest, folder = artifacts.open_artifact(uri, "embedding-table")
+    if manifest.version != version:
+        raise artifacts.ArtifactError(f"{uri}: was published again meanwhile; start anew")
+    return folder
 
 
 class EmbeddingTable:
@@ -58,18 +73,28 @@ class EmbeddingTable:
                         f"{name}: columns {sorted(missing)} are missing; an embedding table has "
                         f"{EMBEDDINGS.names}, found {file.schema_arrow.names}"
                     )
-                for batch in file.iter_batches(_BATCH_ROWS, columns=["weight", *columns]):
+                for group in range(file.num_row_groups):
                     if self._stop is not None and passed >= self._stop:
                         return
-                    active = np.asarray(pc.greater(batch["weight"], 0).fill_null(False))
-                    rows = np.flatnonzero(active)
-                    low = max(0, self._start - passed)
-                    high = None if self._stop is None else max(0, self._stop - passed)
-                    passed += len(rows)
-                    rows = rows[low:high]
-                    if len(rows):
-                        yield _Part(name, first + rows, pa.Table.from_batches([batch]).take(rows))
-                    first += batch.num_rows
+                    weights = file.read_row_group(group, ["weight"])["weight"]
+                    active = int(np.count_nonzero(_active(weights)))
+                    if passed + active <= self._start:  # what comes before is not decoded
+                        passed, first = passed + active, first + len(weights)
+                        continue
+                    for batch in file.iter_batches(
+                        _BATCH_ROWS, row_groups=[group], columns=["weight", *columns]
+                    ):
+                        if self._stop is not None and passed >= self._stop:
+                            return
+                        rows = np.flatnonzero(_active(batch["weight"]))
+                        low = max(0, self._start - passed)
+                        high = None if self._stop is None else max(0, self._stop - passed)
+                        passed += len(rows)
+                        rows = rows[low:high]
+                        if len(rows):
+                            table = pa.Table.from_batches([batch]).take(rows)
+                            yield _Part(name, first + rows, table)
+                        first += batch.num_rows
 
     def keys(self) -> pa.Table:
         """`id` (large_string) and `interest` (int32) of every row, in row order."""
@@ -134,6 +159,10 @@ class EmbeddingTable:
             picked.append(vectors[rows[low:high] - first])
             first += len(vectors)
         return np.concatenate(picked)
+
+
+def _active(weights: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.greater(weights, 0).fill_null(False))
 
 
 def _interests(values: list[int]) -> pa.Array:

@@ -2,6 +2,7 @@
 
     manifest.json        the version in use; replacing it, in one rename or put, is the swap
     history/VERSION.json the manifest of every version that was in use before, and is kept
+    log.json             which log has its live changes, once there was one
     v-.../               the files of one version, never written again
 
 A reader holds one version from its manifest on, so a swap or a step back under load mixes
@@ -14,9 +15,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -28,6 +30,7 @@ from rec.retrieval.errors import StaleError
 KIND = "index"
 _HISTORY = "history"
 _ROOT_PREFIX = "v-"
+_MARKER, _MARK_S = "building.tmp", 300.0  # no manifest lists a .tmp
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
@@ -44,22 +47,21 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         StaleError: another version than `expect` is in use; the files are removed. On S3 a
             publisher that comes between the check and the put is not noticed: let one process
             publish there.
-        ArtifactError: the files or the manifest cannot be written.
+        ArtifactError: the files or the manifest cannot be written, or another process has been
+            publishing for long; the files are removed unless they may be in use.
     """
-    try:
-        manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
-    except OSError as error:
-        discard(uri, root)
-        raise _unpublished(uri, root, error) from error
-    with _one_publisher(uri):
+    with ExitStack() as held:
         try:
+            manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
+            held.enter_context(_one_publisher(uri))
             if expect is not None and (found := current(uri)) != expect:
                 raise StaleError(f"{uri}: version {found} is in use, not {expect}: build on that")
-        except (OSError, StaleError) as error:
+            manifest.config["replaced"] = _replaced(uri, manifest)
+        except (OSError, ArtifactError, StaleError) as error:
             discard(uri, root)  # from here on it may be in use: then `collect` clears away
-            if isinstance(error, StaleError):
-                raise
-            raise _unpublished(uri, root, error) from error
+            if isinstance(error, OSError):
+                raise _unpublished(uri, root, error) from error
+            raise
         try:
             _use(uri, manifest)
         except OSError as error:
@@ -67,8 +69,20 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
     return manifest
 
 
+def _replaced(uri: str, manifest: Manifest) -> str | None:
+    """The version that goes out of use for this one; None where it is the first."""
+    if not artifacts.exists(join(uri, artifacts.MANIFEST)):
+        return None
+    before = artifacts.read_manifest(uri, KIND)
+    if before.version == manifest.version:  # the same again
+        return before.config.get("replaced")
+    return before.version
+
+
 def _unpublished(uri: str, root: str, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{join(uri, root)}: cannot be published: {error}")
+    return ArtifactError(
+        f"{join(uri, root)}: cannot be published: {error}; free space there and build again"
+    )
 
 
 def current(uri: str) -> str:
@@ -92,7 +106,10 @@ def history(uri: str) -> list[Manifest]:
             text = artifacts.read_bytes(join(uri, _HISTORY, name)).decode()
             manifest = Manifest.from_json(text)
         except ValueError as error:
-            raise ArtifactError(f"{info.path}: not a manifest: {error}") from error
+            raise ArtifactError(
+                f"{info.path}: not a manifest: {error}; restore it, or remove it to give up that "
+                f"version"
+            ) from error
         found[manifest.version] = manifest
     if artifacts.exists(join(uri, artifacts.MANIFEST)):
         in_use = artifacts.read_manifest(uri, KIND)
@@ -105,7 +122,7 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
 
     Args:
         uri: the index's address.
-        to: a version; None = the one published before the one in use.
+        to: a version; None = the one that the one in use replaced.
 
     Raises:
         ArtifactError: there is no such version, or a file of it is missing or altered; the
@@ -126,12 +143,13 @@ def _to_roll_back_to(uri: str, to: str | None) -> Manifest:
     kept = history(uri)
     versions = [manifest.version for manifest in kept]
     if to is None:
-        in_use = current(uri)
-        if not (place := versions.index(in_use)):
-            raise ArtifactError(f"{uri}: no version before {in_use} is kept; kept: {versions}")
-        return kept[place - 1]
+        in_use = artifacts.read_manifest(uri, KIND)
+        if (to := in_use.config.get("replaced")) not in versions:
+            raise ArtifactError(
+                f"{uri}: no version before {in_use.version} is kept; name one to use: {versions}"
+            )
     if to not in versions:
-        raise ArtifactError(f"{uri}: version {to} is not kept; kept: {versions}")
+        raise ArtifactError(f"{uri}: version {to} is not kept; name one that is: {versions}")
     return kept[versions.index(to)]
 
 
@@ -163,6 +181,31 @@ def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:
                 files.delete_dir(info.path)
                 removed.append(name)
         return removed
+
+
+@contextmanager
+def under_construction(uri: str, roots: Collection[str]) -> Iterator[None]:
+    """Meanwhile `collect` takes none of these roots, however long it is: a marker in each is
+    written again and again. More roots may be added."""
+    done = Event()
+
+    def mark() -> None:
+        while not done.wait(_MARK_S):
+            for root in list(roots):
+                with suppress(OSError):  # then it is as old as its files
+                    artifacts.write_atomic(join(uri, root, _MARKER), b"")
+
+    marking = Thread(target=mark, name="under-construction", daemon=True)
+    marking.start()
+    try:
+        yield
+    finally:
+        done.set()
+        marking.join()
+        for root in roots:
+            files, path = artifacts.filesystem(join(uri, root, _MARKER))
+            if files.get_file_info(path).type == pafs.FileType.File:
+                files.delete_file(path)
 
 
 def discard(uri: str, root: str) -> None:
@@ -215,7 +258,10 @@ def _one_publisher(uri: str, wait_s: float = 30) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > deadline:
-                raise ArtifactError(f"{path}: another process has been publishing for {wait_s} s")
+                raise ArtifactError(
+                    f"{path}: another process has been publishing for {wait_s} s; try again once "
+                    f"it is done"
+                )
             time.sleep(0.02)
         yield
 
@@ -232,4 +278,6 @@ def upload(folder: str, uri: str) -> None:
             destination_filesystem=files,
         )
     except OSError as error:
-        raise ArtifactError(f"{uri}: cannot be written: {error}") from error
+        raise ArtifactError(
+            f"{uri}: cannot be written: {error}; free space there and build again"
+        ) from error

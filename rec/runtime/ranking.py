@@ -30,7 +30,7 @@ from rec.metrics.bootstrap import bootstrap_means
 from rec.metrics.ranking import ndcg
 from rec.models.estimators.ease import MAX_ITEMS
 from rec.retrieval.errors import IndexBuildError
-from rec.retrieval.index import MAX_K
+from rec.retrieval.queries import MAX_K
 from rec.retrieval.spec import IndexConfig
 from rec.runtime.evaluation_results import Difference, Figure
 from rec.runtime.ranking_baselines import Baseline, BaselineName, Fitter, tuned

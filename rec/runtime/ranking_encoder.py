@@ -16,8 +16,9 @@ from rec.artifacts import join, seal
 from rec.batch import SequenceBatch
 from rec.contract import Interests
 from rec.retrieval.build import build_index
-from rec.retrieval.index import MAX_EXCLUDED, Index
+from rec.retrieval.index import Index
 from rec.retrieval.interests import UserInterests, recall_interests
+from rec.retrieval.queries import MAX_EXCLUDED
 from rec.retrieval.spec import IndexConfig
 from rec.runtime.item_vectors import write_vectors
 from rec.runtime.ranking_data import RankedItems, position_of

@@ -18,7 +18,8 @@ from rec.retrieval import ann
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.index import Index
-from rec.retrieval.spec import IndexConfig, factories
+from rec.retrieval.shards import Shard
+from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
 from rec.retrieval.tune import recall
 
 
@@ -107,6 +108,23 @@ def test_unreachable_target_takes_the_best_and_says_so(tmp_path: Path) -> None:
     chosen = next(p for p in curve if p["nprobe"] == manifest.config["nprobe"])
     assert chosen["recall@10"] == best
     assert manifest.metrics["recall@10"] < manifest.metrics["recall_target"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bytes_a_value"),
+    [("PQ16x4fs,Refine(SQ8)", 1.3), ("PQ16x4fs,RFlat", 4.3), ("SQ8", 1.0), ("Flat", 4.0)],
+)
+def test_memory_is_what_was_estimated(tmp_path: Path, kind: str, bytes_a_value: float) -> None:
+    num, dim = 30_000, 32
+    uri = embeddings(tmp_path / "e", clustered(num, dim))
+    factory = f"IVF{num_lists(num, num)},{kind}"
+    build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory, num_queries=50))
+    index = Index.open(str(tmp_path / "i"))
+    shard = index.parts[0]
+    assert isinstance(shard, Shard)
+    keys = shard.keys.nbytes + shard._by_id.nbytes
+    held = len(shard.ann.to_bytes()) + keys + shard._lists().nbytes
+    assert num_bytes(num, dim, bytes_a_value, keys / num) == pytest.approx(held, rel=0.15)
 
 
 def test_recall_against_plain_loop() -> None:
@@ -262,9 +280,10 @@ def test_auto_goes_on_to_a_stronger_kind() -> None:
 def test_auto_tries_on_until_one_does_without_strain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight four-bit codes are too coarse for these sixteen dimensions: re-ranking all it may, or
-    failing, the first kind is followed by the next; of those tried only one is left."""
+    """Eight four-bit codes are too coarse for these sixteen dimensions where few candidates are
+    re-ranked: the first two kinds are followed by the third; of those tried only one is left."""
     monkeypatch.setattr("rec.retrieval.spec.FLAT_UP_TO", 1000)
+    monkeypatch.setattr("rec.retrieval.tune._K_FACTORS", (1, 2))
     uri = embeddings(tmp_path / "e", clustered(4000))
     config = IndexConfig(recall_target=0.97, num_queries=100)
     manifest = build_index(uri, str(tmp_path / "i"), config)
@@ -276,7 +295,7 @@ def test_auto_tries_on_until_one_does_without_strain(
         if all(point[name] == manifest.config[name] for name in ("nprobe", "k_factor", "ef"))
     ]
     assert chosen[0]["reached"]
-    assert manifest.config["factory"] != first or manifest.config["k_factor"] < 32
+    assert manifest.config["factory"] == "IVF64,SQ8"
     assert manifest.metrics["recall@10"] > 0.95
     assert [p.name for p in (tmp_path / "i").glob("v-*")] == [manifest.root]
 
@@ -313,6 +332,16 @@ def test_unknown_id(flat: tuple[Index, np.ndarray]) -> None:
     for call in (flat[0].vector, lambda i: flat[0].search_ids(["item-1", i], 3)):
         with pytest.raises(UnknownIdError, match="no item 'item-500'"):
             call("item-500")
+
+
+def test_ids_that_are_no_list_of_texts(flat: tuple[Index, np.ndarray]) -> None:
+    index, vectors = flat
+    for exclude in (["item-0"], "a", 5, [[5]], [None], [["item-0", *range(9)]]):
+        with pytest.raises(QueryError, match=r"list of ids|expected str"):
+            index.search(vectors[:1], 3, exclude=exclude)  # type: ignore[arg-type]
+    for ids in ("item-0", [5], 5):
+        with pytest.raises(QueryError, match=r"list of ids|expected str"):
+            index.search_ids(ids, 3)  # type: ignore[arg-type]
 
 
 def test_exclude_of_wrong_length(flat: tuple[Index, np.ndarray]) -> None:

@@ -121,7 +121,9 @@ def test_forgets_whole_segments_only(tmp_path: Path) -> None:
     log.forget(1)
     assert len(list(tmp_path.glob("*.log"))) == 2
     log.forget(2)
-    assert [record.number for record in log.replay(None)] == [3, 4]
+    assert [record.number for record in log.replay(2)] == [3, 4]
+    with pytest.raises(LogError, match=r"holds changes 3 to 4.*--log-seq"):
+        list(log.replay(None))
     log.roll()
     log.roll()  # nothing new: no further segment
     log.forget(4)

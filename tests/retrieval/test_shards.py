@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from tables import DIM, brute_force, clustered, embeddings
 
+from rec import artifacts
+from rec.artifacts import ArtifactError
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import FilterError, IndexBuildError, QueryError
 from rec.retrieval.filters import Equal, In, Not, Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard, compares_all
 from rec.retrieval.spec import IndexConfig
+from rec.retrieval.table import EmbeddingTable, folder_of
 
 NUM = 6000
 
@@ -265,6 +268,61 @@ def test_repeated_interest_of_an_item_is_refused(tmp_path: Path) -> None:
         build_index(uri, str(tmp_path / "i"))
 
 
+def test_a_dictionary_column_can_be_filtered(tmp_path: Path) -> None:
+    columns = {"kind": pa.array(["a", "b", None] * 10).dictionary_encode()}
+    uri = embeddings(tmp_path / "e", clustered(30), columns=columns)
+    tags = pa.array(["x", "y"] * 15).dictionary_encode()
+    pq.write_table(
+        pa.table({"item_id": [f"item-{i}" for i in range(30)], "tag": tags}), tmp_path / "a.parquet"
+    )
+    config = IndexConfig(attributes=("kind", "tag"), num_shards=2)
+    build_index(uri, str(tmp_path / "i"), config, attributes_uri=str(tmp_path / "a.parquet"))
+    index = Index.open(str(tmp_path / "i"))
+    for column, value, expected in [("kind", "b", slice(1, 30, 3)), ("tag", "y", slice(1, 30, 2))]:
+        hits = index.search(clustered(1), 30, where=Equal(column=column, value=value))
+        assert sorted(hits.rows[hits.rows >= 0]) == list(range(30))[expected]
+
+
+def test_a_part_of_the_table_decodes_no_row_groups_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (np.arange(1000) % 3 > 0).astype("f4")
+    uri = embeddings(tmp_path / "e", clustered(1000), weights=weights, num_parts=1)
+    (path,) = Path(uri).rglob("*.parquet")
+    for name, rows in (("a", slice(0, 600)), ("b", slice(600, 400))):
+        whole = pq.read_table(path).slice(rows.start, rows.stop)
+        (tmp_path / "f").mkdir(exist_ok=True)
+        pq.write_table(whole, tmp_path / "f" / f"{name}.parquet", row_group_size=90)
+    active = clustered(1000)[weights > 0]
+    decoded: list[int] = []
+    real = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, *sizes: int, **what: Any) -> Any:
+        decoded.append(1)
+        return real(self, *sizes, **what)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    for start, stop, groups in [(0, 60, 1), (50, 70, 2), (60, 61, 1), (390, 410, 2), (0, 666, 12)]:
+        decoded.clear()
+        vectors = EmbeddingTable(tmp_path / "f", start, stop).vectors()
+        np.testing.assert_array_equal(np.concatenate(list(vectors)), active[start:stop])
+        assert len(decoded) == groups
+    assert EmbeddingTable(tmp_path / "f").places("item-851") == ["b.parquet row 251"]
+
+
+def test_a_process_verifies_the_table_once_for_all_its_shards(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    real = artifacts.verify
+    monkeypatch.setattr(artifacts, "verify", lambda uri, m: verified.append(uri) or real(uri, m))
+    folder_of.cache_clear()
+    built(table, tmp_path, factory="Flat", num_shards=5)
+    assert verified.count(table) == 2  # by the build, and for its shards
+    with pytest.raises(ArtifactError, match="published again meanwhile"):
+        folder_of(table, "0" * 16)
+
+
 class Stalled:
     """A shard that does not answer until it is let go."""
 
@@ -293,8 +351,13 @@ def test_a_stalled_shard_gives_a_partial_answer_in_time(
     assert (hits.partial, hits.missing_shards) == (True, (1,))
     assert not ((hits.rows >= 2000) & (hits.rows < 4000)).any()
     assert (hits.rows >= 0).all()
+    for _ in range(6):  # more than the pool has threads
+        hits = slow.search(clustered(1), 10, deadline_s=3, exclude=exclude)
+        assert hits.missing_shards == (1,)
     stalled.go.set()
-    whole = slow.search(clustered(1), 10, deadline_s=10, exclude=exclude)
+    end = time.monotonic() + 30  # the search that was late is soon done
+    while (whole := slow.search(clustered(1), 10, deadline_s=10, exclude=exclude)).partial:
+        assert time.monotonic() < end
     assert (whole.partial, whole.missing_shards) == (False, ())
     assert (whole.rows == index.search(clustered(1), 10, exclude=exclude).rows).all()
     pool.shutdown()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from rec.artifacts import ArtifactError
 from rec.retrieval import versions
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import StaleError
+from rec.retrieval.fill import merge_shards
 from rec.retrieval.index import Index
+from rec.retrieval.live import LiveIndex
+from rec.retrieval.spec import IndexConfig
 
 
 class Killed(BaseException):
@@ -46,6 +51,15 @@ def test_rollback_and_forward(tmp_path: Path) -> None:
         versions.rollback(uri, "0123")
 
 
+def test_rollback_never_returns_to_what_was_rolled_back(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    good, _bad = publish(tmp_path, 0), publish(tmp_path, 1)
+    versions.rollback(uri)
+    third = publish(tmp_path, 2)
+    assert publish(tmp_path, 2) == third  # again the same
+    assert versions.rollback(uri).version == good
+
+
 def test_rollback_to_a_damaged_version_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     first, second = publish(tmp_path, 0), publish(tmp_path, 1)
@@ -58,7 +72,7 @@ def test_rollback_to_a_damaged_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_rollback_under_load_mixes_nothing(tmp_path: Path) -> None:
-    """Readers that open and search all the while see one whole version or the other."""
+    """Readers that open, or refresh, and search see one whole version or the other."""
     uri = str(tmp_path / "i")
     two = [publish(tmp_path, seed) for seed in range(2)]
     queries = clustered(4, seed=7)
@@ -67,26 +81,38 @@ def test_rollback_under_load_mixes_nothing(tmp_path: Path) -> None:
         versions.rollback(uri, version)
         expected[version] = Index.open(uri).search(queries, 5).scores
     stop, failed = threading.Event(), []
+    held = LiveIndex(uri, tmp_path / "log", compact_at=None)
+    seen: list[list[str]] = [[], [], []]
 
-    def read() -> None:
+    def refreshed() -> Index:
+        held.refresh()
+        return held.index
+
+    def read(opened: Callable[[], Index], mine: list[str]) -> None:
         while not stop.is_set():
             try:
-                index = Index.open(uri)
+                index = opened()
                 np.testing.assert_array_equal(
                     index.search(queries, 5).scores, expected[index.version]
                 )
+                mine.append(index.version)
             except BaseException as error:
                 failed.append(error)
                 return
 
-    threads = [threading.Thread(target=read) for _ in range(2)]
+    ways = [lambda: Index.open(uri), lambda: Index.open(uri), refreshed]
+    threads = [threading.Thread(target=read, args=one) for one in zip(ways, seen, strict=True)]
     for thread in threads:
         thread.start()
-    for turn in range(60):
-        versions.rollback(uri, two[turn % 2])
+    end, turns = time.monotonic() + 120, 0
+    while not failed and (turns < 60 or any(set(mine) != set(two) for mine in seen)):
+        versions.rollback(uri, two[turns % 2])
+        turns += 1
+        assert time.monotonic() < end, [len(mine) for mine in seen]
     stop.set()
     for thread in threads:
         thread.join()
+    held.close()
     assert not failed
 
 
@@ -202,6 +228,34 @@ def test_files_are_on_disk_before_the_manifest_and_its_name_after(
     assert str(folder) in done[swap:]
 
 
+def test_a_build_that_takes_longer_than_the_grace_is_not_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, folder = str(tmp_path / "i"), tmp_path / "i"
+    first = publish(tmp_path, 0)
+    removed: list[list[str]] = []
+    real = merge_shards
+
+    def slow(*arguments: Any) -> Any:
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # a marker that has its name by now
+                os.utime(path, (0, 0))  # its shards were finished long ago
+        while not list(folder.glob("v-*/building.tmp")):
+            time.sleep(0.01)
+        time.sleep(0.2)  # it is written again
+        removed.append(versions.collect(uri, keep=1))
+        return real(*arguments)
+
+    monkeypatch.setattr(versions, "_MARK_S", 0.05)
+    monkeypatch.setattr("rec.retrieval.build.merge_shards", slow)
+    table = embeddings(tmp_path / "e-1", clustered(30, seed=1))
+    second = build_index(table, uri, IndexConfig(num_shards=2, merge=True))
+    assert removed == [[]]
+    assert Index.open(uri).version == second.version != first
+    assert not any("building" in name for name in second.files)
+    assert not list(folder.rglob("building*"))
+
+
 def test_grace_counts_from_when_a_version_went_out_of_use(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     publish(tmp_path, 0)
@@ -269,6 +323,20 @@ def test_publishing_on_a_stale_version_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "i" / "v-new").exists()
 
 
+def test_a_publisher_that_waits_in_vain_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "i")
+    first = publish(tmp_path, 0)
+    real = versions._one_publisher
+    with real(uri), monkeypatch.context() as patch:
+        patch.setattr(versions, "_one_publisher", lambda uri: real(uri, wait_s=0.1))
+        with pytest.raises(ArtifactError, match=r"has been publishing for 0\.1 s"):
+            publish(tmp_path, 1)
+    assert len(list((tmp_path / "i").glob("v-*"))) == 1
+    assert Index.open(uri).version == first
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupted_swap_removes_nothing_that_may_be_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -298,6 +366,29 @@ def test_full_disk_is_typed_and_names_the_place(
     monkeypatch.undo()
     assert Index.open(str(tmp_path / "i")).version == first
     assert len(list((tmp_path / "i").glob("v-*"))) == 1  # nothing half written is left
+
+
+def test_full_disk_at_the_manifest_leaves_no_file_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish(tmp_path, 0)
+    embeddings(tmp_path / "e-1", clustered(30, seed=1))
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    real = versions._use
+    with monkeypatch.context() as patch:
+
+        def use(*arguments: Any) -> None:
+            patch.setattr("os.fsync", full)
+            real(*arguments)
+
+        patch.setattr(versions, "_use", use)
+        with pytest.raises(ArtifactError, match=r"cannot be published: .*No space"):
+            publish(tmp_path, 1)
+    assert versions.current(str(tmp_path / "i")) == first
+    assert not list((tmp_path / "i").rglob("*.tmp"))
 
 
 def test_a_history_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""What an index is asked, checked: errors name the argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from rec.retrieval.errors import QueryError
+
+MAX_K = 10_000
+MAX_EXCLUDED = 10_000
+
+
+def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
+    """`vectors` as FAISS takes them.
+
+    Raises:
+        QueryError: k is out of range, or the vectors are not (B, dim) finite numbers.
+    """
+    if not 1 <= k <= MAX_K:
+        raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
+    try:
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"query vectors are not numbers: {error}") from error
+    shape = np.shape(vectors)
+    if len(shape) != 2 or shape[1] != dim:
+        raise QueryError(
+            f"query vectors have shape {shape}, expected (B, {dim}): the index's dimension is {dim}"
+        )
+    flat = queries.reshape(-1)
+    # squares whose sum is finite have no NaN or infinity in them; else they may overflow
+    if not math.isfinite(flat @ flat) and not (fine := np.isfinite(queries).all(axis=1)).all():
+        raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
+    return queries
+
+
+def texts(item_ids: Any) -> list[str]:
+    if isinstance(item_ids, str) or not hasattr(item_ids, "__len__"):
+        raise QueryError(f"{item_ids!r} in place of a list of ids")
+    for item_id in item_ids:
+        if not isinstance(item_id, str):
+            raise QueryError(f"id {item_id!r} is of type {type(item_id).__name__}, expected str")
+    return list(item_ids)
+
+
+def whole(k: Any) -> int:
+    try:
+        return operator.index(k)
+    except TypeError as error:
+        raise QueryError(f"k is {k!r}, expected a whole number") from error
