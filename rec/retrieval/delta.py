@@ -36,19 +36,14 @@ class DeltaPart:
         k: int,
         where: filters.Filter | None = None,
         exact: bool = False,  # noqa: ARG002  it always is
-        left: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         top = ExactTop(queries, k)
-        fits = left if where is None else filters.mask(where, self.attributes)
-        if fits is None:
+        if where is None:
             top.add(self._vectors)
         else:
-            rows = np.flatnonzero(fits if left is None else fits & left)
+            rows = np.flatnonzero(filters.mask(where, self.attributes))
             top.add(self._vectors[rows], rows)
         return top.finish()
-
-    def left(self, dead: np.ndarray) -> np.ndarray | None:
-        return ~dead if dead.any() else None
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
         found = (self._rows_of.get(item_id, ()) for item_id in item_ids)

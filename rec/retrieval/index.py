@@ -73,10 +73,6 @@ class Index:
         self.parts = tuple(parts)
         self.dead, self.pool = dead, pool
         self._starts = np.cumsum([0, *(part.size for part in self.parts)])
-        self._left = [
-            None if dead is None else part.left(dead[start : start + part.size])
-            for part, start in zip(self.parts, self._starts, strict=False)
-        ]
         self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
         self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
         self._plain = len(self.parts) == 1 and not self.many and not self._num_dead
@@ -176,17 +172,17 @@ class Index:
         queries = checked(vectors, k, self.dim)
         if self._plain and where is None and exclude is None and deadline_s is None and not exact:
             with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
-                rows, scores = self.parts[0].search(queries, k, None, False, None)
+                rows, scores = self.parts[0].search(queries, k, None, False)
             mark_absent(rows, scores)
             return Hits(rows, scores, self)
         if deadline_s is not None and self.pool is None:
             raise QueryError("deadline_s needs an index opened with a pool")
         due = None if deadline_s is None else time.monotonic() + deadline_s
         dropped = self._excluded(exclude, len(queries))
-        if not (dropped.size or self.many):
+        if not (dropped.size or self._num_dead or self.many):
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
         # look wider until k are left of those that may be returned
-        width = k + dropped.shape[1]
+        width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
         before: Answers = {}  # of a narrower look: a part that is late with the next keeps them
         while True:
             width = min(width, self.num_rows)
@@ -210,18 +206,17 @@ class Index:
         """The k best rows of all parts, and the parts that were late; `before` has what parts
         answered earlier, and takes what they answer now."""
 
-        def one(number: int) -> tuple[np.ndarray, np.ndarray]:
+        def one(part: Part) -> tuple[np.ndarray, np.ndarray]:
             with omp_threads(num_threads):
-                part, left = self.parts[number], self._left[number]
-                return part.search(queries, k, where, exact, left)
+                return part.search(queries, k, where, exact)
 
         if len(self.parts) == 1 and due is None:
-            rows, scores = one(0)
+            rows, scores = one(self.parts[0])
             mark_absent(rows, scores)
             return rows, scores, self, ()
         late: tuple[int, ...] = ()
         if self.pool is None:
-            answers = {number: one(number) for number in range(len(self.parts))}
+            answers = {number: one(part) for number, part in enumerate(self.parts)}
         else:
             answers, late = in_time(self.pool, one, self.parts, due)
         if before is not None:
@@ -231,8 +226,10 @@ class Index:
         return rows, scores, self, late
 
     def _out(self, rows: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-        """(B, k) True where a hit may not be returned: excluded, or its item again."""
+        """(B, k) True where a hit may not be returned: dead, excluded, or its item again."""
         out = rows < 0
+        if self.dead is not None:
+            out |= self.dead[rows]
         if dropped.size:
             for query in range(len(rows)):
                 out[query] |= np.isin(rows[query], dropped[query])

@@ -26,13 +26,9 @@ class Part(Protocol):
     def attributes(self) -> pa.Table: ...
 
     def search(
-        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool, left: Any
+        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """(B, k) rows, -1 where there are fewer, and (B, k) scores, best first."""
-        ...
-
-    def left(self, dead: np.ndarray) -> Any:
-        """What `search` takes to find no dead rows, by (size,) bool; None where none is dead."""
         ...
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
@@ -57,7 +53,7 @@ def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
 
 def in_time(
     pool: Executor,
-    search: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    search: Callable[[Part], tuple[np.ndarray, np.ndarray]],
     parts: Sequence[Part],
     due: float | None,
 ) -> tuple[Answers, tuple[int, ...]]:
@@ -68,7 +64,7 @@ def in_time(
     """
     before = {n: _overdue.get(part) for n, part in enumerate(parts) if due is not None}
     held = {n for n, future in before.items() if future is not None and not future.done()}
-    futures = {pool.submit(search, n): n for n in range(len(parts)) if n not in held}
+    futures = {pool.submit(search, part): n for n, part in enumerate(parts) if n not in held}
     left = None if due is None else max(0.0, due - time.monotonic())
     done, late = wait(futures, timeout=left)
     for future in late:

@@ -41,13 +41,6 @@ class _Fit(NamedTuple):
     per_list: np.ndarray  # (lists,) int32, how many of them each inverted list holds
 
 
-class _Left(NamedTuple):
-    """The rows of a shard that are still there."""
-
-    gone: np.ndarray  # (n,) the others
-    fit: _Fit
-
-
 class Shard:
     """A part that was built and published; it never changes.
 
@@ -66,7 +59,6 @@ class Shard:
         self._fits: OrderedDict[str, _Fit] = OrderedDict()
         self._held = 0  # bytes of them
         self._list_of_rows: np.ndarray | None = None
-        self._rows_per_list: np.ndarray | None = None
         self._lock = Lock()
 
     @classmethod
@@ -111,10 +103,7 @@ class Shard:
         k: int,
         where: filters.Filter | None = None,
         exact: bool = False,
-        left: _Left | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        if where is None and left is not None:
-            return self._search_left(queries, k, exact, left.fit)
         if where is None and (not exact or self.ann.is_flat):
             enough = 4 * k * self.ann.num_lists <= self.ann.effort.nprobe * self.size
             effort = None if enough and not self.ann.is_graph else self._effort(k, self.size)
@@ -123,8 +112,6 @@ class Shard:
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
         fit = self._fit(where)
-        if left is not None:
-            fit = self._without(fit, left.gone)
         if exact or self.ann.is_flat or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
@@ -133,43 +120,6 @@ class Shard:
         found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
 
-    def _search_left(
-        self, queries: np.ndarray, k: int, exact: bool, fit: _Fit
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the rows that are still there, nearly all, with the effort that was tuned for all."""
-        if self.ann.is_flat:
-            return self.ann.search(queries, k, None, fit.bits)
-        if exact or compares_all(fit.num_rows, self.size, 0, self.ann.is_graph):
-            return self._exact(queries, k, self._rows(fit))
-        effort = self._effort(k, self.size) or self.ann.effort
-        if self.ann.num_lists:
-            # where those nearest are gone: on to what as many lists hold elsewhere
-            least_rows = effort.nprobe * fit.num_rows // self.ann.num_lists
-            return self._walk(queries, k, effort, fit.per_list, fit.bits, least_rows)
-        found = self.ann.search(queries, k, effort, fit.bits)
-        return self._completed(queries, k, found, fit)
-
-    def left(self, dead: np.ndarray) -> _Left | None:
-        gone = np.flatnonzero(dead)
-        if not len(gone):
-            return None
-        everything = _Fit(
-            np.packbits(np.ones(self.size, bool), bitorder="little"), self.size, self._per_list()
-        )
-        return _Left(gone, self._without(everything, gone))
-
-    def _without(self, fit: _Fit, gone: np.ndarray) -> _Fit:
-        """The rows that fit but those."""
-        gone = gone[(fit.bits[gone >> 3] >> (gone & 7).astype(np.uint8)) & 1 > 0]
-        out = np.zeros(self.size, bool)
-        out[gone] = True
-        per_list = fit.per_list
-        if self.ann.num_lists:
-            lists = np.bincount(self._lists()[gone], minlength=self.ann.num_lists)
-            per_list = (per_list - lists).astype(np.int32)
-        bits = fit.bits & ~np.packbits(out, bitorder="little")
-        return _Fit(bits, fit.num_rows - len(gone), per_list)
-
     def _walk(
         self,
         queries: np.ndarray,
@@ -177,7 +127,6 @@ class Shard:
         effort: Effort,
         per_list: np.ndarray,
         bits: np.ndarray | None,
-        least_rows: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Look into lists at least as far as `effort` goes, and for each query on until those
         passed hold enough rows, in enough lists: what fits may lie far from the query.
@@ -185,9 +134,8 @@ class Shard:
         Args:
             per_list: (lists,) rows that may be found in each.
             bits: of these rows; None = all.
-            least_rows: enough are so many at least, and 4 k.
         """
-        least_rows = min(max(4 * k, least_rows), int(per_list.sum()))
+        least_rows = min(4 * k, int(per_list.sum()))
         least_lists = min(effort.nprobe, int(np.count_nonzero(per_list)))
         rows = np.empty((len(queries), k), np.int64)
         scores = np.empty((len(queries), k), np.float32)
@@ -216,7 +164,8 @@ class Shard:
         if not (short := found[0][:, min(k, there) - 1] < 0).any():
             return found
         if self.ann.num_lists:
-            again = self._walk(queries[short], k, self.ann.effort, self._per_list(), None)
+            per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
+            again = self._walk(queries[short], k, self.ann.effort, per_list, None)
         else:
             rows = np.arange(self.size) if fit is None else self._rows(fit)
             again = self._exact(queries[short], k, rows)
@@ -277,14 +226,6 @@ class Shard:
         if self._list_of_rows is None:
             self._list_of_rows = self.ann.list_of_rows()  # made twice at worst
         return self._list_of_rows
-
-    def _per_list(self) -> np.ndarray:
-        """(lists,) int32, how many rows each inverted list holds."""
-        if self._rows_per_list is None:
-            lists = self._lists() if self.ann.num_lists else np.zeros(0, np.int32)
-            counts = np.bincount(lists, minlength=self.ann.num_lists)
-            self._rows_per_list = counts.astype(np.int32)
-        return self._rows_per_list
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
         first = self._bisect(item_ids)
