@@ -64,6 +64,20 @@ def _await_healthy(health: str, timeout_s: float) -> None:
             time.sleep(0.2)
 
 
+def _refuse_taken(host: str, port: int) -> None:
+    """Raise ServiceError where somebody listens there: Serve would share a port with another Serve,
+    and clients would be answered by either."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not what has just closed
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServiceError(
+                f"port {port} of {host}: {error.strerror}; stop what listens there, or give "
+                "another --port"
+            ) from error
+
+
 def _connect(address: str | None) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -112,8 +126,8 @@ def serving(
 
     Raises:
         ArtifactError: encoder or index cannot be read, or do not belong together.
-        ServiceError: Serve already runs on that cluster, or the service does not start, for
-            instance because a file of an artifact is not as published.
+        ServiceError: the port is taken, Serve already runs on that cluster, or the service does
+            not start, for instance because a file of an artifact is not as published.
     """
     applications: dict[str, serve.RunTarget] = {}  # built first: bad artifacts start nothing
     if args is not None:
@@ -122,6 +136,7 @@ def serving(
         applications[PATH] = serve.RunTarget(recommend_app.build(users), "recommend", PATH)
     if not applications:
         raise ServiceError("nothing to serve: give the content service, recommendations or both")
+    _refuse_taken(host, port)
     connected = not ray.is_initialized()
     started = connected and _connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

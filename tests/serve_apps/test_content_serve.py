@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -300,3 +301,19 @@ def test_the_command_serves_whole_parts(
 
     assert main(given) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reuse", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_a_port_that_is_taken_is_refused_before_ray_starts(served: Any, reuse: int) -> None:
+    from serve_apps.app import ServeArgs
+    from serve_apps.launch import ServiceError, serving
+
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, reuse, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        told = pytest.raises(ServiceError, match=f"port {port} of 127.0.0.1: .*another --port")
+        with told, serving(args, port=port):
+            pass
