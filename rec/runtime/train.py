@@ -343,6 +343,10 @@ def _train_on_ray(
         result = trainer.fit()
     except ray_train.TrainingFailedError as error:
         raise TrainError(reason(error)) from error
+    except SystemExit as stop:
+        if stop.code not in (0, 1):  # of Ctrl-C Ray's handler makes 0, and its ray.get 1
+            raise
+        raise KeyboardInterrupt from stop
     ended = Ended(**cast(dict[str, Any], result.return_value))
     if ended.error:
         raise TrainError(ended.error)

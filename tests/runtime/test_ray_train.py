@@ -113,6 +113,23 @@ def test_errors_that_would_come_again_are_not_retried(
         train(poisoned, rows, str(tmp_path / "nan"), num_workers=1)
 
 
+@pytest.mark.parametrize(("code", "told"), [(1, KeyboardInterrupt), (143, SystemExit)])
+def test_ctrl_c_is_told_from_other_ends(
+    code: int,
+    told: type[BaseException],
+    ray_local: None,
+    rows: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fit(self: object) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer.fit", fit)
+    with pytest.raises(told):
+        train(recipe(), rows, str(tmp_path), num_workers=1)
+
+
 @pytest.mark.parametrize(("engine", "num_workers"), [("plain", 1), ("ddp", 2)])
 def test_a_full_disk_is_told_in_a_line_and_not_retried(
     engine: str, num_workers: int, ray_local: None, rows: str, tmp_path: Path
