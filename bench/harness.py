@@ -51,7 +51,8 @@ class Report:
     table: list[str] = field(default_factory=list)  # lines of Markdown of the benchmark's own
 
     def add(self, what: str, value: float, bar: float | None = None, at_most: bool = False) -> None:
-        self.figures.append(Figure(what, value, bar, at_most))
+        # NumPy's floats compare to bools of its own, which JSON does not take
+        self.figures.append(Figure(what, float(value), bar, at_most))
         print(f"   {what}: {value:.4g}", flush=True)
 
     def note(self, text: str) -> None:
