@@ -127,6 +127,13 @@ class RecommendRequest(_Body):
     k: int = Field(default=10, ge=1, description="items; fewer where no more are left")
     exclude: list[Text] = Field([], description="ids of further items to leave out")
     exclude_seen: bool = Field(True, description="leave out the items of the history")
+    reasons: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="items of the history to tell with each interest and each recommended item, "
+        "those nearest to it; 0: none",
+    )
     domain: Text | None = Field(
         None, description="refuse (404) unless the items that are served are of this domain"
     )
@@ -139,6 +146,18 @@ class RecommendRequest(_Body):
         if (self.history is None) == (self.user is None):
             raise ValueError("expected exactly one of: history; user")
         return self
+
+
+class InterestDetail(BaseModel):
+    weight: float
+    item_ids: list[str] = Field(description="of the history, those of highest score for it")
+    scores: list[float]
+
+
+class ReasonDetail(BaseModel):
+    interest: int = Field(description="which of `interests` the item was found for, from 0")
+    item_ids: list[str] = Field(description="of the history, the nearest first")
+    similarities: list[float] = Field(description="cosine of the two items' vectors")
 
 
 class RecommendResponse(BaseModel):
@@ -154,6 +173,10 @@ class RecommendResponse(BaseModel):
     )
     num_known: int = Field(description="events of the history whose items the model knows")
     num_unknown: int = Field(description="events of other items, which told it nothing")
+    interests: list[InterestDetail] | None = Field(None, description="of the user, if asked for")
+    reasons: list[ReasonDetail] | None = Field(
+        None, description="one for each item, in order, if asked for; none for what is popular"
+    )
     model_version: str
     index_version: str
 

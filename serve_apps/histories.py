@@ -55,11 +55,21 @@ class Histories:
     def of(self, user: str) -> list[str]:
         """Ids of the items that the user chose, the newest last; of a user not there, none."""
         # as Arrow sorts: by the bytes of UTF-8, which is the order of code points
-        at = bisect_left(self._users, user, key=lambda found: found.as_py())
+        at = self._at(user)
         if at == len(self._users) or self._users[at].as_py() != user:
             return []
         index = self._index[self._offsets[at] : self._offsets[at + 1]]
         return [self.item_ids[i] for i in index]
+
+    def users(self, prefix: str, limit: int) -> list[tuple[str, int]]:
+        """The first users, by id, whose ids begin with `prefix`, and the events of each."""
+        start = self._at(prefix)
+        ids = self._users.slice(start, limit).to_pylist()
+        counts = np.diff(self._offsets[start : start + len(ids) + 1]).tolist()
+        return [one for one in zip(ids, counts, strict=True) if one[0].startswith(prefix)]
+
+    def _at(self, user: str) -> int:
+        return bisect_left(self._users, user, key=lambda found: found.as_py())
 
 
 def _side(folder: Path, side: str) -> pa.Table:

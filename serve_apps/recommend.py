@@ -24,7 +24,8 @@ from rec.retrieval.queries import MAX_EXCLUDED
 from serve_apps.batcher import Batcher
 from serve_apps.errors import ApiError
 from serve_apps.histories import Histories, PopularItem
-from serve_apps.recommend_gateway import Asked, Recommended
+from serve_apps.reasons import Reasons, explain
+from serve_apps.recommend_gateway import Asked, History, Recommended
 from serve_apps.versions import same
 
 
@@ -114,7 +115,25 @@ class Recommender:
         user = await self._interests(history)
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._threads, self._recall, user, asked.k, exclude)
-        return Recommended(found.ids.tolist(), found.scores.tolist(), "model", *counts, *versions)
+        why = None
+        if asked.reasons:
+            why = await loop.run_in_executor(
+                self._threads, self._explain, user, found, history, asked.reasons
+            )
+        ids, scores = found.ids.tolist(), found.scores.tolist()
+        return Recommended(ids, scores, "model", *counts, *versions, why)
+
+    async def history(self, user: str, limit: int) -> History:
+        """The latest `limit` events of a user, the newest last; ApiError, 404, where the rows
+        know nobody of that name."""
+        found = self._histories.of(user)
+        if not found:
+            raise ApiError(404, "unknown_user", f"user: {user!r} is not in the rows")
+        return History(found[-limit:], len(found), self._histories.version)
+
+    async def users(self, prefix: str, limit: int) -> list[tuple[str, int]]:
+        """Users whose ids begin with `prefix`, in order of their ids, and the events of each."""
+        return self._histories.users(prefix, limit)
 
     async def canary(self) -> None:
         """Raises ApiError unless a small history gives what it gave when all was loaded."""
@@ -145,6 +164,17 @@ class Recommender:
             part.float().cpu().numpy() for part in self._encoder.encode_user(histories)
         )
         return [UserInterests(*one) for one in zip(vectors, weights, strict=True)]
+
+    def _explain(
+        self, user: UserInterests, found: Recalled, history: Sequence[str], most: int
+    ) -> Reasons:
+        place, vectors = self._encoder.places, self._encoder.item_vectors()
+        chosen = [one for one in dict.fromkeys(reversed(history)) if one in self._known]
+        theirs, shown = (
+            vectors[[place[one] for one in ids]].float().cpu().numpy()
+            for ids in (chosen, found.ids)
+        )
+        return explain(user, found, shown, chosen, theirs, most)
 
     def _recall(self, user: UserInterests, k: int, exclude: set[str]) -> Recalled:
         return recall_interests(self._index, [user], k, by="score", exclude=[list(exclude)])[0]

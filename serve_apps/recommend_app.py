@@ -19,7 +19,13 @@ from serve_apps.api import RecommendVersion
 from serve_apps.deployment import COMMON, answered, ask, check_transport
 from serve_apps.errors import ApiError
 from serve_apps.recommend import Places, Recommender
-from serve_apps.recommend_gateway import Asked, Recommended, RecommendLimits, make_recommend_app
+from serve_apps.recommend_gateway import (
+    Asked,
+    History,
+    Recommended,
+    RecommendLimits,
+    make_recommend_app,
+)
 from serve_apps.versions import match_users
 
 
@@ -58,6 +64,12 @@ class Recommend:
     async def recommend(self, asked: Asked) -> Recommended | ApiError:
         return await answered(self._recommender.recommend(asked))
 
+    async def history(self, user: str, limit: int) -> History | ApiError:
+        return await answered(self._recommender.history(user, limit))
+
+    async def users(self, prefix: str, limit: int) -> list[tuple[str, int]]:
+        return await self._recommender.users(prefix, limit)
+
     async def canary(self) -> ApiError | None:
         return await answered(self._recommender.canary())
 
@@ -73,6 +85,12 @@ class RecommendServeBackend:
 
     async def recommend(self, asked: Asked) -> Recommended:
         return await ask(self._timeout_s, self._recommend.recommend, asked)
+
+    async def history(self, user: str, limit: int) -> History:
+        return await ask(self._timeout_s, self._recommend.history, user, limit)
+
+    async def users(self, prefix: str, limit: int) -> list[tuple[str, int]]:
+        return await ask(self._timeout_s, self._recommend.users, prefix, limit)
 
     async def canary(self) -> None:
         await ask(self._timeout_s, self._recommend.canary)

@@ -6,15 +6,17 @@ Knows nothing of Ray. Refusals are those of `serve_apps.web`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from pydantic import Field
 
 from rec.config import Config
 from rec.retrieval.queries import MAX_EXCLUDED, MAX_K
 from serve_apps.api import RecommendRequest, RecommendResponse, RecommendVersion
 from serve_apps.errors import ApiError, invalid
+from serve_apps.reasons import Reasons
+from serve_apps.users_api import MAX_LISTED, HistoryResponse, User, UserList
 from serve_apps.web import add_health, check_version, new_app
 
 PATH = "/v1/recommend"  # Serve's prefix of this application
@@ -28,6 +30,7 @@ class Asked(NamedTuple):
     k: int  # 1 to 10,000
     exclude: Sequence[str] = ()  # at most MAX_EXCLUDED
     exclude_seen: bool = True
+    reasons: int = 0  # items of the history told with each; 0: none
 
 
 class Recommended(NamedTuple):
@@ -38,6 +41,13 @@ class Recommended(NamedTuple):
     num_unknown: int
     model_version: str  # of what answered, which a roll-out may have made newer than the gateway
     index_version: str
+    why: Reasons | None = None  # None: not asked for, or what is popular
+
+
+class History(NamedTuple):
+    ids: list[str]  # of items, the newest last
+    num_events: int  # there are in all
+    rows_version: str
 
 
 class RecommendLimits(Config):
@@ -50,9 +60,13 @@ class RecommendLimits(Config):
 
 
 class RecommendBackend(Protocol):
-    """What answers. Both methods raise ApiError."""
+    """What answers. All methods raise ApiError."""
 
     async def recommend(self, asked: Asked) -> Recommended: ...
+
+    async def history(self, user: str, limit: int) -> History: ...
+
+    async def users(self, prefix: str, limit: int) -> list[tuple[str, int]]: ...
 
     async def canary(self) -> None:
         """One small history, compared with what must come out."""
@@ -65,7 +79,7 @@ def make_recommend_app(
     """The service as an ASGI application; all its routes are below PATH."""
     app = new_app("Raycall recommendations", version.raycall, limits.max_body_bytes, below=PATH)
 
-    @app.post(PATH, summary="Items for a user")
+    @app.post(PATH, summary="Items for a user", response_model_exclude_none=True)
     async def recommend(body: RecommendRequest) -> RecommendResponse:
         check_version(body.model_version, version.model_version)
         if body.domain is not None and body.domain != version.domain:
@@ -76,10 +90,25 @@ def make_recommend_app(
         _check_count("history", len(body.history or ()), limits.max_history)
         _check_count("exclude", len(body.exclude), limits.max_exclude)
         found = await backend.recommend(
-            Asked(body.history, body.user, body.k, body.exclude, body.exclude_seen)
+            Asked(body.history, body.user, body.k, body.exclude, body.exclude_seen, body.reasons)
         )
         check_version(body.model_version, found.model_version)
-        return RecommendResponse(**found._asdict())
+        return _response(found)
+
+    @app.get(f"{PATH}/history", summary="What a user chose")
+    async def history(
+        user: Annotated[str, Query(description="of the rows that are served")],
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="the latest of them")] = 50,
+    ) -> HistoryResponse:
+        return HistoryResponse(user=user, **(await backend.history(user, limit))._asdict())
+
+    @app.get(f"{PATH}/users", summary="Users of the rows, in order of their ids")
+    async def users(
+        prefix: Annotated[str, Query(description="what their ids begin with")] = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20,
+    ) -> UserList:
+        found = await backend.users(prefix, limit)
+        return UserList(users=[User(user=user, num_events=number) for user, number in found])
 
     @app.get(f"{PATH}/version", summary="What is being served")
     async def get_version() -> RecommendVersion:
@@ -87,6 +116,14 @@ def make_recommend_app(
 
     add_health(app, f"{PATH}/healthz", backend.canary)
     return app
+
+
+def _response(found: Recommended) -> RecommendResponse:
+    told = {name: value for name, value in found._asdict().items() if name != "why"}
+    if found.why is not None:
+        told["interests"] = [one._asdict() for one in found.why.interests]
+        told["reasons"] = [one._asdict() for one in found.why.items]
+    return RecommendResponse.model_validate(told)
 
 
 def _check_count(name: str, number: int, limit: int) -> None:

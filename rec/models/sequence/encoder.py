@@ -99,7 +99,7 @@ def save_encoder(
 class SequenceEncoder:
     """A loaded encoder. Safe to call from several threads; no call keeps a gradient.
 
-    item_ids are those of the items in order of item_index.
+    item_ids are those of the items in order of item_index, `places` the item_index of each.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class SequenceEncoder:
         self.body = body.eval().requires_grad_(False)
         self.item_ids, self.version = item_ids, version
         self._inputs, self._outputs = inputs, outputs
-        self._index = {item: i for i, item in enumerate(item_ids)}
+        self.places = {item: i for i, item in enumerate(item_ids)}
 
     @property
     def dim(self) -> int:
@@ -135,7 +135,7 @@ class SequenceEncoder:
         Of a history the latest events count, as many as the model was made for. Items that the
         encoder does not know are passed over; a history without any other has weight 0.
         """
-        known = [[self._index[i] for i in items if i in self._index] for items in histories]
+        known = [[self.places[i] for i in items if i in self.places] for items in histories]
         lengths = torch.tensor([len(items) for items in known], dtype=torch.int64)
         flat = torch.tensor([i for items in known for i in items], dtype=torch.int64)
         nothing = torch.zeros_like(flat)
