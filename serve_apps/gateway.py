@@ -87,7 +87,7 @@ def make_app(backend: Backend, version: Version, limits: Limits) -> FastAPI:
     async def embed(body: EmbedRequest) -> EmbedResponse:
         check_version(body.model_version, version.model_version)
         _check_count("inputs", body.inputs, limits)
-        contents = [_content(f"inputs[{i}]", c, limits) for i, c in enumerate(body.inputs)]
+        contents = [checked_content(f"inputs[{i}]", c, limits) for i, c in enumerate(body.inputs)]
         vectors = await backend.encode(contents)
         return EmbedResponse(
             vectors=vectors.tolist(), dim=version.dim, model_version=version.model_version
@@ -120,7 +120,8 @@ def _check_count(name: str, values: Sequence[object], limits: Limits) -> None:
         raise invalid(f"{name}: {len(values)}, expected at most {limits.max_inputs} a request")
 
 
-def _content(place: str, content: ContentInput, limits: Limits) -> Content:
+def checked_content(place: str, content: ContentInput, limits: Limits) -> Content:
+    """What a request gives to embed; raises ApiError where it is nothing or too much."""
     if content.is_empty:
         raise invalid(f"{place}: empty, expected a text, an image or both")
     if content.text is not None and len(content.text) > limits.max_text_chars:
@@ -159,7 +160,7 @@ async def _resolve(
         elif query.item_id is not None:
             resolved.append(ItemQuery(place, query.item_id))
         else:
-            contents.append(_content(place, query, limits))
+            contents.append(checked_content(place, query, limits))
             resolved.append(None)
     vectors = iter(await backend.encode(contents) if contents else ())
     return [next(vectors) if query is None else query for query in resolved]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
@@ -24,10 +26,11 @@ from rec.models.content.pretrain import ContentPretrainer
 from rec.recipes import matching, sequence
 from rec.retrieval.build import build_index
 from rec.runtime.item_vectors import publish_item_vectors
-from rec.schema import EMBEDDINGS
+from rec.schema import EMBEDDINGS, ITEMS, MEDIA
 from serve_apps.recommend import Places
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "support"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 TEXTS = [
     f"{adjective} {noun}"
@@ -105,6 +108,72 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     vectors = encoder.encode_items(TEXTS, [[data] for data in pictures])
     index_uri = _publish_index(folder, ids, vectors, encoder.version)
     return Served(encoder_uri, index_uri, encoder, ids, TEXTS, pictures, vectors)
+
+
+LONELY = "only/in the table ü"  # an item that no index has
+
+
+def publish_tables(folder: Path, ids: list[str], pictures: list[bytes]) -> str:
+    """Tables of items: TEXTS as titles, their words as tags in several spellings, a day apart, the
+    last one the newest; every item but the first has two pictures, in two files. LONELY besides."""
+    days = [datetime(2024, 1, 1 + n, tzinfo=UTC) for n in range(len(ids))]
+    spelt = ("#{}", "#{}_", "{}", "\uff03{}")
+    facts = [
+        {
+            "item_id": item_id,
+            "domain": "video",
+            "title": text,
+            "description": f"all about {text}",
+            "tags": [
+                spelt[n % 4].format(word.upper()) for word in (*text.split(), text.split()[0])
+            ],
+            "categories": None,
+            "uploader_id": "somebody",
+            "published_at": day,
+        }
+        for n, (item_id, text, day) in enumerate(zip(ids, TEXTS, days, strict=True))
+    ]
+    bare = dict.fromkeys(ITEMS.names) | {"item_id": LONELY, "domain": "video"}
+    for number, part in enumerate((facts[:5], [*facts[5:], bare])):
+        write(folder / "items" / f"shard-{number:05d}.parquet", part, ITEMS)
+    media = [
+        {"item_id": item_id, "media_index": index, "kind": kind, "uri": "", "data": data}
+        for item_id, picture in list(zip(ids, pictures, strict=True))[1:]
+        for index, kind, data in (
+            (1, "frame", b"another"),
+            (0, "frame", picture),
+            (0, "audio", b""),
+        )
+    ]
+    write(folder / "media" / "shard-00000.parquet", media[:9], MEDIA, row_group_size=4)
+    write(folder / "media" / "shard-00001.parquet", media[9:], MEDIA, row_group_size=4)
+    (folder / "media" / ".shard-00002.parquet.aside.tmp").write_bytes(b"half a file")
+    (folder / "ledger.json").write_text(json.dumps({"version": "0123456789abcdef"}))
+    return str(folder)
+
+
+def write(path: Path, rows: list[dict[str, object]], schema: pa.Schema, **how: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), path, **how)
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory, served: Served) -> str:
+    """Tables of the items that are served."""
+    return publish_tables(tmp_path_factory.mktemp("tables"), served.ids, served.pictures)
+
+
+@pytest.fixture(scope="session")
+def catalogued(tmp_path_factory: pytest.TempPathFactory, served: Served) -> str:
+    """Tables of the items that are served and of those that are recommended."""
+    from sequence_cases import ITEM_IDS
+
+    folder = tmp_path_factory.mktemp("catalogued")
+    publish_tables(folder, served.ids, served.pictures)
+    facts = dict.fromkeys(ITEMS.names) | {"domain": "film"}
+    films = [facts | {"item_id": one, "title": f"film {one}"} for one in ITEM_IDS]
+    write(folder / "items" / "shard-00002.parquet", films, ITEMS)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
