@@ -22,7 +22,10 @@ from serve_apps.api import Version
 from serve_apps.deployment import COMMON, answered, ask, check_transport, stale
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
+from serve_apps.explorer import add_page
 from serve_apps.gateway import Content, ItemQuery, Limits, Searched, make_app
+from serve_apps.items_app import ItemsServeBackend, bind_items
+from serve_apps.items_gateway import add_items
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
 
@@ -33,6 +36,7 @@ class ServeArgs(Config):
 
     encoder: str  # URI of a "content-encoder" artifact
     index: str  # URI of an "index" artifact made with that encoder
+    items: str | None = None  # folder of tables, for items' titles and pictures and the page at /
     max_batch: int = Field(default=32, ge=1)  # inputs a forward pass
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone input waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
@@ -114,7 +118,7 @@ class ServeBackend:
         await ask(self._timeout_s, self._encoder.canary)
 
 
-@serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.25})
+@serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.15})
 @serve.ingress()
 class Gateway:
     """The HTTP ingress; see `serve_apps.gateway`."""
@@ -125,6 +129,8 @@ class Gateway:
         version: dict[str, Any],
         encoder: DeploymentHandle,
         knn: DeploymentHandle,
+        items: DeploymentHandle | None = None,
+        items_version: str = "",
     ) -> None:
         self._args = ServeArgs.model_validate(args)
         check_transport(self._args.limits.max_body_bytes)
@@ -132,19 +138,28 @@ class Gateway:
         self._backend = ServeBackend(
             encoder, knn, self._version.model_version, self._args.timeout_s
         )
+        self._items = None if items is None else ItemsServeBackend(items, self._args.timeout_s)
+        self._items_version = items_version
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._backend, self._version, self._args.limits)
+        app = make_app(self._backend, self._version, self._args.limits)
+        if self._items is not None:
+            about = self._version, self._items_version, self._args.limits
+            add_items(app, self._backend, self._items, *about)
+            add_page(app)
+        return app
 
 
 def build(args: ServeArgs) -> Application:
-    """The application; reads only the two manifests, the replicas load the files.
+    """The application; reads only manifests, the replicas load the files.
 
     Raises:
-        ArtifactError: a manifest cannot be read, or the index was made with another encoder.
+        ArtifactError: a manifest cannot be read, the index was made with another encoder, or there
+            are no finished tables of items.
     """
     version = match(args.encoder, args.index)
     plain = args.model_dump()
     encoder = Encoder.bind(plain, version.model_version)
     knn = Knn.bind(plain, version.index_version)
-    return Gateway.bind(plain, version.model_dump(), encoder, knn)
+    about = bind_items(args.items) if args.items else (None, "")
+    return Gateway.bind(plain, version.model_dump(), encoder, knn, *about)

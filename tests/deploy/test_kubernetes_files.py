@@ -129,7 +129,7 @@ def test_serve_takes_the_config_and_it_is_that_of_the_applications() -> None:
     kinds = {"content": ServeArgs, "recommend": RecommendArgs}
     for theirs, ours in zip(found["applications"], own["applications"], strict=True):
         kinds[theirs["name"]].model_validate(theirs["args"])
-        for name in ("encoder", "index", "rows"):
+        for name in ("encoder", "index", "items", "rows"):
             if name in ours["args"]:
                 assert theirs["args"].pop(name) == "s3://BUCKET/" + ours["args"].pop(name)
         for application, least in ((theirs, 2), (ours, 1)):
@@ -145,9 +145,18 @@ def test_a_service_of_another_run_is_another_cluster() -> None:
     args = [one["args"] for one in applications]
     head = service["spec"]["rayClusterConfig"]["headGroupSpec"]
     run = head["template"]["metadata"]["annotations"]["raycall/run"]
-    assert {one[name] for one in args for name in ("encoder", "index", "rows") if name in one} == {
+    assert {
+        one[name] for one in args for name in ("encoder", "index", "items", "rows") if name in one
+    } == {
         f"s3://BUCKET/runs/{run}/{name}"
-        for name in ("encoder", "index", "users/encoder", "users/index", "users/sequences")
+        for name in (
+            "encoder",
+            "index",
+            "tables",
+            "users/encoder",
+            "users/index",
+            "users/sequences",
+        )
     }
 
 

@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -34,7 +36,7 @@ CONFIG = Path(__file__).parents[2] / "serve_apps" / "config.yaml"
 def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from serve_apps import app, recommend_app
+    from serve_apps import app, items_app, recommend_app
     from serve_apps.recommend_gateway import PATH
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
@@ -52,7 +54,7 @@ def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
     taken = inspect.signature(recommend_app.build).parameters["args"].annotation
     assert taken is recommend_app.RecommendArgs
     for application, deployments in (
-        (content, (app.Encoder, app.Knn, app.Gateway)),
+        (content, (app.Encoder, app.Knn, items_app.Items, app.Gateway)),
         (recommend, (recommend_app.Recommend, recommend_app.RecommendGateway)),
     ):
         stated = {d.name: d for d in application.deployments}
@@ -76,13 +78,14 @@ def test_numbers_that_no_service_can_have_are_refused(setting: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def url(ray_local: None, served: Any, recommendable: Any) -> Iterator[str]:
+def url(ray_local: None, served: Any, recommendable: Any, tables: str) -> Iterator[str]:
     from serve_apps.app import Limits, ServeArgs
     from serve_apps.launch import serving
     from serve_apps.recommend_app import RecommendArgs
 
     limits = Limits(max_inputs=4, max_k=20, max_body_bytes=200_000)
-    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, limits=limits)
+    places = {"encoder": served.encoder_uri, "index": served.index_uri, "items": tables}
+    args = ServeArgs(**places, limits=limits)
     users = RecommendArgs(**recommendable["sasrec"].model_dump())
     with serving(args, users, port=0) as url:
         yield url
@@ -152,9 +155,40 @@ def test_recommendations_over_http(recommendable: Any, url: str) -> None:
 
 
 @pytest.mark.ray
+def test_items_and_the_page_over_http(served: Any, url: str) -> None:
+    from serve_apps.explorer import page_files
+    from serve_apps.launch import call
+
+    listed = call(f"{url}/v1/items?limit=2")
+    assert [one["title"] for one in listed["items"]] == [served.texts[-1], served.texts[-2]]
+    with urllib.request.urlopen(url + listed["items"][0]["picture"]) as answer:
+        assert answer.read() == served.pictures[-1]
+    lonely = "only/in the table ü"  # an id that an address has to quote
+    assert call(f"{url}/v1/items/{quote(lonely, safe='')}")["item_id"] == lonely
+    order = np.argsort(-(served.vectors @ served.vectors[3]))
+    near = call(f"{url}/v1/related?item_id=item-3&k=3")["related"]
+    assert [one["item"]["title"] for one in near] == [served.texts[i] for i in order[1:4]]
+    tags = call(f"{url}/v1/tags", {"text": served.texts[5], "k": 2})["tags"]
+    assert len(tags) == 2
+    assert call(f"{url}/v1/tags?limit=1")["tags"] == [{"tag": "deep", "num_items": 4}]
+    assert call(f"{url}/v1/recommend/history?user=user3&limit=1")["num_events"] > 1
+    assert len(call(f"{url}/v1/recommend/users?limit=4")["users"]) == 4
+    told = call(f"{url}/v1/recommend", {"user": "user3", "reasons": 2, "k": 3})
+    assert [len(one["item_ids"]) for one in told["reasons"]] == [2, 2, 2]
+    for path, name in (("/", "index.html"), ("/explorer/main.js", "main.js")):
+        with urllib.request.urlopen(url + path) as answer:
+            assert answer.read() == page_files()[name]
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
+        ("/v1/items/gone", None, "404 .*unknown_item.*gone: not in the table"),
+        ("/v1/items/item-0/picture", None, "404 .*no_picture"),
+        ("/v1/related?item_id=gone", None, "404 .*unknown_item.*gone"),
+        ("/v1/tags", {"text": "x", "item_id": "item-1"}, "422 .*exactly one of"),
+        ("/v1/recommend/history?user=nobody", None, "404 .*unknown_user"),
         ("/v1/knn", {"queries": [{"item_id": "nobody"}]}, "404 .*unknown_item.*nobody"),
         ("/v1/knn", {"queries": [{"vector": [1.0]}]}, "422 .*1 numbers, expected 16"),
         ("/v1/knn", {"queries": [{"vector": [float("nan")] * 16}]}, "422 .*finite"),
@@ -286,6 +320,11 @@ def test_the_command_says_what_is_wrong(served: Any, tmp_path: Path) -> None:
         ([], "nothing to serve: give --encoder, --index, or --user-encoder"),
         (["--encoder", "a"], "--index: missing; --encoder, --index go together"),
         (["--sequences", "a"], "--user-encoder, --item-index: missing"),
+        (["--items", "t"], "nothing to serve"),
+        (
+            ["--user-encoder", "a", "--item-index", "b", "--sequences", "c", "--items", "t"],
+            "--items needs --encoder",
+        ),
         (["--encoder", "a", "--index", "b", "--ask-user", "u"], "--ask-user needs --user-encoder"),
         (
             ["--user-encoder", "a", "--item-index", "b", "--sequences", "c", "--ask", "t"],
