@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import subprocess
 import sys
 import time
@@ -265,20 +266,24 @@ def newest_title(out: str) -> str:
     return best[1]
 
 
+def serving(out: str, *, users: bool) -> list[str]:
+    """What to give to Python to serve the run: everything that the page at / shows."""
+    flags = {"encoder": "encoder", "index": "index", "items": "tables"}
+    if users:
+        theirs = {"user-encoder": "encoder", "item-index": "index", "sequences": "sequences"}
+        flags |= {flag: f"{USERS}/{name}" for flag, name in theirs.items()}
+    places = (part for flag, name in flags.items() for part in (f"--{flag}", join(out, name)))
+    return ["-m", "serve_apps", *places]
+
+
 def serve_once(out: str, question: str, user: str | None = None) -> int:
     """Serve the run over HTTP, put one question to it, print the answer, stop.
 
     Args:
         user: whom to recommend to as well; None where the run has no users.
     """
-    command = [sys.executable, "-m", "serve_apps", "--encoder", join(out, "encoder")]
-    command += ["--index", join(out, "index"), "--port", "0", "--ask", question]
-    command += ["--titles", join(out, "tables", "items")]
-    if user is not None:
-        flags = {"user-encoder": "encoder", "item-index": "index", "sequences": "sequences"}
-        for flag, name in flags.items():
-            command += [f"--{flag}", join(out, USERS, name)]
-        command += ["--ask-user", user]
+    command = [sys.executable, *serving(out, users=user is not None), "--port", "0"]
+    command += ["--ask", question, *([] if user is None else ["--ask-user", user])]
     command += ["--address", ray.get_runtime_context().gcs_address]  # the Ray of this run
     return subprocess.run(command, check=False).returncode
 
@@ -313,6 +318,8 @@ def main(argv: list[str] | None = None) -> int:
             status = serve_once(options.out, question, user)
             if status:
                 return status
+    explore = shlex.join([sys.executable, *serving(options.out, users=config.users is not None)])
+    print(f"to look at the items, then at http://127.0.0.1:8000/ :\n  {explore}")
     print(
         f"pipeline: {time.monotonic() - started:.0f} s; "
         f"{join(options.out, 'report', 'report.html')}"

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow.lib import ArrowInvalid
 
-from rec.artifacts import ArtifactError
+from rec.artifacts import ArtifactError, join
 from rec.config import ConfigError, settings
 
 if TYPE_CHECKING:  # Ray is imported after --haproxy's switches are set
@@ -37,12 +37,14 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Serve over HTTP, of these one or both: a content encoder and its index "
         "(/v1/embed, /v1/knn, /v1/version, /healthz, /docs); an encoder of users, the index of its "
-        "items and users' histories (/v1/recommend, and below it version, healthz, docs). Stops "
-        "cleanly on Ctrl-C and SIGTERM.",
+        "items and users' histories (/v1/recommend, and below it version, healthz, docs). With the "
+        "tables of the items also a page to look at all that with, at /, and what it needs "
+        "(/v1/items, /v1/related, /v1/tags). Stops cleanly on Ctrl-C and SIGTERM.",
     )
     add = parser.add_argument
     add("--encoder", help="content-encoder artifact, a folder or s3:// URI")
     add("--index", help="index artifact made with that encoder")
+    add("--items", metavar="TABLES", help="folder of the items' tables, for the page at /")
     add("--user-encoder", metavar="ENCODER", help="sequence-encoder artifact")
     add("--item-index", metavar="INDEX", help="index artifact of that encoder's items")
     add("--sequences", metavar="ROWS", help="sequence-rows artifact, of users' histories")
@@ -70,7 +72,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add("--ask-image", metavar="FILE", help="the same for a picture; with --ask, for both at once")
     add("--ask-user", metavar="ID", help="recommend to this user, print it and stop")
     add("--k", type=int, default=5, help="how many to find (default: 5)")
-    add("--titles", metavar="TABLE", help="folder of the items table, to print titles beside ids")
+    add(
+        "--titles",
+        metavar="TABLE",
+        help="folder of the items table, to print titles beside ids (default: that of --items)",
+    )
     if {"-h", "--help"} & set(argv):
         # with Ray: seconds, and ahead of --haproxy's switches
         from serve_apps.app import ServeArgs
@@ -116,7 +122,7 @@ def _print_recommended(asked: argparse.Namespace, found: dict[str, Any]) -> None
     _print_items(asked.titles, found["ids"], found["scores"])
 
 
-def _print_welcome(url: str, *, content: bool, users: bool) -> None:
+def _print_welcome(url: str, *, content: bool, users: bool, page: bool) -> None:
     samples: list[tuple[str, str, dict[str, Any]]] = []
     if content:
         samples.append(("", "/v1/knn", {"queries": [{"text": "a crew lost in space"}], "k": 5}))
@@ -124,6 +130,8 @@ def _print_welcome(url: str, *, content: bool, users: bool) -> None:
         samples.append(("/v1/recommend", "/v1/recommend", {"history": [], "k": 5}))
     places = " and ".join(f"{url}{below}/docs" for below, _, _ in samples)
     print(f"serving at {url}  (interactive documentation at {places})")
+    if page:
+        print(f"open {url}/ to look at the items, what is near to them and what is recommended")
     for _, path, body in samples:
         asking = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         print(f"  curl -s {url}{path} {asking}")
@@ -143,6 +151,8 @@ def _refuse_parts(asked: argparse.Namespace) -> None:
     for part in (content, users):
         if any(part.values()) and (missing := [name for name, uri in part.items() if not uri]):
             raise ConfigError(f"{', '.join(missing)}: missing; {', '.join(part)} go together")
+    if asked.items and not asked.encoder:
+        raise ConfigError("--items needs --encoder and --index: the page shows what lies near")
     if (asked.ask or asked.ask_image) and not asked.encoder:
         raise ConfigError("--ask and --ask-image need --encoder and --index")
     if asked.ask_user and not asked.user_encoder:
@@ -159,7 +169,8 @@ def _services(asked: argparse.Namespace) -> tuple[ServeArgs | None, RecommendArg
     theirs = [one.removeprefix(_USERS) for one in asked.set if one.startswith(_USERS)]
     others = [one for one in asked.set if not one.startswith(_USERS)]
     if asked.encoder:
-        content = ServeArgs(encoder=asked.encoder, index=asked.index).override(others)
+        places = {"encoder": asked.encoder, "index": asked.index, "items": asked.items}
+        content = ServeArgs(**places).override(others)
     elif others:
         raise ConfigError(f"--set {others[0]}: a setting of the content service; see --help")
     if asked.user_encoder:
@@ -174,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     asked = _parser(argv).parse_args(argv)
+    if asked.items and not asked.titles:
+        asked.titles = join(asked.items, "items")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if asked.haproxy:  # Ray reads these when it is imported
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
@@ -200,7 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 asking = {"user": asked.ask_user, "k": asked.k}
                 _print_recommended(asked, call(f"{url}/v1/recommend", asking))
             if not (question or asked.ask_user):
-                _print_welcome(url, content=content is not None, users=users is not None)
+                _print_welcome(
+                    url,
+                    content=content is not None,
+                    users=users is not None,
+                    page=bool(asked.items),
+                )
                 stop.wait()
             print("stopping: requests under way are finished first", flush=True)
     except KeyboardInterrupt:  # before the service was up
