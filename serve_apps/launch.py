@@ -80,7 +80,7 @@ def _refuse_taken(host: str, port: int) -> None:
 
 def _connect(address: str | None) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
     # not whatever Ray is found on this machine: a job's own would end the service with the job
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
