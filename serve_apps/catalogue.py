@@ -3,6 +3,7 @@ or HTTP."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -89,6 +90,8 @@ class Catalogue:
         self._tags = Tags(
             pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
         )
+        counts = sorted(zip((-self._tags.counts()).tolist(), self._tags.names, strict=True))
+        self._ranked = [TagCount(tag, -number) for number, tag in counts]
         self._pictures = _Pictures(uri, self._rows)
         self._order = np.arange(len(self._rows))
         self._order_by_picture = self._pictures.first(self._order)
@@ -115,9 +118,8 @@ class Catalogue:
     def tags(self, limit: int, prefix: str = "") -> list[TagCount]:
         """The most frequent tags that begin with `prefix`, in whatever case."""
         start = prefix.casefold()
-        counts = zip(self._tags.names, self._tags.counts().tolist(), strict=True)
-        found = [(-number, tag) for tag, number in counts if tag.startswith(start)]
-        return [TagCount(tag, -number) for number, tag in sorted(found)[:limit]]
+        found = (one for one in self._ranked if one.tag.startswith(start))
+        return list(itertools.islice(found, limit))
 
     def suggest(
         self, neighbours: Sequence[str], similarities: Sequence[float], own: str | None, limit: int

@@ -129,6 +129,24 @@ def test_browse_open_an_item_and_come_back(page: Page, served: Any) -> None:
     assert len(page.texts(".card")) == 3
 
 
+def test_more_are_shown_on_demand_and_still_are_on_the_way_back(page: Page) -> None:
+    page.show()
+    assert len(page.texts(".card")) == 30
+    assert page.texts(".more button") == ["Show more (11 left)"]
+    page.click(".more button")
+    page.wait(lambda: len(page.texts(".card")) == 41)
+    assert page.run("return document.querySelector('.more button').hidden")
+    last = page.texts(".card b")[30]
+    assert last in page.focus()
+    page.press("Enter")
+    page.headed(last)
+    page.press("Escape")
+    page.headed("Items")
+    assert len(page.texts(".card")) == 41
+    assert last in page.focus()
+    assert all("404" in one for one in page.errors())  # of the item that no index has
+
+
 def test_search_by_words_picture_and_both(page: Page, served: Any, tmp_path: Path) -> None:
     page.show()
     page.type("#words", served.texts[7])

@@ -19,9 +19,10 @@ from httpx import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_services import LocalContent, LocalItems
+from pyarrow import fs
 
-from rec.artifacts import ArtifactError
-from serve_apps.catalogue import Catalogue
+from rec.artifacts import ArtifactError, filesystem
+from serve_apps.catalogue import Catalogue, Listing
 from serve_apps.errors import ApiError
 from serve_apps.explorer import add_page, page_files
 from serve_apps.gateway import Limits, make_app
@@ -316,3 +317,13 @@ def test_tables_that_are_not_finished_or_change_are_refused(tables: str, tmp_pat
     assert catalogue.lookup(["item-9"])[0]
     shutil.rmtree(copy / "items")
     assert len(Catalogue(str(copy))) == 0
+
+
+@pytest.mark.slow
+def test_tables_on_s3(s3: str, tables: str, served: Any) -> None:
+    files, path = filesystem(f"{s3}/tables")
+    fs.copy_files(tables, path, destination_filesystem=files)
+    there, here = Catalogue(f"{s3}/tables"), Catalogue(tables)
+    assert there.version == here.version
+    assert there.browse(Listing(0, 20)) == here.browse(Listing(0, 20))
+    assert there.picture("item-9").data == served.pictures[9]
