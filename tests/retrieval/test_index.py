@@ -455,3 +455,23 @@ def test_k_of_other_kinds(tmp_path: Path) -> None:
     assert index.search(clustered(1), np.int64(3)).rows.shape == (1, 3)  # type: ignore[arg-type]
     with pytest.raises(QueryError, match=r"k is 3\.5, expected a whole number"):
         index.search(clustered(1), 3.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "IVF8,PQ4x4fs,RFlat", "HNSW8"])
+def test_what_is_read_is_aligned_and_finds_the_same(tmp_path: Path, factory: str) -> None:
+    vectors = clustered(1000)
+    made = ann.Ann.make(factory, DIM)
+    made.train(vectors)
+    made.add(vectors)
+    made.write(str(tmp_path / "index.faiss"))
+    read = ann.Ann.read(str(tmp_path / "index.faiss"))
+    assert read._moved
+    assert all(codes.ctypes.data % 64 == 0 for codes in read._moved)
+    for found, expected in zip(
+        read.search(vectors[:9], 5), made.search(vectors[:9], 5), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    again = ann.Ann.from_bytes(read.to_bytes())
+    np.testing.assert_array_equal(again.search(vectors[:9], 5)[0], read.search(vectors[:9], 5)[0])
+    with pytest.raises(ValueError, match="takes no more rows"):
+        read.add(vectors)
