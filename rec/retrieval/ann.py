@@ -7,16 +7,19 @@ is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
 from __future__ import annotations
 
 import os
+import sys
 from threading import Lock
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
+from faiss import swig_ptr
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
 _LINE = 64  # bytes of a cache line
 _MOST_MOVED = 256 << 20  # bytes: what is moved stands in memory twice meanwhile
 _faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
+omp_get_max_threads = faiss.omp_get_max_threads  # for calls by this thread
 
 
 class Effort(NamedTuple):
@@ -35,7 +38,7 @@ class Ann:
         self._index: Any = faiss.downcast_index(index)
         self._ivf: Any = faiss.try_extract_index_ivf(index)
         self._refine: Any = self._index if isinstance(self._index, faiss.IndexRefine) else None
-        self._effort = Effort()
+        self._search = self._index.search_c
         # read once: each look through FAISS's wrapper costs a search half a microsecond
         self.dim: int = self._index.d
         self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists
@@ -43,6 +46,7 @@ class Ann:
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
         self._moved: list[np.ndarray] = []  # what FAISS has but a view of
+        self.effort = Effort()
 
     @classmethod
     def make(cls, factory: str, dim: int) -> Ann:
@@ -106,12 +110,14 @@ class Ann:
     @effort.setter
     def effort(self, value: Effort) -> None:
         self._effort = value
+        self.enough_for = sys.maxsize  # the greatest k; the lists should hold some times as many
         if self._ivf is not None:
             self._ivf.nprobe = value.nprobe
+            self.enough_for = value.nprobe * self.size // (4 * max(1, self.num_lists))
         if self._refine is not None:
             self._refine.k_factor = value.k_factor
         if self.is_graph:
-            self._index.hnsw.efSearch = value.ef
+            self._index.hnsw.efSearch = self.enough_for = value.ef
 
     def _align(self) -> None:
         """Move centroids, codes and vectors to where a cache line begins; no row can be added
@@ -192,14 +198,12 @@ class Ann:
             bits: a bit a row, lowest first (`np.packbits`); rows of 0 are not found.
         """
         params = None
-        if bits is not None:
-            params = _params(self._index, effort or self._effort, _faiss.IDSelectorBitmap(bits))
-        elif effort is not None:
-            params = _params(self._index, effort, None)
-        scores = np.empty((len(vectors), k), np.float32)
-        rows = np.empty((len(vectors), k), np.int64)
-        pointers = faiss.swig_ptr(vectors), k, faiss.swig_ptr(scores), faiss.swig_ptr(rows)
-        self._index.search_c(len(vectors), *pointers, params)
+        if effort is not None or bits is not None:
+            selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
+            params = _params(self._index, effort or self._effort, selector)
+        num = len(vectors)
+        scores, rows = np.empty((num, k), np.float32), np.empty((num, k), np.int64)
+        self._search(num, swig_ptr(vectors), k, swig_ptr(scores), swig_ptr(rows), params)
         return rows, scores
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
@@ -260,6 +264,11 @@ def _params(index: Any, effort: Effort, selector: Any) -> Any:
     return _faiss.SearchParameters(sel=selector)
 
 
+def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
+    """FAISS's score of no hit is a large number; here it is -inf."""
+    scores[rows < 0] = -np.inf
+
+
 class ExactTop:
     """The k best rows of each query over vectors that arrive in batches (brute force)."""
 
@@ -277,8 +286,9 @@ class ExactTop:
         self._rows += len(vectors)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) rows, best first, -1 where there are fewer than k; and their scores."""
+        """(Q, k) rows, best first, -1 where they are fewer than k; and scores, there -inf."""
         self._heap.finalize()
+        mark_absent(self._heap.I, self._heap.D)
         return self._heap.I, self._heap.D
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
-from rec.retrieval.ann import Effort, omp_threads
+from rec.retrieval.ann import Effort, omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
-from rec.retrieval.merge import Answers, Part, in_time, mark_absent, merge, pick
+from rec.retrieval.merge import Answers, Part, in_time, merge, pick
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
 from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
@@ -172,9 +172,12 @@ class Index:
             k = whole(k)
         queries = checked(vectors, k, self.dim)
         if self._plain and where is None and exclude is None and deadline_s is None and not exact:
-            with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
-                rows, scores = self.parts[0].search(queries, k, None, False)
-            mark_absent(rows, scores)
+            # the shortest way: nothing to add, nothing to take away
+            if omp_get_max_threads() == num_threads:
+                rows, scores = self.parts[0].search(queries, k)
+            else:
+                with omp_threads(num_threads):
+                    rows, scores = self.parts[0].search(queries, k)
             return Hits(rows, scores, self)
         if deadline_s is not None and self.pool is None:
             raise QueryError("deadline_s needs an index opened with a pool")
@@ -212,9 +215,7 @@ class Index:
                 return part.search(queries, k, where, exact)
 
         if len(self.parts) == 1 and due is None:
-            rows, scores = one(self.parts[0])
-            mark_absent(rows, scores)
-            return rows, scores, self, ()
+            return *one(self.parts[0]), self, ()
         late: tuple[int, ...] = ()
         if self.pool is None:
             answers = {number: one(part) for number, part in enumerate(self.parts)}

@@ -26,14 +26,14 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise QueryError(f"query vectors are not numbers: {error}") from error
-    shape = np.shape(vectors)
-    if len(shape) != 2 or shape[1] != dim:
+    if queries.ndim != 2 or queries.shape[1] != dim:
         raise QueryError(
-            f"query vectors have shape {shape}, expected (B, {dim}): the index's dimension is {dim}"
+            f"query vectors have shape {np.shape(vectors)}, expected (B, {dim}): the index's "
+            f"dimension is {dim}"
         )
-    flat = queries.reshape(-1)
+    flat = queries.ravel()
     # squares whose sum is finite have no NaN or infinity in them; else they may overflow
-    if not math.isfinite(flat @ flat) and not (fine := np.isfinite(queries).all(axis=1)).all():
+    if not math.isfinite(flat.dot(flat)) and not (fine := np.isfinite(queries).all(axis=1)).all():
         raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
     return queries
 
