@@ -117,7 +117,7 @@ def test_unreachable_target_takes_the_best_and_says_so(tmp_path: Path) -> None:
 def test_memory_is_what_was_estimated(tmp_path: Path, kind: str, bytes_a_value: float) -> None:
     num, dim = 30_000, 32
     uri = embeddings(tmp_path / "e", clustered(num, dim))
-    factory = f"IVF{num_lists(num, num)},{kind}"
+    factory = f"IVF{num_lists(num, num, kind)},{kind}"
     build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory, num_queries=50))
     index = Index.open(str(tmp_path / "i"))
     shard = index.parts[0]
@@ -255,9 +255,10 @@ def test_one_item(tmp_path: Path) -> None:
     ("num_rows", "settings", "expected"),
     [
         (20_000, {}, "Flat"),
-        (20_001, {}, "IVF256,PQ64x4fs,Refine(SQ8)"),  # 512 lists: fewer than 39 points each
-        (200_000, {}, "IVF2048,PQ64x4fs,Refine(SQ8)"),
-        (1_000_000, {"recall_target": 0.99}, "IVF4096,PQ64x4fs,RFlat"),
+        (20_001, {}, "IVF128,PQ64x4fs,Refine(SQ8)"),
+        (200_000, {}, "IVF512,PQ64x4fs,Refine(SQ8)"),
+        (1_000_000, {"recall_target": 0.99}, "IVF1024,PQ64x4fs,RFlat"),
+        (20_001, {"updates_per_day": 0.3}, "IVF256,SQ8"),  # 512 lists: fewer than 39 points each
         (1_000_000, {"recall_target": 0.99, "memory_gb": 0.3}, "IVF4096,SQ8"),
         (1_000_000, {"recall_target": 0.998}, "IVF4096,Flat"),
         (1_000_000, {"recall_target": 1}, "Flat"),
