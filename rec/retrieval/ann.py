@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 from faiss import swig_ptr
+from numpy import empty, float32, int64
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
 _LINE = 64  # bytes of a cache line
@@ -202,7 +203,7 @@ class Ann:
             selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
             params = _params(self._index, effort or self._effort, selector)
         num = len(vectors)
-        scores, rows = np.empty((num, k), np.float32), np.empty((num, k), np.int64)
+        scores, rows = empty((num, k), float32), empty((num, k), int64)
         self._search(num, swig_ptr(vectors), k, swig_ptr(scores), swig_ptr(rows), params)
         return rows, scores
 

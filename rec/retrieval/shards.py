@@ -105,11 +105,8 @@ class Shard:
         exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         if where is None and (not exact or self.ann.is_flat):
-            ann = self.ann
-            effort = None if k <= ann.enough_for else self._effort(k, self.size)
-            found = ann.search(queries, k, effort)
-            if min(found[0][:, -1].tolist(), default=0) >= 0:  # on lists: arrays take longer
-                return found
+            effort = None if k <= self.ann.enough_for else self._effort(k, self.size)
+            found = self.ann.search(queries, k, effort)
             return self._completed(queries, k, found, None)
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
