@@ -389,6 +389,14 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         Index.open(str(tmp_path / "k"))
 
 
+def test_another_models_index_is_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    build_index(embeddings(tmp_path / "e", clustered(50)), uri)
+    assert Index.open(uri, model="enc-1").encoder_version == "enc-1"
+    with pytest.raises(artifacts.ArtifactError, match=f"{uri}: holds .* enc-1, .* from enc-2"):
+        Index.open(uri, model="enc-2")
+
+
 def test_empty_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="embedding table is empty"):
         build_index(embeddings(tmp_path / "e", clustered(0), num_parts=1), str(tmp_path / "i"))
@@ -409,9 +417,10 @@ def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     assert not (tmp_path / "i" / "manifest.json").exists()
 
 
-def test_nan_in_the_table_names_partition_and_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_in_the_table_names_partition_and_row(tmp_path: Path, bad: float) -> None:
     vectors = clustered(30)
-    vectors[14, 2] = np.nan
+    vectors[14, 2] = bad
     weights = np.ones(30, "f4")
     weights[11] = 0  # row numbers are the file's own, not those of the active rows
     uri = embeddings(tmp_path / "e", vectors, weights=weights)
