@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from rec.local_ray import prepare_local_ray
 from serve_apps import app, recommend_app
 from serve_apps.recommend_gateway import PATH
 
@@ -83,6 +84,8 @@ def _connect(address: str | None) -> bool:
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
     # not whatever Ray is found on this machine: a job's own would end the service with the job
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        prepare_local_ray()
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for what goes wrong here

@@ -54,6 +54,9 @@ def ray_local(s3_server: None) -> Iterator[None]:
     """One Ray instance on this machine for all tests that need it; its processes know that S3."""
     import ray
 
+    from rec.local_ray import prepare_local_ray
+
+    prepare_local_ray()
     # four logical CPUs: two train workers would otherwise leave Ray Data no slot on two cores
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield

@@ -7,14 +7,20 @@ is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
 from __future__ import annotations
 
 import os
+import sys
 from threading import Lock
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
+from faiss import swig_ptr
+from numpy import empty, float32, int64
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
+_LINE = 64  # bytes of a cache line
+_MOST_MOVED = 256 << 20  # bytes: what is moved stands in memory twice meanwhile
 _faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
+omp_get_max_threads = faiss.omp_get_max_threads  # for calls by this thread
 
 
 class Effort(NamedTuple):
@@ -33,13 +39,15 @@ class Ann:
         self._index: Any = faiss.downcast_index(index)
         self._ivf: Any = faiss.try_extract_index_ivf(index)
         self._refine: Any = self._index if isinstance(self._index, faiss.IndexRefine) else None
-        self._effort = Effort()
+        self._search = self._index.search_c
         # read once: each look through FAISS's wrapper costs a search half a microsecond
         self.dim: int = self._index.d
         self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
+        self._moved: list[np.ndarray] = []  # what FAISS has but a view of
+        self.effort = Effort()
 
     @classmethod
     def make(cls, factory: str, dim: int) -> Ann:
@@ -52,9 +60,12 @@ class Ann:
 
     @classmethod
     def read(cls, path: str, mmap: bool = False) -> Ann:
-        """Load into memory, or map the file: a mapped file must never be written again, only
-        replaced or removed, or the next search of it ends the process."""
-        return cls(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mmap else 0))
+        """Load into memory to be searched, or map the file: a mapped file must never be written
+        again, only replaced or removed, or the next search of it ends the process."""
+        ann = cls(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mmap else 0))
+        if not mmap:
+            ann._align()
+        return ann
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Ann:
@@ -100,12 +111,32 @@ class Ann:
     @effort.setter
     def effort(self, value: Effort) -> None:
         self._effort = value
+        self.enough_for = sys.maxsize  # the greatest k; the lists should hold some times as many
         if self._ivf is not None:
             self._ivf.nprobe = value.nprobe
+            self.enough_for = value.nprobe * self.size // (4 * max(1, self.num_lists))
         if self._refine is not None:
             self._refine.k_factor = value.k_factor
         if self.is_graph:
-            self._index.hnsw.efSearch = value.ef
+            self._index.hnsw.efSearch = self.enough_for = value.ef
+
+    def _align(self) -> None:
+        """Move centroids, codes and vectors to where a cache line begins; no row can be added
+        afterwards. Where malloc puts them each load by AVX-512 touches two lines: searching the
+        same index took up to an eighth longer by where its centroids happened to lie."""
+        held = [self._index]
+        held += [self._ivf.quantizer] if self._ivf is not None else []
+        held += [self._refine.refine_index] if self.refines else []
+        held += [self._index.storage] if self.is_graph else []
+        for index in map(faiss.downcast_index, held):
+            if isinstance(index, faiss.IndexFlatCodes) and index.codes.size() <= _MOST_MOVED:
+                codes: Any = index.codes
+                moved = np.empty(codes.size() + _LINE, np.uint8)
+                moved = moved[-moved.ctypes.data % _LINE :][: codes.size()]
+                moved[:] = faiss.rev_swig_ptr(codes.data(), codes.size())
+                view = _faiss.MaybeOwnedVectorUInt8.create_view
+                index.codes = view(faiss.swig_ptr(moved), codes.size(), codes.owner)
+                self._moved.append(moved)
 
     def train(self, vectors: np.ndarray) -> None:
         """Learn from a sample; the coarse centroids on all GPUs where FAISS finds some."""
@@ -120,6 +151,9 @@ class Ann:
             self._ivf.clustering_index = None
 
     def add(self, vectors: np.ndarray) -> None:
+        """Raises ValueError where the index was read: FAISS would end the process."""
+        if self._moved:
+            raise ValueError("an index that was read takes no more rows; fill one anew")
         self._index.add(vectors)
 
     def merge(self, other: Ann) -> None:
@@ -165,14 +199,12 @@ class Ann:
             bits: a bit a row, lowest first (`np.packbits`); rows of 0 are not found.
         """
         params = None
-        if bits is not None:
-            params = _params(self._index, effort or self._effort, _faiss.IDSelectorBitmap(bits))
-        elif effort is not None:
-            params = _params(self._index, effort, None)
-        scores = np.empty((len(vectors), k), np.float32)
-        rows = np.empty((len(vectors), k), np.int64)
-        pointers = faiss.swig_ptr(vectors), k, faiss.swig_ptr(scores), faiss.swig_ptr(rows)
-        self._index.search_c(len(vectors), *pointers, params)
+        if effort is not None or bits is not None:
+            selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
+            params = _params(self._index, effort or self._effort, selector)
+        num = len(vectors)
+        scores, rows = empty((num, k), float32), empty((num, k), int64)
+        self._search(num, swig_ptr(vectors), k, swig_ptr(scores), swig_ptr(rows), params)
         return rows, scores
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
@@ -233,6 +265,11 @@ def _params(index: Any, effort: Effort, selector: Any) -> Any:
     return _faiss.SearchParameters(sel=selector)
 
 
+def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
+    """FAISS's score of no hit is a large number; here it is -inf."""
+    scores[rows < 0] = -np.inf
+
+
 class ExactTop:
     """The k best rows of each query over vectors that arrive in batches (brute force)."""
 
@@ -250,8 +287,9 @@ class ExactTop:
         self._rows += len(vectors)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) rows, best first, -1 where there are fewer than k; and their scores."""
+        """(Q, k) rows, best first, -1 where they are fewer than k; and scores, there -inf."""
         self._heap.finalize()
+        mark_absent(self._heap.I, self._heap.D)
         return self._heap.I, self._heap.D
 
 

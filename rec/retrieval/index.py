@@ -7,31 +7,43 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from rec import artifacts
-from rec.retrieval.ann import Effort, omp_threads
+from rec.retrieval.ann import Effort, omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
-from rec.retrieval.merge import Answers, Part, in_time, mark_absent, merge, pick
+from rec.retrieval.merge import Answers, Part, in_time, merge, pick
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
 from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
 from rec.retrieval.versions import KIND
 
 
-@dataclass  # not frozen: that would cost every search a microsecond
 class Hits:
-    """What was found, best first; where there are fewer than k the rest is row -1, score -inf."""
+    """What was found, best first; where there are fewer than k the rest is row -1, score -inf.
 
-    rows: np.ndarray  # (B, k) int64; of `index` only, another version counts differently
-    scores: np.ndarray  # (B, k) float32
-    index: Index
-    missing_shards: tuple[int, ...] = ()  # did not answer, or not in full, by the deadline
+    Args:
+        rows: (B, k) int64; of `index` only, another version counts differently.
+        scores: (B, k) float32.
+        missing_shards: did not answer, or not in full, by the deadline.
+    """
+
+    # no dataclass: every search would take half a microsecond more
+    __slots__ = ("__dict__", "index", "missing_shards", "rows", "scores")
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        index: Index,
+        missing_shards: tuple[int, ...] = (),
+    ) -> None:
+        self.rows, self.scores, self.index = rows, scores, index
+        self.missing_shards = missing_shards
 
     @property
     def partial(self) -> bool:
@@ -76,7 +88,9 @@ class Index:
         self._starts = np.cumsum([0, *(part.size for part in self.parts)])
         self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
         self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
-        self._plain = len(self.parts) == 1 and not self.many and not self._num_dead
+        first = self.parts[0]
+        plain = len(self.parts) == 1 and not self.many and not self._num_dead
+        self._plain = first.ann if plain and isinstance(first, Shard) else None
         self.dim: int = manifest.config["dimension"]
 
     @classmethod
@@ -171,11 +185,21 @@ class Index:
         if type(k) is not int:  # FAISS takes no other
             k = whole(k)
         queries = checked(vectors, k, self.dim)
-        if self._plain and where is None and exclude is None and deadline_s is None and not exact:
-            with omp_threads(num_threads):  # the shortest way: nothing to add, nothing to take away
-                rows, scores = self.parts[0].search(queries, k, None, False)
-            mark_absent(rows, scores)
-            return Hits(rows, scores, self)
+        ann = self._plain
+        if (
+            ann is not None  # the shortest way: nothing to add, nothing to take away
+            and where is exclude is deadline_s is None
+            and not exact
+            and k <= ann.enough_for
+        ):
+            if omp_get_max_threads() == num_threads:
+                rows, scores = ann.search(queries, k)
+            else:
+                with omp_threads(num_threads):
+                    rows, scores = ann.search(queries, k)
+            least = rows.item(-1) if len(rows) == 1 else rows[:, -1].min(initial=0)
+            if least >= 0:  # else it must look on
+                return Hits(rows, scores, self)
         if deadline_s is not None and self.pool is None:
             raise QueryError("deadline_s needs an index opened with a pool")
         due = None if deadline_s is None else time.monotonic() + deadline_s
@@ -212,9 +236,7 @@ class Index:
                 return part.search(queries, k, where, exact)
 
         if len(self.parts) == 1 and due is None:
-            rows, scores = one(self.parts[0])
-            mark_absent(rows, scores)
-            return rows, scores, self, ()
+            return *one(self.parts[0]), self, ()
         late: tuple[int, ...] = ()
         if self.pool is None:
             answers = {number: one(part) for number, part in enumerate(self.parts)}

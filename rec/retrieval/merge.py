@@ -26,9 +26,13 @@ class Part(Protocol):
     def attributes(self) -> pa.Table: ...
 
     def search(
-        self, queries: np.ndarray, k: int, where: filters.Filter | None, exact: bool
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: filters.Filter | None = None,
+        exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(B, k) rows, -1 where there are fewer, and (B, k) scores, best first."""
+        """(B, k) rows, best first, -1 where there are fewer; and (B, k) scores, -inf there."""
         ...
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
@@ -43,12 +47,6 @@ class Part(Protocol):
 
 
 _overdue: WeakKeyDictionary[Part, Future[Any]] = WeakKeyDictionary()
-
-
-def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
-    """FAISS's score of no hit is a large number."""
-    if (rows[:, -1] < 0).any():
-        scores[rows < 0] = -np.inf
 
 
 def in_time(
@@ -83,7 +81,7 @@ def merge(
     for number in sorted(answers):
         rows, scores = answers[number]
         all_rows.append(np.where(rows < 0, -1, rows + starts[number]))
-        all_scores.append(np.where(rows < 0, np.float32(-np.inf), scores))
+        all_scores.append(scores)
     # what is absent stands last: its scores are -inf
     rows, scores = np.concatenate(all_rows[::-1], 1), np.concatenate(all_scores[::-1], 1)
     order = np.lexsort((np.where(rows < 0, np.iinfo(np.int64).max, rows), -scores), axis=1)

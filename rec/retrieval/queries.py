@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import operator
+from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy import ascontiguousarray, float32
 
 from rec.retrieval.errors import QueryError
 
@@ -23,17 +24,17 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
     if not 1 <= k <= MAX_K:
         raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
     try:
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        queries = ascontiguousarray(vectors, float32)
     except (TypeError, ValueError) as error:
         raise QueryError(f"query vectors are not numbers: {error}") from error
-    shape = np.shape(vectors)
-    if len(shape) != 2 or shape[1] != dim:
+    if queries.ndim != 2 or queries.shape[1] != dim:
         raise QueryError(
-            f"query vectors have shape {shape}, expected (B, {dim}): the index's dimension is {dim}"
+            f"query vectors have shape {np.shape(vectors)}, expected (B, {dim}): the index's "
+            f"dimension is {dim}"
         )
-    flat = queries.reshape(-1)
+    flat = queries.ravel()
     # squares whose sum is finite have no NaN or infinity in them; else they may overflow
-    if not math.isfinite(flat @ flat) and not (fine := np.isfinite(queries).all(axis=1)).all():
+    if not isfinite(flat.dot(flat)) and not (fine := np.isfinite(queries).all(axis=1)).all():
         raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
     return queries
 

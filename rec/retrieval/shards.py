@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
-from rec.retrieval.ann import Ann, Effort, ExactTop
+from rec.retrieval.ann import Ann, Effort, ExactTop, mark_absent
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
@@ -105,8 +105,7 @@ class Shard:
         exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         if where is None and (not exact or self.ann.is_flat):
-            enough = 4 * k * self.ann.num_lists <= self.ann.effort.nprobe * self.size
-            effort = None if enough and not self.ann.is_graph else self._effort(k, self.size)
+            effort = None if k <= self.ann.enough_for else self._effort(k, self.size)
             found = self.ann.search(queries, k, effort)
             return self._completed(queries, k, found, None)
         if where is None:
@@ -150,6 +149,7 @@ class Shard:
                 effort = effort._replace(nprobe=nprobe)
                 rows[now], scores[now] = self.ann.search(queries[now], k, effort, bits)
             waiting, nprobe = waiting[~enough], 2 * nprobe
+        mark_absent(rows, scores)
         return rows, scores
 
     def _completed(
@@ -161,6 +161,7 @@ class Shard:
     ) -> tuple[np.ndarray, np.ndarray]:
         """`found`, and again with more effort where a query has fewer hits than there are."""
         there = self.size if fit is None else fit.num_rows
+        mark_absent(*found)
         if not (short := found[0][:, min(k, there) - 1] < 0).any():
             return found
         if self.ann.num_lists:

@@ -41,7 +41,7 @@ class IndexConfig(Config):
 def num_bytes(num_rows: int, dim: int, bytes_a_value: float, key_bytes: float) -> float:
     """Memory of inverted lists: codes, FAISS's row numbers, the list of each row (for filters),
     keys, and centroids."""
-    lists = num_lists(num_rows, num_rows)
+    lists = num_lists(num_rows, num_rows)  # at most
     return num_rows * (bytes_a_value * dim + 8 + 4 + key_bytes) + 4 * lists * dim
 
 
@@ -49,9 +49,10 @@ def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 3
     """FAISS factory strings to try in turn until one reaches the recall asked without strain (see
     `rec.retrieval.tune.Verdict`); of those tried the best is taken.
 
-    Up to 20,000 rows, or where recall 1 is asked: Flat. Beyond, about 4 sqrt(N) inverted lists (a
-    power of two that leaves 39 training points a list) with, fastest first among those that can
-    reach the recall and fit the memory:
+    Up to 20,000 rows, or where recall 1 is asked: Flat. Beyond, inverted lists, a power of two that
+    leaves 39 training points a list: about 4 sqrt(N), but sqrt(N) of PQ codes, several of which a
+    query passes in the time of one centroid. With, fastest first among those that can reach the
+    recall and fit the memory:
 
         PQ + refinement by 8-bit codes   1.3 d bytes a row   recall up to about .97
         PQ + refinement by full vectors  4.3 d               .995
@@ -69,7 +70,7 @@ def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 3
         return [config.factory]
     if num_rows <= FLAT_UP_TO or config.recall_target >= 1:
         return ["Flat"]
-    lists = num_lists(num_rows - config.held_out(num_rows), num_rows)
+    num_training = num_rows - config.held_out(num_rows)
     by_speed = [
         (f"PQ{dim // 2}x4fs,Refine(SQ8)", 1.3, 0.97),
         (f"PQ{dim // 2}x4fs,RFlat", 4.3, 0.995),
@@ -83,12 +84,14 @@ def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 3
     able = [kind for kind in fitting if kind[2] >= config.recall_target]
     # where none that fits is able: the ablest that fits, else the smallest
     chosen = able or sorted(fitting, key=lambda kind: -kind[2])[:1] or [("SQ8", 1.0, 0.98)]
-    return [f"IVF{lists},{name}" for name, _, _ in chosen]
+    return [f"IVF{num_lists(num_training, num_rows, name)},{name}" for name, _, _ in chosen]
 
 
-def num_lists(num_training: int, num_rows: int) -> int:
-    """About 4 sqrt(N) as a power of two that leaves 39 training points a list."""
-    lists = 2 ** round(math.log2(4 * math.sqrt(num_rows)))
+def num_lists(num_training: int, num_rows: int, codes: str = "") -> int:
+    """About 4 sqrt(N), or sqrt(N) of PQ codes, as a power of two that leaves 39 training points a
+    list."""
+    times = 1 if codes.startswith("PQ") else 4
+    lists = 2 ** round(math.log2(times * math.sqrt(num_rows)))
     while _LEAST_PER_LIST * lists > num_training and lists > 1:
         lists //= 2
     return lists

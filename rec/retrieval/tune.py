@@ -10,7 +10,7 @@ import numpy as np
 
 from rec.retrieval.ann import Effort
 
-_K_FACTORS = (1, 2, 4, 8, 16, 32)
+_K_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PLATEAU = 0.001  # twice the effort for less recall than this is the end of the road
 
 

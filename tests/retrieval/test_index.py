@@ -117,7 +117,7 @@ def test_unreachable_target_takes_the_best_and_says_so(tmp_path: Path) -> None:
 def test_memory_is_what_was_estimated(tmp_path: Path, kind: str, bytes_a_value: float) -> None:
     num, dim = 30_000, 32
     uri = embeddings(tmp_path / "e", clustered(num, dim))
-    factory = f"IVF{num_lists(num, num)},{kind}"
+    factory = f"IVF{num_lists(num, num, kind)},{kind}"
     build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory, num_queries=50))
     index = Index.open(str(tmp_path / "i"))
     shard = index.parts[0]
@@ -255,9 +255,10 @@ def test_one_item(tmp_path: Path) -> None:
     ("num_rows", "settings", "expected"),
     [
         (20_000, {}, "Flat"),
-        (20_001, {}, "IVF256,PQ64x4fs,Refine(SQ8)"),  # 512 lists: fewer than 39 points each
-        (200_000, {}, "IVF2048,PQ64x4fs,Refine(SQ8)"),
-        (1_000_000, {"recall_target": 0.99}, "IVF4096,PQ64x4fs,RFlat"),
+        (20_001, {}, "IVF128,PQ64x4fs,Refine(SQ8)"),
+        (200_000, {}, "IVF512,PQ64x4fs,Refine(SQ8)"),
+        (1_000_000, {"recall_target": 0.99}, "IVF1024,PQ64x4fs,RFlat"),
+        (20_001, {"updates_per_day": 0.3}, "IVF256,SQ8"),  # 512 lists: fewer than 39 points each
         (1_000_000, {"recall_target": 0.99, "memory_gb": 0.3}, "IVF4096,SQ8"),
         (1_000_000, {"recall_target": 0.998}, "IVF4096,Flat"),
         (1_000_000, {"recall_target": 1}, "Flat"),
@@ -388,6 +389,14 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         Index.open(str(tmp_path / "k"))
 
 
+def test_another_models_index_is_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    build_index(embeddings(tmp_path / "e", clustered(50)), uri)
+    assert Index.open(uri, model="enc-1").encoder_version == "enc-1"
+    with pytest.raises(artifacts.ArtifactError, match=f"{uri}: holds .* enc-1, .* from enc-2"):
+        Index.open(uri, model="enc-2")
+
+
 def test_empty_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="embedding table is empty"):
         build_index(embeddings(tmp_path / "e", clustered(0), num_parts=1), str(tmp_path / "i"))
@@ -408,9 +417,10 @@ def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     assert not (tmp_path / "i" / "manifest.json").exists()
 
 
-def test_nan_in_the_table_names_partition_and_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_in_the_table_names_partition_and_row(tmp_path: Path, bad: float) -> None:
     vectors = clustered(30)
-    vectors[14, 2] = np.nan
+    vectors[14, 2] = bad
     weights = np.ones(30, "f4")
     weights[11] = 0  # row numbers are the file's own, not those of the active rows
     uri = embeddings(tmp_path / "e", vectors, weights=weights)
@@ -455,3 +465,23 @@ def test_k_of_other_kinds(tmp_path: Path) -> None:
     assert index.search(clustered(1), np.int64(3)).rows.shape == (1, 3)  # type: ignore[arg-type]
     with pytest.raises(QueryError, match=r"k is 3\.5, expected a whole number"):
         index.search(clustered(1), 3.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "IVF8,PQ4x4fs,RFlat", "HNSW8"])
+def test_what_is_read_is_aligned_and_finds_the_same(tmp_path: Path, factory: str) -> None:
+    vectors = clustered(1000)
+    made = ann.Ann.make(factory, DIM)
+    made.train(vectors)
+    made.add(vectors)
+    made.write(str(tmp_path / "index.faiss"))
+    read = ann.Ann.read(str(tmp_path / "index.faiss"))
+    assert read._moved
+    assert all(codes.ctypes.data % 64 == 0 for codes in read._moved)
+    for found, expected in zip(
+        read.search(vectors[:9], 5), made.search(vectors[:9], 5), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    again = ann.Ann.from_bytes(read.to_bytes())
+    np.testing.assert_array_equal(again.search(vectors[:9], 5)[0], read.search(vectors[:9], 5)[0])
+    with pytest.raises(ValueError, match="takes no more rows"):
+        read.add(vectors)

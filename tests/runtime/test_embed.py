@@ -399,7 +399,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> 
 def test_driver_killed_midway_resumes_to_the_same_table(
     ray_local: None, encoder_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=150)
+    rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=60)
     whole = embed(encoder_uri, rows_uri, str(tmp_path / "whole"), EmbedConfig(num_actors=2))
     out = tmp_path / "out"
     places = ["--encoder", encoder_uri, "--rows", rows_uri, "--out", str(out)]
@@ -443,7 +443,7 @@ def test_driver_killed_midway_resumes_to_the_same_table(
 def test_actor_killed_midway_is_made_good(
     ray_local: None, encoder_uri: str, tmp_path: Path
 ) -> None:
-    rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=150)
+    rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=60)
     whole = embed(encoder_uri, rows_uri, str(tmp_path / "whole"), EmbedConfig(num_actors=2))
     out = tmp_path / "out"
     killed: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from multiprocessing import forkserver, get_context
 from typing import Any
@@ -13,7 +14,13 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-_IMPORTED = ["torch", "deepspeed", "rec.train.deepspeed", "rec.recipes.content"]
+_IMPORTED = [
+    "deepspeed",
+    "rec.train.deepspeed",
+    "rec.recipes.content",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.vit.modeling_vit",
+]
 _ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -23,7 +30,9 @@ def on_ranks(world: int, work: Callable[..., None], *args: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start_processes(_rank, (world, port, work, args), nprocs=world, start_method="forkserver")
+    with tempfile.TemporaryDirectory() as folder:
+        told = (world, port, f"{folder}/store", work, args)
+        start_processes(_rank, told, nprocs=world, start_method="forkserver")
 
 
 @functools.cache
@@ -39,16 +48,20 @@ def _start_server() -> None:
         os.environ |= before
 
 
-def _rank(rank: int, world: int, port: int, work: Callable[..., None], args: Any) -> None:
+def _rank(
+    rank: int, world: int, port: int, store: str, work: Callable[..., None], args: Any
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(port),  # a name for DeepSpeed's shared memory
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
     }
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    # not on that port: another process may have taken it meanwhile
+    meeting = dist.FileStore(store, world)
+    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world)
     work(*args)
     dist.barrier()
     dist.destroy_process_group()
