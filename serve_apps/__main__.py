@@ -6,13 +6,12 @@ With --ask, --ask-image or --ask-user it answers just that through HTTP, prints 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import pyarrow.dataset as ds
 from pyarrow.lib import ArrowInvalid
 
 from rec.artifacts import ArtifactError
+from rec.client import Client, Content, Neighbours, Recommended, RequestError
 from rec.config import ConfigError, settings
 
 if TYPE_CHECKING:  # Ray is imported after --haproxy's switches are set
@@ -83,11 +83,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _question(text: str | None, image: str | None) -> dict[str, str]:
-    question = {} if text is None else {"text": text}
-    if image is not None:
-        question["image"] = base64.b64encode(Path(image).read_bytes()).decode()
-    return question
+def _question(text: str | None, image: str | None) -> Content | None:
+    if text is None and image is None:
+        return None
+    return Content(text, None if image is None else Path(image).read_bytes())
 
 
 def _titles(table: str, ids: Sequence[str]) -> dict[str, str]:
@@ -96,24 +95,24 @@ def _titles(table: str, ids: Sequence[str]) -> dict[str, str]:
     return dict(zip(found["item_id"].to_pylist(), found["title"].to_pylist(), strict=True))
 
 
-def _print_items(titles: str | None, ids: Sequence[str], scores: Sequence[float]) -> None:
+def _print_items(titles: str | None, ids: Sequence[str], scores: Iterable[float]) -> None:
     named = _titles(titles, ids) if titles else {}
     for item_id, score in zip(ids, scores, strict=True):
         print(f"  {score:6.3f}  {item_id}  {named.get(item_id) or ''}".rstrip())
 
 
-def _print_answer(asked: argparse.Namespace, found: dict[str, Any]) -> None:
+def _print_answer(asked: argparse.Namespace, found: Neighbours) -> None:
     parts = [f'"{asked.ask}"'] if asked.ask is not None else []
     parts += [f"picture {asked.ask_image}"] if asked.ask_image is not None else []
     print(f"nearest to {' and '.join(parts)}:")
-    _print_items(asked.titles, found["ids"], found["scores"])
+    _print_items(asked.titles, found.ids, found.scores)
 
 
-def _print_recommended(asked: argparse.Namespace, found: dict[str, Any]) -> None:
-    known, unknown = found["num_known"], found["num_unknown"]
-    by = f"by model {found['model_version']}" if found["source"] == "model" else "what is popular"
+def _print_recommended(asked: argparse.Namespace, found: Recommended) -> None:
+    known, unknown = found.num_known, found.num_unknown
+    by = f"by model {found.model_version}" if found.source == "model" else "what is popular"
     print(f"recommended to {asked.ask_user}, {by}, from {known} of their {known + unknown} events:")
-    _print_items(asked.titles, found["ids"], found["scores"])
+    _print_items(asked.titles, found.ids, found.scores)
 
 
 def _print_welcome(url: str, *, content: bool, users: bool) -> None:
@@ -128,6 +127,17 @@ def _print_welcome(url: str, *, content: bool, users: bool) -> None:
         asking = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         print(f"  curl -s {url}{path} {asking}")
     print("stop with Ctrl-C", flush=True)
+
+
+def _ask(asked: argparse.Namespace, question: Content | None, url: str) -> None:
+    """Put the questions of the command line and print the answers; raises RequestError."""
+    with Client(url) as client:
+        if question is not None:
+            print(f"POST {url}/v1/knn")
+            _print_answer(asked, client.knn_content([question], asked.k).results[0])
+        if asked.ask_user:
+            print(f"POST {url}/v1/recommend")
+            _print_recommended(asked, client.recommend(user=asked.ask_user, k=asked.k))
 
 
 def _refuse_parts(asked: argparse.Namespace) -> None:
@@ -179,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
         os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
-    from serve_apps.launch import ServiceError, call, serving
+    from serve_apps.launch import ServiceError, serving
 
     stop = threading.Event()
     try:
@@ -191,21 +201,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with serving(content, users, **where) as url:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
-            if question:
-                print(f"POST {url}/v1/knn")
-                answer = call(f"{url}/v1/knn", {"queries": [question], "k": asked.k})
-                _print_answer(asked, answer["results"][0])
-            if asked.ask_user:
-                print(f"POST {url}/v1/recommend")
-                asking = {"user": asked.ask_user, "k": asked.k}
-                _print_recommended(asked, call(f"{url}/v1/recommend", asking))
-            if not (question or asked.ask_user):
+            if question or asked.ask_user:
+                _ask(asked, question, url)
+            else:
                 _print_welcome(url, content=content is not None, users=users is not None)
                 stop.wait()
             print("stopping: requests under way are finished first", flush=True)
     except KeyboardInterrupt:  # before the service was up
         return 130
-    except (ArtifactError, ConfigError, ServiceError, OSError, ArrowInvalid) as error:
+    except (ArtifactError, ConfigError, RequestError, ServiceError, OSError, ArrowInvalid) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

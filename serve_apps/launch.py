@@ -5,45 +5,24 @@ Long-lived services on a cluster are better deployed with `serve deploy serve_ap
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 from ray import serve
 
+from rec.client import Client, RequestError
 from serve_apps import app, recommend_app
 from serve_apps.recommend_gateway import PATH
 
 
 class ServiceError(RuntimeError):
-    """The service refused a request or did not come up. The message says why."""
-
-
-def call(url: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> dict[str, Any]:
-    """GET `url`, or POST `body` to it as JSON; the answer's JSON.
-
-    Raises:
-        ServiceError: any answer but 2xx, with the service's own message, or no answer.
-    """
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace")
-        raise ServiceError(f"{url}: {error.code} {text}") from error
-    except (urllib.error.URLError, OSError) as error:
-        raise ServiceError(f"{url}: no answer: {error}") from error
+    """The service did not come up. The message says why."""
 
 
 def free_port() -> int:
@@ -52,16 +31,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def _await_healthy(health: str, timeout_s: float) -> None:
+def _await_healthy(url: str, path: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            call(health, timeout_s=10)
-            return
-        except ServiceError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    with Client(url, timeout_s=10) as client:
+        while True:
+            try:
+                client.call(path)
+                return
+            except RequestError as error:
+                if time.monotonic() > deadline:
+                    raise ServiceError(f"{url}{path}: {error}") from error
+                time.sleep(0.2)
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -157,7 +137,7 @@ def serving(
             except RuntimeError as error:
                 raise ServiceError(f"the service did not start: {_reasons() or error}") from error
             for below in applications:
-                _await_healthy(f"{url}{below}/healthz", startup_timeout_s)
+                _await_healthy(url, f"{below}/healthz", startup_timeout_s)
             yield url
         finally:
             for one in applications.values():

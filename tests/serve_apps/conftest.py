@@ -28,6 +28,7 @@ from rec.schema import EMBEDDINGS
 from serve_apps.recommend import Places
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "support"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 TEXTS = [
     f"{adjective} {noun}"
