@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import httpx2
 import numpy as np
+
+from rec import wire
 
 R = TypeVar("R")
 
@@ -89,11 +92,15 @@ class Call(NamedTuple, Generic[R]):
     method: str
     path: str
     read: Callable[[httpx2.Response], R]
-    body: dict[str, Any] | None = None
+    body: dict[str, Any] | bytes | None = None
+    params: dict[str, str | int] | None = None
 
     def request(self, http: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
         headers = {"X-Request-ID": uuid.uuid4().hex}  # of both tries: they are one in the log
-        return http.build_request(self.method, self.path, json=self.body, headers=headers)
+        ask = partial(http.build_request, self.method, self.path, params=self.params)
+        if isinstance(self.body, bytes):
+            return ask(content=self.body, headers=headers | {"Content-Type": wire.MEDIA_TYPE})
+        return ask(json=self.body, headers=headers)
 
     def answer(self, response: httpx2.Response) -> R:
         """Raises RequestError."""
@@ -114,15 +121,24 @@ def plain(path: str, body: dict[str, Any] | None) -> Call[dict[str, Any]]:
 
 def embed(contents: Sequence[AnyContent], model: str | None) -> Call[Vectors]:
     def read(response: httpx2.Response) -> Vectors:
-        body = response.json()
-        return Vectors(np.asarray(body["vectors"], np.float32), body["model_version"])
+        rows = wire.unpack_rows(response.content, len(response.content) // (4 * len(contents)))
+        return Vectors(rows, response.headers[wire.MODEL_HEADER])
 
-    return Call("POST", "/v1/embed", read, _body(model, inputs=_contents(contents)))
+    packed = wire.pack_contents([_content(one) for one in contents])
+    return Call("POST", "/v1/embed/raw", read, packed, _params(model))
 
 
 def knn(vectors: np.ndarray, k: int, model: str | None) -> Call[Found]:
-    queries = [{"vector": vector} for vector in np.asarray(vectors).tolist()]
-    return Call("POST", "/v1/knn", _found, _body(model, queries=queries, k=k))
+    rows = np.asarray(vectors)
+    if rows.ndim != 2:
+        raise ValueError(f"vectors of shape {rows.shape}, expected (B, D)")
+
+    def read(response: httpx2.Response) -> Found:
+        results = wire.unpack_found(response.content, len(rows))
+        versions = response.headers[wire.MODEL_HEADER], response.headers[wire.INDEX_HEADER]
+        return Found([Neighbours(*one) for one in results], *versions)
+
+    return Call("POST", "/v1/knn/raw", read, wire.pack_rows(rows), _params(model, k=k))
 
 
 def knn_content(contents: Sequence[AnyContent], k: int, model: str | None) -> Call[Found]:
@@ -201,6 +217,10 @@ def _seconds(text: str | None) -> float | None:
 
 def _request_id(request: httpx2.Request) -> str:
     return request.headers["X-Request-ID"]
+
+
+def _params(model: str | None, **params: int) -> dict[str, str | int]:
+    return dict(params) if model is None else {**params, "model_version": model}
 
 
 def _body(model: str | None, **fields: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from serve_apps.api import Version
 from serve_apps.deployment import COMMON, answered, ask, check_transport, stale
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
-from serve_apps.gateway import Content, ItemQuery, Limits, Searched, make_app
+from serve_apps.gateway import Content, Limits, Queries, Searched, make_app
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
 
@@ -76,7 +76,7 @@ class Knn:
         self._searcher = await asyncio.to_thread(Searcher, config.index, version)
 
     async def search(
-        self, model: str, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
+        self, model: str, queries: Queries, k: int, exclude_self: bool
     ) -> Searched | ApiError:
         refusal = stale(model, self._searcher.encoder_version)
         return refusal or await answered(self._searcher.search(queries, k, exclude_self))
@@ -104,9 +104,7 @@ class ServeBackend:
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         return await ask(self._timeout_s, self._encoder.encode, self._model, inputs)
 
-    async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> Searched:
+    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         return await ask(self._timeout_s, self._knn.search, self._model, queries, k, exclude_self)
 
     async def canary(self) -> None:

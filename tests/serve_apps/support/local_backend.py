@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from serve_apps.backend import Content, Queries, Searched
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
-from serve_apps.gateway import Content, ItemQuery, Searched
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
 
@@ -32,9 +32,7 @@ class LocalBackend:
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         return await self.embedder.encode(inputs)
 
-    async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> Searched:
+    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         return await self.searcher.search(queries, k, exclude_self)
 
     async def canary(self) -> None:
