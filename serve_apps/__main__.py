@@ -22,6 +22,7 @@ from pyarrow.lib import ArrowInvalid
 from rec.artifacts import ArtifactError
 from rec.client import Client, Content, Neighbours, Recommended, RequestError
 from rec.config import ConfigError, settings
+from serve_apps.keys import new_key
 
 if TYPE_CHECKING:  # Ray is imported after --haproxy's switches are set
     from serve_apps.app import ServeArgs
@@ -46,7 +47,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add("--user-encoder", metavar="ENCODER", help="sequence-encoder artifact")
     add("--item-index", metavar="INDEX", help="index artifact of that encoder's items")
     add("--sequences", metavar="ROWS", help="sequence-rows artifact, of users' histories")
-    add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces; there is no password")
+    add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces")
+    add("--keys", metavar="FILE", help="API keys of both services, made by serve_apps.keys")
+    add("--no-keys", action="store_true", help="let anybody on this machine ask, and nobody else")
     add("--port", type=int, default=8000, help="0 picks a free one (default: 8000)")
     add(
         "--address",
@@ -115,7 +118,7 @@ def _print_recommended(asked: argparse.Namespace, found: Recommended) -> None:
     _print_items(asked.titles, found.ids, found.scores)
 
 
-def _print_welcome(url: str, *, content: bool, users: bool) -> None:
+def _print_welcome(url: str, *, content: bool, users: bool, keys: bool) -> None:
     samples: list[tuple[str, str, dict[str, Any]]] = []
     if content:
         samples.append(("", "/v1/knn", {"queries": [{"text": "a crew lost in space"}], "k": 5}))
@@ -124,14 +127,15 @@ def _print_welcome(url: str, *, content: bool, users: bool) -> None:
     places = " and ".join(f"{url}{below}/docs" for below, _, _ in samples)
     print(f"serving at {url}  (interactive documentation at {places})")
     for _, path, body in samples:
-        asking = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        who = "-H 'Authorization: Bearer KEY' " if keys else ""
+        asking = f"{who}-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         print(f"  curl -s {url}{path} {asking}")
     print("stop with Ctrl-C", flush=True)
 
 
-def _ask(asked: argparse.Namespace, question: Content | None, url: str) -> None:
+def _ask(asked: argparse.Namespace, question: Content | None, url: str, key: str) -> None:
     """Put the questions of the command line and print the answers; raises RequestError."""
-    with Client(url) as client:
+    with Client(url, key=key) as client:
         if question is not None:
             print(f"POST {url}/v1/knn")
             _print_answer(asked, client.knn_content([question], asked.k).results[0])
@@ -157,10 +161,17 @@ def _refuse_parts(asked: argparse.Namespace) -> None:
         raise ConfigError("--ask and --ask-image need --encoder and --index")
     if asked.ask_user and not asked.user_encoder:
         raise ConfigError(f"--ask-user needs {', '.join(users)}")
+    if asked.keys and asked.no_keys:
+        raise ConfigError("--keys, --no-keys: give one of them")
 
 
-def _services(asked: argparse.Namespace) -> tuple[ServeArgs | None, RecommendArgs | None]:
-    """The content service and recommendations, None where not asked for; raises ConfigError."""
+def _services(
+    asked: argparse.Namespace, keys: Sequence[str]
+) -> tuple[ServeArgs | None, RecommendArgs | None]:
+    """The content service and recommendations, None where not asked for; raises ConfigError.
+
+    `keys` are further lines of a file of keys.
+    """
     from serve_apps.app import ServeArgs
     from serve_apps.recommend_app import RecommendArgs
 
@@ -168,13 +179,16 @@ def _services(asked: argparse.Namespace) -> tuple[ServeArgs | None, RecommendArg
     content = users = None
     theirs = [one.removeprefix(_USERS) for one in asked.set if one.startswith(_USERS)]
     others = [one for one in asked.set if not one.startswith(_USERS)]
+    who = [f"access.keys={json.dumps(keys)}"] if keys else []
+    who += [f"access.keys_file={asked.keys}"] if asked.keys else []
+    who += ["access.off=true"] if asked.no_keys else []
     if asked.encoder:
-        content = ServeArgs(encoder=asked.encoder, index=asked.index).override(others)
+        content = ServeArgs(encoder=asked.encoder, index=asked.index).override([*who, *others])
     elif others:
         raise ConfigError(f"--set {others[0]}: a setting of the content service; see --help")
     if asked.user_encoder:
         places = {"encoder": asked.user_encoder, "index": asked.item_index}
-        users = RecommendArgs(**places, rows=asked.sequences).override(theirs)
+        users = RecommendArgs(**places, rows=asked.sequences).override([*who, *theirs])
     elif theirs:
         raise ConfigError(f"--set {_USERS}{theirs[0]}: recommendations are not served")
     return content, users
@@ -193,8 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     stop = threading.Event()
     try:
-        content, users = _services(asked)
         question = _question(asked.ask, asked.ask_image)
+        own_key, line = new_key("this-command")  # with which the command asks its own service
+        content, users = _services(asked, [line] if question or asked.ask_user else [])
         served = " and ".join(f"{one.encoder} and {one.index}" for one in (content, users) if one)
         print(f"starting the service of {served} ...", flush=True)
         where = {"host": asked.host, "port": asked.port, "address": asked.address}
@@ -202,9 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             if question or asked.ask_user:
-                _ask(asked, question, url)
+                _ask(asked, question, url, own_key)
             else:
-                _print_welcome(url, content=content is not None, users=users is not None)
+                parts = {"content": content is not None, "users": users is not None}
+                _print_welcome(url, **parts, keys=not asked.no_keys)
                 stop.wait()
             print("stopping: requests under way are finished first", flush=True)
     except KeyboardInterrupt:  # before the service was up

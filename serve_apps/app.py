@@ -19,10 +19,11 @@ from ray.serve.handle import DeploymentHandle
 
 from rec.config import Config
 from serve_apps.api import Version
-from serve_apps.deployment import COMMON, answered, ask, check_transport, stale
+from serve_apps.deployment import COMMON, answered, ask, check_transport, operate, stale
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
 from serve_apps.gateway import Content, Limits, Queries, Searched, make_app
+from serve_apps.guard import Access
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
 
@@ -37,6 +38,7 @@ class ServeArgs(Config):
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone input waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
     limits: Limits = Limits()
+    access: Access = Access()
 
 
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 1})
@@ -132,7 +134,8 @@ class Gateway:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._backend, self._version, self._args.limits)
+        operations = operate(self._args.access, "content")
+        return make_app(self._backend, self._version, self._args.limits, operations)
 
 
 def build(args: ServeArgs) -> Application:

@@ -23,6 +23,7 @@ from serve_apps.api import (
 )
 from serve_apps.backend import Backend, Content, Found, ItemQuery, Limits, Queries, Searched
 from serve_apps.errors import invalid
+from serve_apps.observe import Operations
 from serve_apps.raw import add_raw
 from serve_apps.web import add_health, check_version, new_app
 
@@ -38,9 +39,11 @@ __all__ = [
 ]
 
 
-def make_app(backend: Backend, version: Version, limits: Limits) -> FastAPI:
+def make_app(
+    backend: Backend, version: Version, limits: Limits, operations: Operations | None = None
+) -> FastAPI:
     """The service as an ASGI application."""
-    app = new_app("Raycall content", version.raycall, limits.max_body_bytes)
+    app = new_app("Raycall content", version.raycall, limits.max_body_bytes, operations=operations)
 
     @app.post("/v1/embed", summary="Texts and pictures to vectors")
     async def embed(body: EmbedRequest) -> EmbedResponse:

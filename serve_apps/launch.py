@@ -17,7 +17,10 @@ import ray
 from ray import serve
 
 from rec.client import Client, RequestError
+from rec.config import ConfigError
 from serve_apps import app, recommend_app
+from serve_apps.deployment import LOGGING
+from serve_apps.guard import Access, Guard, is_loopback
 from serve_apps.recommend_gateway import PATH
 
 
@@ -56,6 +59,14 @@ def _refuse_taken(host: str, port: int) -> None:
                 f"port {port} of {host}: {error.strerror}; stop what listens there, or give "
                 "another --port"
             ) from error
+
+
+def _check_access(access: Access, host: str, *, here: bool) -> None:
+    """Raise ConfigError before anything starts, where a gateway would."""
+    if access.off and not is_loopback(host):
+        raise ConfigError(f"--no-keys: {host} is no loopback interface; give keys")
+    if here:  # on a cluster, its machines have their own environment
+        Guard(access)
 
 
 def _connect(address: str | None) -> bool:
@@ -97,7 +108,7 @@ def serving(
     Args:
         args: the content service; None: not served.
         users: recommendations, below PATH; None: not served.
-        host: interface to listen on; 0.0.0.0 is all of them. The service has no authentication.
+        host: interface to listen on; 0.0.0.0 is all of them, and needs keys.
         port: 0 picks a free one.
         address: a Ray cluster's, or "auto" for a running `ray start`; None takes RAY_ADDRESS,
             else starts Ray here and stops it afterwards, as "local" does always. A Ray that this
@@ -106,16 +117,20 @@ def serving(
 
     Raises:
         ArtifactError: encoder or index cannot be read, or do not belong together.
+        ConfigError: there are no keys, or none are asked for and the host is no loopback interface.
         ServiceError: the port is taken, Serve already runs on that cluster, or the service does
             not start, for instance because a file of an artifact is not as published.
     """
     applications: dict[str, serve.RunTarget] = {}  # built first: bad artifacts start nothing
     if args is not None:
-        applications[""] = serve.RunTarget(app.build(args), "content", "/")
+        applications[""] = serve.RunTarget(app.build(args), "content", "/", LOGGING)
     if users is not None:
-        applications[PATH] = serve.RunTarget(recommend_app.build(users), "recommend", PATH)
+        applications[PATH] = serve.RunTarget(recommend_app.build(users), "recommend", PATH, LOGGING)
     if not applications:
         raise ServiceError("nothing to serve: give the content service, recommendations or both")
+    for one in (args, users):
+        if one is not None:
+            _check_access(one.access, host, here=address in (None, "local"))
     _refuse_taken(host, port)
     connected = not ray.is_initialized()
     started = connected and _connect(address)

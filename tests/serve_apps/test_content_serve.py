@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import inspect
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
+import httpx2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +29,7 @@ import yaml
 from rec.artifacts import ArtifactError
 from rec.client import Client, RequestError
 from rec.config import ConfigError
+from serve_apps.keys import new_key
 
 # Ray Serve 2.60's own models, when they are imported
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
@@ -41,12 +46,18 @@ def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from serve_apps import app, recommend_app
+    from serve_apps.deployment import COMMON, LOGGING
+    from serve_apps.guard import Access
     from serve_apps.recommend_gateway import PATH
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
     content, recommend = config.applications
     assert content.import_path == "serve_apps.app:build"
     assert app.ServeArgs.model_validate(content.args).limits == app.Limits()
+    assert app.ServeArgs.model_validate(content.args).access.rate_per_s == Access().rate_per_s
+    assert content.args["access"] == recommend.args["access"]
+    assert config.logging_config is not None
+    assert {name: getattr(config.logging_config, name) for name in LOGGING} == LOGGING
     assert (recommend.import_path, recommend.route_prefix) == (
         "serve_apps.recommend_app:build",
         PATH,
@@ -66,6 +77,8 @@ def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
         for code in deployments:
             assert stated[code.name].max_ongoing_requests == code.max_ongoing_requests == 64
             assert stated[code.name].max_queued_requests == code.max_queued_requests == 256
+            full = stated[code.name].backpressure_config.model_dump()
+            assert full == COMMON["backpressure_config"]
 
 
 @pytest.mark.parametrize("setting", ["max_batch=0", "batch_wait_ms=-1", "timeout_s=0"])
@@ -84,12 +97,14 @@ def test_numbers_that_no_service_can_have_are_refused(setting: str) -> None:
 @pytest.fixture(scope="module")
 def url(ray_local: None, served: Any, recommendable: Any) -> Iterator[str]:
     from serve_apps.app import Limits, ServeArgs
+    from serve_apps.guard import Access
     from serve_apps.launch import serving
     from serve_apps.recommend_app import RecommendArgs
 
     limits = Limits(max_inputs=4, max_k=20, max_body_bytes=200_000)
-    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, limits=limits)
-    users = RecommendArgs(**recommendable["sasrec"].model_dump())
+    off = Access(off=True)
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, limits=limits, access=off)
+    users = RecommendArgs(**recommendable["sasrec"].model_dump(), access=off)
     with serving(args, users, port=0) as url:
         yield url
 
@@ -177,11 +192,52 @@ def test_refusals_reach_the_client(url: str, path: str, body: Any, said: str) ->
 
 
 @pytest.mark.ray
+def test_ids_lines_and_metrics_of_requests(url: str) -> None:
+    """One header, one JSON line in a replica's log, one more in Ray's own metrics; and no log of
+    the whole session tells a key or a body."""
+    import ray
+    from ray._private.worker import _global_node
+
+    headers = {"X-Request-ID": "found-again", "Authorization": "Bearer SECRETKEY"}
+    body = {"queries": [{"item_id": "SECRETBODY"}]}
+    with httpx2.Client(base_url=url, headers=headers) as client:
+        answer = client.post("/v1/knn", json=body)
+        assert answer.status_code == 404
+        assert answer.headers.get_list("x-request-id") == ["found-again"]
+        client.post("/v1/knn", content="SECRETBODY")
+        assert len(client.get("/v1/recommend/version", headers={}).headers["x-request-id"]) > 8
+    assert _global_node is not None
+    logs = Path(_global_node.get_logs_dir_path())
+    files = list(logs.glob("serve/replica_content_Gateway_*.log"))
+    told = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    (line,) = [
+        one for one in told if one.get("access", {}).get("request_id") == "found-again"
+        and one["access"]["status"] == 404
+    ]  # fmt: skip
+    assert (line["access"]["route"], line["access"]["refused"]) == ("/v1/knn", "unknown_item")
+    for file in logs.rglob("*"):
+        if file.is_file():
+            text = file.read_bytes()
+            assert b"SECRETKEY" not in text, file
+            assert b"SECRETBODY" not in text, file
+    (node,) = [one for one in ray.nodes() if one["Alive"]]
+    metrics = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    wanted = r'ray_raycall_requests(_total)?\{.*route="/v1/knn".*status="404".*\} [1-9]'
+    deadline = time.monotonic() + 90  # Ray collects them every few seconds
+    while not re.search(wanted, text := httpx2.get(metrics).text):
+        assert time.monotonic() < deadline, re.findall(".*raycall.*", text)
+        time.sleep(1)
+    assert "ray_raycall_request_seconds_bucket" in text
+
+
+@pytest.mark.ray
 def test_a_second_service_on_the_same_cluster_is_refused(served: Any, url: str) -> None:
     from serve_apps.app import ServeArgs
+    from serve_apps.guard import Access
     from serve_apps.launch import ServiceError, serving
 
-    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri)
+    access = Access(off=True)
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, access=access)
     with pytest.raises(ServiceError, match="Serve already runs"), serving(args, port=0):
         pytest.fail("it started")
     assert call(url, "/healthz") == {"status": "ok"}  # the first one is left alone
@@ -197,6 +253,29 @@ def test_a_mismatched_pair_is_refused_before_ray_starts(
     args = ServeArgs(encoder=served.encoder_uri, index=index)
     with pytest.raises(ArtifactError, match="vectors of encoder 0000"), serving(args, port=0):
         pytest.fail("it started")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "no API keys: make one with python -m serve_apps.keys"),
+        (["--no-keys", "--host", "0.0.0.0"], "--no-keys: 0.0.0.0 is no loopback interface"),
+        (["--keys", "nowhere.txt"], "nowhere.txt: keys cannot be read"),
+    ],
+)
+def test_no_service_without_keys_starts_by_accident(
+    served: Any,
+    more: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serve_apps.__main__ import main
+
+    monkeypatch.delenv("RAYCALL_API_KEYS", raising=False)
+    artifacts = ["--encoder", served.encoder_uri, "--index", served.index_uri]
+    assert main([*artifacts, "--port", "0", *more]) == 1
+    assert said in capsys.readouterr().err
 
 
 def _command(served: Any, *more: str) -> list[str]:
@@ -226,21 +305,30 @@ def test_the_command_answers_one_question_and_stops(served: Any, tmp_path: Path)
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--haproxy"]])
-def test_the_command_serves_until_sigterm(served: Any, more: list[str]) -> None:
+def test_the_command_serves_until_sigterm(served: Any, more: list[str], tmp_path: Path) -> None:
+    key, keys_line = new_key("tester")
+    (tmp_path / "keys.txt").write_text(keys_line)
     noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
     large = cv2.imencode(".png", noise)[1].tobytes()
     assert len(large) > 5_000_000  # gRPC's own limit is 4 MiB
     with subprocess.Popen(
-        _command(served, *more), stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1]
+        _command(served, "--keys", str(tmp_path / "keys.txt"), *more),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=CONFIG.parents[1],
     ) as process:
         assert process.stdout is not None
         line = next(text for text in process.stdout if text.startswith("serving at "))
         url = line.split()[2]
-        inputs = [{"image": base64.b64encode(large).decode()}]
-        vectors = call(url, "/v1/embed", {"inputs": inputs})["vectors"]
-        np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
-        with pytest.raises(RequestError, match=r"422 .*not a picture"):
-            call(url, "/v1/embed", {"inputs": [{"image": "aGk="}]})
+        with pytest.raises(RequestError, match="401 no_key"):
+            call(url, "/v1/version")
+        with Client(url, key=key) as client:
+            vectors = client.embed([large]).vectors
+            np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
+            with pytest.raises(RequestError, match=r"422 .*not a picture"):
+                client.embed([b"hi"])
+            asked = client.knn(served.vectors[:2], k=2)
+        assert [one.ids[0] for one in asked.results] == served.ids[:2]
         os.kill(process.pid, signal.SIGTERM)
         rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0
@@ -288,6 +376,7 @@ def test_the_command_says_what_is_wrong(served: Any, tmp_path: Path) -> None:
             "--ask and --ask-image need --encoder",
         ),
         (["--encoder", "a", "--index", "b", "--set", "users.limits.max_k=3"], "are not served"),
+        (["--encoder", "a", "--index", "b", "--keys", "k", "--no-keys"], "give one of them"),
     ],
 )
 def test_the_command_serves_whole_parts(
@@ -302,9 +391,11 @@ def test_the_command_serves_whole_parts(
 @pytest.mark.parametrize("reuse", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
 def test_a_port_that_is_taken_is_refused_before_ray_starts(served: Any, reuse: int) -> None:
     from serve_apps.app import ServeArgs
+    from serve_apps.guard import Access
     from serve_apps.launch import ServiceError, serving
 
-    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri)
+    access = Access(off=True)
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, access=access)
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, reuse, 1)
         other.bind(("127.0.0.1", 0))
