@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from rec.artifacts import read_bytes
 from rec.config import Config, ConfigError, settings
+from rec.local_ray import prepare_local_ray
 
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
     from rec.train.recipe import Recipe
@@ -142,6 +143,8 @@ def start_ray(options: argparse.Namespace | None = None) -> None:
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
+        if address == "local":
+            prepare_local_ray()
         try:
             ray.init(address=address, include_dashboard=False)
         except Exception as error:  # Ray has no class of its own for what goes wrong here

@@ -7,10 +7,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from fastapi import FastAPI
 from pydantic import Field
 from ray import serve
@@ -20,12 +19,14 @@ from ray.serve.handle import DeploymentHandle
 from rec.config import Config
 from serve_apps.api import Version
 from serve_apps.deployment import COMMON, answered, ask, check_transport, operate, stale
-from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
 from serve_apps.gateway import Content, Limits, Queries, Searched, make_app
 from serve_apps.guard import Access
 from serve_apps.knn import Searcher
 from serve_apps.versions import match
+
+if TYPE_CHECKING:
+    from serve_apps.embed import Embedder
 
 
 class ServeArgs(Config):
@@ -41,23 +42,29 @@ class ServeArgs(Config):
     access: Access = Access()
 
 
+def _embedder(args: ServeArgs, version: str) -> "Embedder":
+    # seconds to import, and every replica of the gateway and of the index imports this file
+    import torch
+
+    from serve_apps.embed import Embedder
+
+    return Embedder(
+        args.encoder,
+        version,
+        max_batch=args.max_batch,
+        max_wait_s=args.batch_wait_ms / 1000,
+        # Ray hides the GPUs from a replica that did not ask for one
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+
+
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 1})
 class Encoder:
     """Texts and pictures to vectors; one model, one thread, batches over all callers."""
 
     async def __init__(self, args: dict[str, Any], version: str) -> None:
-        config = ServeArgs.model_validate(args)
         self._version = version
-        # Ray hides the GPUs from a replica that did not ask for one
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._embedder = await asyncio.to_thread(
-            Embedder,
-            config.encoder,
-            version,
-            max_batch=config.max_batch,
-            max_wait_s=config.batch_wait_ms / 1000,
-            device=device,
-        )
+        self._embedder = await asyncio.to_thread(_embedder, ServeArgs.model_validate(args), version)
 
     async def encode(self, model: str, inputs: Sequence[Content]) -> np.ndarray | ApiError:
         return stale(model, self._version) or await answered(self._embedder.encode(inputs))

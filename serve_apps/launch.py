@@ -18,6 +18,7 @@ from ray import serve
 
 from rec.client import Client, RequestError
 from rec.config import ConfigError
+from rec.local_ray import prepare_local_ray
 from serve_apps import app, recommend_app
 from serve_apps.deployment import LOGGING
 from serve_apps.guard import Access, Guard, is_loopback
@@ -71,9 +72,11 @@ def _check_access(access: Access, host: str, *, here: bool) -> None:
 
 def _connect(address: str | None) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
     # not whatever Ray is found on this machine: a job's own would end the service with the job
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        prepare_local_ray()
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for what goes wrong here

@@ -17,7 +17,6 @@ import numpy as np
 
 from rec.artifacts import ArtifactError
 from rec.config import Config
-from rec.models.sequence.encoder import load_encoder
 from rec.retrieval.index import Index
 from rec.retrieval.interests import Recalled, UserInterests, recall_interests
 from rec.retrieval.queries import MAX_EXCLUDED
@@ -58,6 +57,8 @@ class Recommender:
         max_wait_s: float,
         device: str = "cpu",
     ) -> None:
+        from rec.models.sequence.encoder import load_encoder  # torch: not for the gateway
+
         self._encoder = load_encoder(uris.encoder, device)
         same(uris.encoder, self._encoder.version, deployed.encoder)
         self._index = Index.open(uris.index, model=self._encoder.version)

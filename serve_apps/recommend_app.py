@@ -8,7 +8,6 @@
 import asyncio
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from pydantic import Field
 from ray import serve
@@ -34,27 +33,31 @@ class RecommendArgs(Places):
     access: Access = Access()
 
 
+def _recommender(args: RecommendArgs, version: RecommendVersion) -> Recommender:
+    import torch  # seconds, and the gateway's replicas import this file too
+
+    return Recommender(
+        args,
+        Places(
+            encoder=version.model_version, index=version.index_version, rows=version.rows_version
+        ),
+        max_batch=args.max_batch,
+        max_wait_s=args.batch_wait_ms / 1000,
+        # Ray hides the GPUs from a replica that did not ask for one
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+
+
 # little of a CPU each: on two cores there is room for this beside the content service
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.15})
 class Recommend:
     """Histories to items: encoder, index and users' histories in memory."""
 
     async def __init__(self, args: dict[str, Any], version: dict[str, Any]) -> None:
-        config = RecommendArgs.model_validate(args)
-        deployed = RecommendVersion.model_validate(version)
-        # Ray hides the GPUs from a replica that did not ask for one
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self._recommender = await asyncio.to_thread(
-            Recommender,
-            config,
-            Places(
-                encoder=deployed.model_version,
-                index=deployed.index_version,
-                rows=deployed.rows_version,
-            ),
-            max_batch=config.max_batch,
-            max_wait_s=config.batch_wait_ms / 1000,
-            device=device,
+            _recommender,
+            RecommendArgs.model_validate(args),
+            RecommendVersion.model_validate(version),
         )
 
     async def recommend(self, asked: Asked) -> Recommended | ApiError:

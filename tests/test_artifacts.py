@@ -6,12 +6,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs as pafs
 
 from rec import artifacts
 from rec.artifacts import (
@@ -24,30 +21,6 @@ from rec.artifacts import (
     seal,
     verify,
 )
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """An empty folder in a bucket of a server on this machine."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    bucket = f"b-{tmp_path.name.replace('_', '-').lower()}"[:60].rstrip("-")
-    # only file systems made from a URI read AWS_ENDPOINT_URL
-    pafs.FileSystem.from_uri(f"s3://{bucket}?allow_bucket_creation=true")[0].create_dir(bucket)
-    return f"s3://{bucket}/runs"
 
 
 @pytest.fixture(params=["local", "s3"])

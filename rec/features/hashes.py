@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 BITS = 64
 MIN_CONTRAST = 4.0  # standard deviation of grey below which a picture is flat
@@ -104,6 +102,9 @@ def near_groups(hashes: np.ndarray, max_distance: int) -> np.ndarray:
 
     A group is what is linked by steps of at most `max_distance` bits.
     """
+    from scipy.sparse import coo_array  # a quarter of a second, and recipes lead to this file
+    from scipy.sparse.csgraph import connected_components
+
     links = [np.stack(pair) for pair in near_pairs(hashes, max_distance)]
     size = len(hashes)
     rows, columns = np.concatenate(links, axis=1) if links else np.zeros((2, 0), np.int64)

@@ -17,7 +17,6 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from scipy import ndimage
 
 from rec.features.media import Deadline, MediaError, MediaLimits, fit, open_media, spread
 
@@ -178,6 +177,8 @@ def shots(pictures: list[np.ndarray]) -> list[tuple[int, int]]:
 
 def _look(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colour histogram and share of the edges in each cell of a grid; both sum to 1."""
+    from scipy import ndimage  # a quarter of a second, and recipes lead to this file
+
     small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA)
     colours = cv2.calcHist([small], [0, 1, 2], None, [_BINS] * 3, [0, 256] * 3)
     # a colour near the border of a bin is to count in both, or a slight change is a great one

@@ -254,9 +254,4 @@ def build_engine(recipe: Recipe[Any], rows: str) -> Engine:
         return DeepSpeedEngine(recipe, model, device)
     if train.engine == "ddp":
         return DDPEngine(recipe, model, device)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        raise TrainError(
-            f"engine 'plain' is one process, this run has {dist.get_world_size()}; "
-            "set train.engine to 'ddp' or 'deepspeed'"
-        )
     return PlainEngine(recipe, model, device)

@@ -100,8 +100,14 @@ def _check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 def check(recipe: Recipe[Any], world: int) -> None:
-    """Raise TrainError where the batch cannot be cut evenly into ranks and micro-batches."""
+    """Raise TrainError where the engine is not for as many ranks, or the batch cannot be cut
+    evenly into ranks and micro-batches."""
     train = recipe.train
+    if train.engine == "plain" and world > 1:
+        raise TrainError(
+            f"engine 'plain' is one process, this run has {world}; set train.engine to 'ddp' or "
+            "'deepspeed'"
+        )
     if train.batch_size % (world * train.micro_batches):
         raise TrainError(
             f"train.batch_size {train.batch_size} must be a multiple of workers x "

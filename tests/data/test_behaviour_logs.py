@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
 from rec.artifacts import filesystem, join, read_manifest, verify, write_atomic
@@ -295,32 +294,20 @@ def test_logs_that_outgrow_their_buckets_have_them_split(
     assert read_ledger(daily).stages["sequences"] == read_ledger(whole).stages["sequences"]
 
 
-def test_on_s3_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = "behaviour-test"
-    pafs.FileSystem.from_uri(f"s3://{bucket}?allow_bucket_creation=true")[0].create_dir(bucket)
-    try:
-        found = [(n % 2, 9 * n, f"u{n % 3}", f"i{n % 7}", 9000) for n in range(30)]
-        outs = []
-        for base in (str(tmp_path), f"s3://{bucket}"):
-            logs, out = join(base, "logs"), join(base, "out")
-            for day in range(2):
-                write_log(logs, "interactions", day, interactions(found, day))
-                build_behaviour(out, config(logs), LATE)
-            outs.append(contents(out))
-        assert outs[0] == outs[1]
-        assert any(outs[0].values())
-        files, path = filesystem(f"s3://{bucket}/out")
-        left = sorted(info.base_name[:2] for info in files.get_file_info(pafs.FileSelector(path)))
-        assert left == ["ma", "v-", "v-"]  # the manifest, this version and the one before it
-    finally:
-        server.stop()
+def test_on_s3_as_on_a_disk(tmp_path: Path, s3: str) -> None:
+    found = [(n % 2, 9 * n, f"u{n % 3}", f"i{n % 7}", 9000) for n in range(30)]
+    outs = []
+    for base in (str(tmp_path), s3):
+        logs, out = join(base, "logs"), join(base, "out")
+        for day in range(2):
+            write_log(logs, "interactions", day, interactions(found, day))
+            build_behaviour(out, config(logs), LATE)
+        outs.append(contents(out))
+    assert outs[0] == outs[1]
+    assert any(outs[0].values())
+    files, path = filesystem(f"{s3}/out")
+    left = sorted(info.base_name[:2] for info in files.get_file_info(pafs.FileSelector(path)))
+    assert left == ["ma", "v-", "v-"]  # the manifest, this version and the one before it
 
 
 def test_domains_are_sequences_of_their_own_day_by_day(tmp_path: Path) -> None:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
+from rec.artifacts import filesystem
 from rec.data.media import MediaConfig, media_of_files
 from rec.sources import FolderSource
 
 NAMES = ("a b.png", "100%.png", "why?.png", "no#1.png", "a%20b.png", "é.png", "below/x y.png")
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -33,13 +23,8 @@ def place(
     """An empty folder: its URI, its file system, its path there."""
     if request.param == "local":
         return str(tmp_path), pafs.LocalFileSystem(), str(tmp_path)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    files, _ = pafs.FileSystem.from_uri("s3://mine?allow_bucket_creation=true")
-    files.create_dir("mine")
-    return "s3://mine/all", files, "mine/all"
+    uri = f"{request.getfixturevalue('s3')}/all"
+    return (uri, *filesystem(uri))
 
 
 def test_any_name_is_read_as_it_stands(place: tuple[str, pafs.FileSystem, str]) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs as pafs
 from tables import clustered, embeddings
 
 from rec.artifacts import ArtifactError
@@ -19,27 +16,10 @@ from rec.retrieval.live import LiveIndex
 from rec.retrieval.spec import IndexConfig
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    (tmp_path / "cache").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
-    files, _ = pafs.FileSystem.from_uri("s3://index-test?allow_bucket_creation=true")
-    files.create_dir("index-test")
-    yield "s3://index-test"
-    server.stop()
-
-
 @pytest.mark.slow
-def test_build_change_compact_roll_back_and_clear_away(bucket: str, tmp_path: Path) -> None:
+def test_build_change_compact_roll_back_and_clear_away(s3: str, tmp_path: Path) -> None:
     table = embeddings(tmp_path / "e", clustered(400))
-    uri = f"{bucket}/index"
+    uri = f"{s3}/index"
     config = IndexConfig(factory="IVF8,SQ8", num_shards=2, num_queries=50)
     first = build_index(table, uri, config)
     live = LiveIndex(uri, tmp_path / "log", compact_at=None)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
+from jobs import embed as job
 from rec import artifacts
 from rec.data.ledger import Ledger
 from rec.features.content import ContentCollator, ContentInputs
@@ -394,22 +394,10 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> 
         time.sleep(0.02)
 
 
-def start_job(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.embed", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_driver_killed_midway_resumes_to_the_same_table(
-    ray_local: None, encoder_uri: str, tmp_path: Path
+    ray_local: None, encoder_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=150)
     whole = embed(encoder_uri, rows_uri, str(tmp_path / "whole"), EmbedConfig(num_actors=2))
@@ -421,21 +409,26 @@ def test_driver_killed_midway_resumes_to_the_same_table(
         found = {p.name: p.stat() for p in out.glob("*/part-*.parquet")}
         return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
 
-    job = start_job(*command)
+    killed = subprocess.Popen(  # with a Ray of its own
+        [sys.executable, "-m", "jobs.embed", *command],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         wait_for(lambda: len(parts()) >= 2, "second partition")
     finally:
-        children = psutil.Process(job.pid).children(recursive=True)
-        job.kill()
-        job.communicate()
+        children = psutil.Process(killed.pid).children(recursive=True)
+        killed.kill()
+        killed.wait()
         psutil.wait_procs(children, timeout=30)
     before = parts()
     assert 2 <= len(before) < 12
     assert not (out / "manifest.json").exists()
 
-    job = start_job(*command)
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, printed
+    assert job.main(command) == 0
+    printed = capsys.readouterr().out
     assert f"12 partitions, {len(before)} of them standing already" in printed
     manifest = artifacts.read_manifest(out, "embedding-table")
     assert manifest.metrics["num_resumed"] == len(before)
@@ -477,51 +470,26 @@ def test_actor_killed_midway_is_made_good(
     assert sum(now[name] != inode for name, inode in standing.items()) <= 1
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of an S3 server on this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    pafs.FileSystem.from_uri("s3://embed-test?allow_bucket_creation=true")[0].create_dir(
-        "embed-test"
-    )
-    yield "s3://embed-test"
-    server.stop()
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_job_and_index_on_s3(
-    bucket: str,
+    s3: str,
+    ray_local: None,
     encoder_uri: str,
     encoder: ContentEncoder,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Encoder, rows, vectors and index all on S3; the job in a process and Ray of its own."""
-    pafs.copy_files(
-        encoder_uri,
-        "embed-test/encoder",
-        destination_filesystem=artifacts.filesystem(bucket)[0],
-    )
-    rows_uri = publish_rows(f"{bucket}/rows", num_parts=3)
-    places = ["--encoder", f"{bucket}/encoder", "--rows", rows_uri, "--out", f"{bucket}/out"]
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    folders = {"TMPDIR": str(tmp_path / "tmp"), "RAY_TMPDIR": "/tmp"}  # Ray's sockets: short paths
-    job = start_job(*places, "--set", "num_actors=1", environment=folders)
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, printed
-    assert "36 vectors at s3://embed-test/out" in printed
-    manifest = artifacts.read_manifest(f"{bucket}/out", "embedding-table")
+    """Encoder, rows, vectors and index all on S3."""
+    files, bucket = artifacts.filesystem(s3)
+    pafs.copy_files(encoder_uri, f"{bucket}/encoder", destination_filesystem=files)
+    rows_uri = publish_rows(f"{s3}/rows", num_parts=3)
+    places = ["--encoder", f"{s3}/encoder", "--rows", rows_uri, "--out", f"{s3}/out"]
+    assert job.main([*places, "--set", "num_actors=1"]) == 0
+    assert f"36 vectors at {s3}/out" in capsys.readouterr().out
+    manifest = artifacts.read_manifest(f"{s3}/out", "embedding-table")
     assert manifest.metrics["num_rows"] == 36
-    build_index(f"{bucket}/out", f"{bucket}/index")
-    index = Index.open(f"{bucket}/index")
+    build_index(f"{s3}/out", f"{s3}/index")
+    index = Index.open(f"{s3}/index")
     assert (len(index), index.encoder_version) == (36, encoder.version)
     collator = ContentCollator(encoder.inputs)
     expected = encoder.encode(collator(content_rows(0, 36)))
@@ -532,8 +500,6 @@ def test_job_and_index_on_s3(
 def test_command_line_says_what_is_wrong(
     encoder_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jobs import embed as job
-
     places = ["--encoder", encoder_uri, "--rows", str(tmp_path), "--out", str(tmp_path / "out")]
     assert job.main([*places, "--set", "batch_sise=3"]) == 1
     assert "no field 'batch_sise'; there are: batch_size" in capsys.readouterr().err

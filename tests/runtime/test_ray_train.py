@@ -80,37 +80,50 @@ def test_a_killed_rank_of_two(ray_local: None, rows: str, tmp_path: Path) -> Non
     assert losses(broken) == losses(whole)
 
 
-def test_a_stopped_run_continues_with_the_same_call(
+def test_a_stopped_run_goes_on_and_past_a_damaged_checkpoint(
     ray_local: None, rows: str, tmp_path: Path
 ) -> None:
-    long = recipe(steps=100_000, schedule="constant", checkpoint_every=1000, validate_every=1000)
-    log = tmp_path / "train" / "logs" / "metrics.jsonl"
+    every = {"checkpoint_every": 4, "validate_every": 4, "keep_checkpoints": 3}
+    run, log = tmp_path / "run", tmp_path / "run" / "train" / "logs" / "metrics.jsonl"
 
     def ask() -> None:
-        while not (log.exists() and log.stat().st_size):
+        while not (log.exists() and len(log.read_bytes().splitlines()) > 4):
             time.sleep(0.1)
-        (tmp_path / "train" / STOP).touch()
+        (run / "train" / STOP).touch()
 
     threading.Thread(target=ask, daemon=True).start()
-    stopped = train(long, rows, str(tmp_path), num_workers=1)
+    endless = recipe(steps=100_000, schedule="constant", **every)
+    stopped = train(endless, rows, str(run), num_workers=1)
     assert stopped.stopped
-    assert 0 < stopped.step < 100_000
-    shorter = recipe(
-        steps=stopped.step + 3, schedule="constant", checkpoint_every=1000, validate_every=1000
-    )
-    ended = train(shorter, rows, str(tmp_path), num_workers=1)
+    assert 4 < stopped.step < 100_000
+    last = Path(stopped.last)
+    file = last / MODEL_FILE
+    file.write_bytes(file.read_bytes()[:100])
+    longer = recipe(steps=stopped.step + 3, schedule="constant", **every)
+    with pytest.raises(TrainError, match=f"^{last}: this checkpoint cannot be read .* remove the"):
+        train(longer, rows, str(run), num_workers=1)
+    shutil.rmtree(last)
+    ended = train(longer, rows, str(run), num_workers=1)
     assert (ended.stopped, ended.step) == (False, stopped.step + 3)
-    assert [r["step"] for r in read_records(ended.logs)] == list(range(1, ended.step + 1))
+    whole = train(longer, rows, str(tmp_path / "whole"), num_workers=0)
+    assert losses(ended) == losses(whole)
+    assert [r["step"] for r in losses(ended)] == list(range(1, ended.step + 1))
 
 
 def test_errors_that_would_come_again_are_not_retried(
     ray_local: None, rows: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainError, match="is one process, this run has 2"):
-        train(recipe(), rows, str(tmp_path / "two"), num_workers=2)
     poisoned = recipe().model_copy(update={"poison_step": 3})
     with pytest.raises(TrainError, match=r"train/\w+ is nan"):
         train(poisoned, rows, str(tmp_path / "nan"), num_workers=1)
+
+
+def test_workers_that_the_engine_is_not_for_are_refused_before_any_starts(
+    rows: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match="is one process, this run has 2"):
+        train(recipe(), rows, str(tmp_path), num_workers=2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("code", "told"), [(1, KeyboardInterrupt), (143, SystemExit)])
@@ -130,29 +143,11 @@ def test_ctrl_c_is_told_from_other_ends(
         train(recipe(), rows, str(tmp_path), num_workers=1)
 
 
-@pytest.mark.parametrize(("engine", "num_workers"), [("plain", 1), ("ddp", 2)])
 def test_a_full_disk_is_told_in_a_line_and_not_retried(
-    engine: str, num_workers: int, ray_local: None, rows: str, tmp_path: Path
-) -> None:
-    full = recipe(engine=engine).model_copy(update={"full_disk": True})
-    with pytest.raises(TrainError, match=r"^\[Errno 28\] No space left on device: '.*'$"):
-        train(full, rows, str(tmp_path), num_workers=num_workers)
-    # a second attempt would have begun its log again
-    assert len(read_records(str(tmp_path / "train" / "logs"))) == full.train.checkpoint_every
-
-
-def test_a_damaged_checkpoint_is_removed_and_the_one_before_goes_on(
     ray_local: None, rows: str, tmp_path: Path
 ) -> None:
-    steady = {"schedule": "constant", "keep_checkpoints": 3}
-    whole = train(recipe(**steady), rows, str(tmp_path / "whole"), num_workers=0)
-    cut = tmp_path / "cut"
-    last = Path(train(recipe(steps=8, **steady), rows, str(cut), num_workers=1).last)
-    file = last / MODEL_FILE
-    file.write_bytes(file.read_bytes()[:100])
-    longer = recipe(**steady)
-    with pytest.raises(TrainError, match=f"^{last}: this checkpoint cannot be read .* remove the"):
-        train(longer, rows, str(cut), num_workers=1)
-    shutil.rmtree(last)
-    ended = train(longer, rows, str(cut), num_workers=1)
-    assert losses(ended) == losses(whole)
+    full = recipe(engine="ddp").model_copy(update={"full_disk": True})
+    with pytest.raises(TrainError, match=r"^\[Errno 28\] No space left on device: '.*'$"):
+        train(full, rows, str(tmp_path), num_workers=2)
+    # a second attempt would have begun its log again
+    assert len(read_records(str(tmp_path / "train" / "logs"))) == full.train.checkpoint_every

@@ -94,6 +94,99 @@ def test_numbers_that_no_service_can_have_are_refused(setting: str) -> None:
             args.override([setting])
 
 
+# The command first: a second service on the Ray of `url` would be refused.
+
+
+def _command(served: Any, *more: str) -> list[str]:
+    encoder, index = served.encoder_uri, served.index_uri
+    return [sys.executable, "-m", "serve_apps", "--encoder", encoder, "--index", index,
+            "--address", "local", "--port", "0", *more]  # fmt: skip
+
+
+@pytest.fixture
+def cluster(ray_local: None) -> str:
+    """Address of a Ray without a service."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_command_answers_one_question_and_stops(
+    served: Any, cluster: str, tmp_path: Path
+) -> None:
+    titles = {"item_id": served.ids, "title": [f"The {text}" for text in served.texts]}
+    (tmp_path / "items").mkdir()
+    pq.write_table(pa.table(titles), tmp_path / "items" / "shard-00000.parquet")
+    (tmp_path / "poster.png").write_bytes(served.pictures[4])
+    done = subprocess.run(
+        _command(served, "--ask", served.texts[4], "--ask-image", f"{tmp_path}/poster.png",
+                 "--k", "3", "--titles", f"{tmp_path}/items", "--address", cluster),
+        capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    best = next(i for i, line in enumerate(lines) if line.startswith("nearest to")) + 1
+    assert lines[best].split() == ["1.000", "item-4", "The", *served.texts[4].split()]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--haproxy"]])
+def test_the_command_serves_until_sigterm(
+    served: Any, more: list[str], cluster: str, tmp_path: Path
+) -> None:
+    more = more or ["--address", cluster]  # one of them with a Ray of its own
+    key, keys_line = new_key("tester")
+    (tmp_path / "keys.txt").write_text(keys_line)
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
+    large = cv2.imencode(".png", noise)[1].tobytes()
+    assert len(large) > 5_000_000  # gRPC's own limit is 4 MiB
+    with subprocess.Popen(
+        _command(served, "--keys", str(tmp_path / "keys.txt"), *more),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=CONFIG.parents[1],
+    ) as process:
+        assert process.stdout is not None
+        line = next(text for text in process.stdout if text.startswith("serving at "))
+        url = line.split()[2]
+        with pytest.raises(RequestError, match="401 no_key"):
+            call(url, "/v1/version")
+        with Client(url, key=key) as client:
+            vectors = client.embed([large]).vectors
+            np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
+            with pytest.raises(RequestError, match=r"422 .*not a picture"):
+                client.embed([b"hi"])
+            asked = client.knn(served.vectors[:2], k=2)
+        assert [one.ids[0] for one in asked.results] == served.ids[:2]
+        os.kill(process.pid, signal.SIGTERM)
+        rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "requests under way are finished first" in rest
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_damaged_index_is_named_when_a_replica_refuses_it(
+    served: Any, cluster: str, tmp_path: Path
+) -> None:
+    index = Path(shutil.copytree(served.index_uri, tmp_path / "index"))
+    file = next(index.rglob("index.faiss"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    command = _command(served, "--index", str(index), "--address", cluster, "--no-keys")
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False
+    )
+    assert done.returncode == 1
+    assert "the service did not start" in done.stderr
+    assert f"{file}" in done.stderr
+    assert "publish again" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def url(ray_local: None, served: Any, recommendable: Any) -> Iterator[str]:
     from serve_apps.app import Limits, ServeArgs
@@ -276,81 +369,6 @@ def test_no_service_without_keys_starts_by_accident(
     artifacts = ["--encoder", served.encoder_uri, "--index", served.index_uri]
     assert main([*artifacts, "--port", "0", *more]) == 1
     assert said in capsys.readouterr().err
-
-
-def _command(served: Any, *more: str) -> list[str]:
-    encoder, index = served.encoder_uri, served.index_uri
-    return [sys.executable, "-m", "serve_apps", "--encoder", encoder, "--index", index,
-            "--address", "local", "--port", "0", *more]  # fmt: skip
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_command_answers_one_question_and_stops(served: Any, tmp_path: Path) -> None:
-    titles = {"item_id": served.ids, "title": [f"The {text}" for text in served.texts]}
-    (tmp_path / "items").mkdir()
-    pq.write_table(pa.table(titles), tmp_path / "items" / "shard-00000.parquet")
-    (tmp_path / "poster.png").write_bytes(served.pictures[4])
-    done = subprocess.run(
-        _command(served, "--ask", served.texts[4], "--ask-image", f"{tmp_path}/poster.png",
-                 "--k", "3", "--titles", f"{tmp_path}/items"),
-        capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    best = next(i for i, line in enumerate(lines) if line.startswith("nearest to")) + 1
-    assert lines[best].split() == ["1.000", "item-4", "The", *served.texts[4].split()]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--haproxy"]])
-def test_the_command_serves_until_sigterm(served: Any, more: list[str], tmp_path: Path) -> None:
-    key, keys_line = new_key("tester")
-    (tmp_path / "keys.txt").write_text(keys_line)
-    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
-    large = cv2.imencode(".png", noise)[1].tobytes()
-    assert len(large) > 5_000_000  # gRPC's own limit is 4 MiB
-    with subprocess.Popen(
-        _command(served, "--keys", str(tmp_path / "keys.txt"), *more),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=CONFIG.parents[1],
-    ) as process:
-        assert process.stdout is not None
-        line = next(text for text in process.stdout if text.startswith("serving at "))
-        url = line.split()[2]
-        with pytest.raises(RequestError, match="401 no_key"):
-            call(url, "/v1/version")
-        with Client(url, key=key) as client:
-            vectors = client.embed([large]).vectors
-            np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
-            with pytest.raises(RequestError, match=r"422 .*not a picture"):
-                client.embed([b"hi"])
-            asked = client.knn(served.vectors[:2], k=2)
-        assert [one.ids[0] for one in asked.results] == served.ids[:2]
-        os.kill(process.pid, signal.SIGTERM)
-        rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "requests under way are finished first" in rest
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_damaged_index_is_named_when_a_replica_refuses_it(served: Any, tmp_path: Path) -> None:
-    index = Path(shutil.copytree(served.index_uri, tmp_path / "index"))
-    file = next(index.rglob("index.faiss"))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    command = _command(served, "--index", str(index))
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False
-    )
-    assert done.returncode == 1
-    assert "the service did not start" in done.stderr
-    assert f"{file}" in done.stderr
-    assert "publish again" in done.stderr
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 
 from jobs import train
 from rec.artifacts import join, read_manifest
+from tune import recall
 from tune.recall import BEST
 from tune.trials import TrialRecord, Trials, best
 
@@ -23,10 +24,14 @@ SETTINGS = [f"train.steps={STEPS}", "train.validate_every=5", "train.checkpoint_
 TRIALS = 8
 
 
+def flags(rows: str, out: Path) -> list[str]:
+    places = [*RECIPE, "--rows", rows, "--out", str(out)]
+    return [*places, "--trials", f"{TRIALS}", "--concurrency", "2", "--set", *SETTINGS]
+
+
 def search(rows: str, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tune.recall", *RECIPE, "--rows", rows, "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--trials", f"{TRIALS}", "--concurrency", "2", "--set", *SETTINGS],
+        [sys.executable, "-m", "tune.recall", *flags(rows, out)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         stdout=subprocess.PIPE,
@@ -42,7 +47,7 @@ def ended(records: list[TrialRecord]) -> list[TrialRecord]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_killed_half_way_goes_on_and_finds_better_than_the_recipe(
-    sequence_rows: str, tmp_path: Path
+    ray_local: None, sequence_rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "search"
     trials = Trials(str(out))
@@ -63,9 +68,8 @@ def test_a_search_killed_half_way_goes_on_and_finds_better_than_the_recipe(
     done = ended(before)
     assert len(done) < TRIALS
 
-    second = search(sequence_rows, out)
-    printed, _ = second.communicate(timeout=300)
-    assert second.returncode == 0, printed
+    assert recall.main(flags(sequence_rows, out)) == 0
+    printed = capsys.readouterr().out
     after = {one.number: one for one in trials.all()}
     assert len(after) == TRIALS
     assert [after[one.number] for one in done] == done  # not run again

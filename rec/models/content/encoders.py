@@ -6,25 +6,19 @@ They see rows that have the modality and nothing else; who calls them leaves the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ViTConfig,
-    ViTModel,
-)
 
 from rec.config import ConfigError
 from rec.features.content import NUM_MEL_BANDS, PATCH_FRAMES, ContentInputs
 from rec.models.content.config import ContentModelConfig
 from rec.nn.fusion import NUM_SCALES
+
+if TYPE_CHECKING:  # functions import it when they build a model: it takes seconds, and most
+    # processes that know a recipe or an encoder (drivers, controllers, gateways) never do
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _AUDIO_PATCH = 16  # mel bands by 10 ms frames
 
@@ -112,6 +106,8 @@ def new_backbones(config: ContentModelConfig, inputs: ContentInputs, vocab_size:
         CheckpointError: a folder is not there, or has fewer word embeddings than the tokenizer
             has words, or fewer positions than the texts have tokens.
     """
+    from transformers import ViTConfig, ViTModel
+
     vision = config.vision
     if vision.checkpoint is None:
         picture_size = (inputs.height, inputs.width)
@@ -144,6 +140,8 @@ def _vit(hidden_size: int, num_layers: int, num_heads: int, dropout: float) -> d
 def _new_text(
     config: ContentModelConfig, inputs: ContentInputs, vocab_size: int
 ) -> PreTrainedModel:
+    from transformers import BertConfig, BertModel
+
     text = config.text
     if text.checkpoint is None:
         return BertModel(
@@ -168,6 +166,8 @@ def _new_text(
 
 
 def _load(folder: str, dropout: float) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModel
+
     if not (Path(folder) / "config.json").is_file():
         raise CheckpointError(
             f"{folder}: no config.json; expected a local Hugging Face checkpoint folder"
@@ -200,6 +200,8 @@ def architectures(backbones: Backbones) -> dict[str, Any]:
 
 def backbones_of(described: dict[str, Any]) -> Backbones:
     """Backbones as described, their weights still to be loaded."""
+    from transformers import AutoConfig, AutoModel
+
     models: dict[str, PreTrainedModel | None] = {}
     for name, fields in described.items():
         if fields is None:
