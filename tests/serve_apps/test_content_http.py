@@ -16,6 +16,7 @@ from httpx2 import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from local_backend import LocalBackend
+from pictures import bomb
 
 from serve_apps.gateway import Content, Limits, make_app
 from serve_apps.versions import match
@@ -137,6 +138,7 @@ CUT = b64(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
         ({"inputs": [{"image": "ÿ"}]}, ["inputs[0].image: not base64"]),
         ({"inputs": [{"image": b64(b"no picture")}]}, ["inputs[0].image: not a picture"]),
         ({"inputs": [{"image": CUT}]}, ["inputs[0].image"]),
+        ({"inputs": [{"image": b64(bomb(60_000))}]}, ["inputs[0].image: picture", "too large"]),
         ({"inputs": [{"text": "a", "txt": "b"}]}, ["inputs[0].txt"]),
         ([1], ["body"]),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_backend import LocalBackend
+from pictures import bomb, profile_bomb
 
 from rec import wire
 from serve_apps.gateway import Limits, make_app
@@ -101,21 +100,6 @@ def test_knn_refuses_with_the_reason(
     refused(answer, 422, "invalid_request", *parts)
 
 
-def bomb(side: int) -> bytes:
-    """A PNG file of a few dozen bytes that claims side x side pixels, its checksums right."""
-    pixels = zlib.compress(bytes(64))
-    parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
-        (b"IDAT", pixels),
-        (b"IEND", b""),
-    ]
-    chunks = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 @pytest.mark.parametrize(
     ("contents", "parts"),
     [
@@ -125,6 +109,8 @@ def bomb(side: int) -> bytes:
         ([("\u200b", None)], ["inputs[0].text: nothing"]),
         ([("red", b"no picture")], ["inputs[0].image: not a picture"]),
         ([("red", bomb(60_000))], ["inputs[0].image: picture", "too large"]),
+        ([(None, bomb(20_000))], ["inputs[0].image: picture", "too large"]),
+        ([(None, profile_bomb(10_000_000))], ["inputs[0].image: not a picture"]),
         ([("a", None)] * 5, ["body: 5 inputs, expected 1 to 4"]),
         ([], ["body: 0 inputs"]),
     ],
