@@ -6,13 +6,12 @@ With --ask, --ask-image or --ask-user it answers just that through HTTP, prints 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,9 @@ import pyarrow.dataset as ds
 from pyarrow.lib import ArrowInvalid
 
 from rec.artifacts import ArtifactError, join
+from rec.client import Client, Content, Neighbours, Recommended, RequestError
 from rec.config import ConfigError, settings
+from serve_apps.keys import new_key
 
 if TYPE_CHECKING:  # Ray is imported after --haproxy's switches are set
     from serve_apps.app import ServeArgs
@@ -48,7 +49,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add("--user-encoder", metavar="ENCODER", help="sequence-encoder artifact")
     add("--item-index", metavar="INDEX", help="index artifact of that encoder's items")
     add("--sequences", metavar="ROWS", help="sequence-rows artifact, of users' histories")
-    add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces; there is no password")
+    add("--host", default="127.0.0.1", help="0.0.0.0 for all interfaces")
+    add("--keys", metavar="FILE", help="API keys of both services, made by serve_apps.keys")
+    add("--no-keys", action="store_true", help="let anybody on this machine ask, and nobody else")
     add("--port", type=int, default=8000, help="0 picks a free one (default: 8000)")
     add(
         "--address",
@@ -89,11 +92,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _question(text: str | None, image: str | None) -> dict[str, str]:
-    question = {} if text is None else {"text": text}
-    if image is not None:
-        question["image"] = base64.b64encode(Path(image).read_bytes()).decode()
-    return question
+def _question(text: str | None, image: str | None) -> Content | None:
+    if text is None and image is None:
+        return None
+    return Content(text, None if image is None else Path(image).read_bytes())
 
 
 def _titles(table: str, ids: Sequence[str]) -> dict[str, str]:
@@ -102,27 +104,27 @@ def _titles(table: str, ids: Sequence[str]) -> dict[str, str]:
     return dict(zip(found["item_id"].to_pylist(), found["title"].to_pylist(), strict=True))
 
 
-def _print_items(titles: str | None, ids: Sequence[str], scores: Sequence[float]) -> None:
+def _print_items(titles: str | None, ids: Sequence[str], scores: Iterable[float]) -> None:
     named = _titles(titles, ids) if titles else {}
     for item_id, score in zip(ids, scores, strict=True):
         print(f"  {score:6.3f}  {item_id}  {named.get(item_id) or ''}".rstrip())
 
 
-def _print_answer(asked: argparse.Namespace, found: dict[str, Any]) -> None:
+def _print_answer(asked: argparse.Namespace, found: Neighbours) -> None:
     parts = [f'"{asked.ask}"'] if asked.ask is not None else []
     parts += [f"picture {asked.ask_image}"] if asked.ask_image is not None else []
     print(f"nearest to {' and '.join(parts)}:")
-    _print_items(asked.titles, found["ids"], found["scores"])
+    _print_items(asked.titles, found.ids, found.scores)
 
 
-def _print_recommended(asked: argparse.Namespace, found: dict[str, Any]) -> None:
-    known, unknown = found["num_known"], found["num_unknown"]
-    by = f"by model {found['model_version']}" if found["source"] == "model" else "what is popular"
+def _print_recommended(asked: argparse.Namespace, found: Recommended) -> None:
+    known, unknown = found.num_known, found.num_unknown
+    by = f"by model {found.model_version}" if found.source == "model" else "what is popular"
     print(f"recommended to {asked.ask_user}, {by}, from {known} of their {known + unknown} events:")
-    _print_items(asked.titles, found["ids"], found["scores"])
+    _print_items(asked.titles, found.ids, found.scores)
 
 
-def _print_welcome(url: str, *, content: bool, users: bool, page: bool) -> None:
+def _print_welcome(url: str, *, content: bool, users: bool, page: bool, keys: bool) -> None:
     samples: list[tuple[str, str, dict[str, Any]]] = []
     if content:
         samples.append(("", "/v1/knn", {"queries": [{"text": "a crew lost in space"}], "k": 5}))
@@ -133,9 +135,21 @@ def _print_welcome(url: str, *, content: bool, users: bool, page: bool) -> None:
     if page:
         print(f"open {url}/ to look at the items, what is near to them and what is recommended")
     for _, path, body in samples:
-        asking = f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        who = "-H 'Authorization: Bearer KEY' " if keys else ""
+        asking = f"{who}-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         print(f"  curl -s {url}{path} {asking}")
     print("stop with Ctrl-C", flush=True)
+
+
+def _ask(asked: argparse.Namespace, question: Content | None, url: str, key: str) -> None:
+    """Put the questions of the command line and print the answers; raises RequestError."""
+    with Client(url, key=key) as client:
+        if question is not None:
+            print(f"POST {url}/v1/knn")
+            _print_answer(asked, client.knn_content([question], asked.k).results[0])
+        if asked.ask_user:
+            print(f"POST {url}/v1/recommend")
+            _print_recommended(asked, client.recommend(user=asked.ask_user, k=asked.k))
 
 
 def _refuse_parts(asked: argparse.Namespace) -> None:
@@ -157,10 +171,17 @@ def _refuse_parts(asked: argparse.Namespace) -> None:
         raise ConfigError("--ask and --ask-image need --encoder and --index")
     if asked.ask_user and not asked.user_encoder:
         raise ConfigError(f"--ask-user needs {', '.join(users)}")
+    if asked.keys and asked.no_keys:
+        raise ConfigError("--keys, --no-keys: give one of them")
 
 
-def _services(asked: argparse.Namespace) -> tuple[ServeArgs | None, RecommendArgs | None]:
-    """The content service and recommendations, None where not asked for; raises ConfigError."""
+def _services(
+    asked: argparse.Namespace, keys: Sequence[str]
+) -> tuple[ServeArgs | None, RecommendArgs | None]:
+    """The content service and recommendations, None where not asked for; raises ConfigError.
+
+    `keys` are further lines of a file of keys.
+    """
     from serve_apps.app import ServeArgs
     from serve_apps.recommend_app import RecommendArgs
 
@@ -168,14 +189,17 @@ def _services(asked: argparse.Namespace) -> tuple[ServeArgs | None, RecommendArg
     content = users = None
     theirs = [one.removeprefix(_USERS) for one in asked.set if one.startswith(_USERS)]
     others = [one for one in asked.set if not one.startswith(_USERS)]
+    who = [f"access.keys={json.dumps(keys)}"] if keys else []
+    who += [f"access.keys_file={asked.keys}"] if asked.keys else []
+    who += ["access.off=true"] if asked.no_keys else []
     if asked.encoder:
         places = {"encoder": asked.encoder, "index": asked.index, "items": asked.items}
-        content = ServeArgs(**places).override(others)
+        content = ServeArgs(**places).override([*who, *others])
     elif others:
         raise ConfigError(f"--set {others[0]}: a setting of the content service; see --help")
     if asked.user_encoder:
         places = {"encoder": asked.user_encoder, "index": asked.item_index}
-        users = RecommendArgs(**places, rows=asked.sequences).override(theirs)
+        users = RecommendArgs(**places, rows=asked.sequences).override([*who, *theirs])
     elif theirs:
         raise ConfigError(f"--set {_USERS}{theirs[0]}: recommendations are not served")
     return content, users
@@ -192,38 +216,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
         os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
-    from serve_apps.launch import ServiceError, call, serving
+    from serve_apps.launch import ServiceError, serving
 
     stop = threading.Event()
     try:
-        content, users = _services(asked)
         question = _question(asked.ask, asked.ask_image)
+        own_key, line = new_key("this-command")  # with which the command asks its own service
+        content, users = _services(asked, [line] if question or asked.ask_user else [])
         served = " and ".join(f"{one.encoder} and {one.index}" for one in (content, users) if one)
         print(f"starting the service of {served} ...", flush=True)
         where = {"host": asked.host, "port": asked.port, "address": asked.address}
         with serving(content, users, **where) as url:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
-            if question:
-                print(f"POST {url}/v1/knn")
-                answer = call(f"{url}/v1/knn", {"queries": [question], "k": asked.k})
-                _print_answer(asked, answer["results"][0])
-            if asked.ask_user:
-                print(f"POST {url}/v1/recommend")
-                asking = {"user": asked.ask_user, "k": asked.k}
-                _print_recommended(asked, call(f"{url}/v1/recommend", asking))
-            if not (question or asked.ask_user):
-                _print_welcome(
-                    url,
-                    content=content is not None,
-                    users=users is not None,
-                    page=bool(asked.items),
-                )
+            if question or asked.ask_user:
+                _ask(asked, question, url, own_key)
+            else:
+                parts = {"content": content is not None, "users": users is not None}
+                _print_welcome(url, **parts, page=bool(asked.items), keys=not asked.no_keys)
                 stop.wait()
             print("stopping: requests under way are finished first", flush=True)
     except KeyboardInterrupt:  # before the service was up
         return 130
-    except (ArtifactError, ConfigError, ServiceError, OSError, ArrowInvalid) as error:
+    except (ArtifactError, ConfigError, RequestError, ServiceError, OSError, ArrowInvalid) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

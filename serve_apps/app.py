@@ -18,10 +18,11 @@ from ray.serve.handle import DeploymentHandle
 
 from rec.config import Config
 from serve_apps.api import Version
-from serve_apps.deployment import COMMON, answered, ask, check_transport, stale
+from serve_apps.deployment import COMMON, answered, ask, check_transport, operate, stale
 from serve_apps.errors import ApiError
 from serve_apps.explorer import add_page
-from serve_apps.gateway import Content, ItemQuery, Limits, Searched, make_app
+from serve_apps.gateway import Content, Limits, Queries, Searched, make_app
+from serve_apps.guard import Access
 from serve_apps.items_app import ItemsServeBackend, bind_items
 from serve_apps.items_gateway import add_items
 from serve_apps.knn import Searcher
@@ -42,6 +43,7 @@ class ServeArgs(Config):
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone input waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
     limits: Limits = Limits()
+    access: Access = Access()
 
 
 def _embedder(args: ServeArgs, version: str) -> "Embedder":
@@ -87,7 +89,7 @@ class Knn:
         self._searcher = await asyncio.to_thread(Searcher, config.index, version)
 
     async def search(
-        self, model: str, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
+        self, model: str, queries: Queries, k: int, exclude_self: bool
     ) -> Searched | ApiError:
         refusal = stale(model, self._searcher.encoder_version)
         return refusal or await answered(self._searcher.search(queries, k, exclude_self))
@@ -115,9 +117,7 @@ class ServeBackend:
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         return await ask(self._timeout_s, self._encoder.encode, self._model, inputs)
 
-    async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> Searched:
+    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         return await ask(self._timeout_s, self._knn.search, self._model, queries, k, exclude_self)
 
     async def canary(self) -> None:
@@ -149,7 +149,8 @@ class Gateway:
         self._items_version = items_version
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = make_app(self._backend, self._version, self._args.limits)
+        operations = operate(self._args.access, "content")
+        app = make_app(self._backend, self._version, self._args.limits, operations)
         if self._items is not None:
             about = self._version, self._items_version, self._args.limits
             add_items(app, self._backend, self._items, *about)

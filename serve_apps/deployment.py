@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.util.metrics import Counter, Histogram
 
+from rec.config import ConfigError
 from serve_apps.errors import ApiError
+from serve_apps.guard import Access, Guard, is_loopback
+from serve_apps.observe import Operations
 
 R = TypeVar("R")
 
@@ -23,7 +29,57 @@ COMMON: dict[str, Any] = {
     "graceful_shutdown_timeout_s": 20,
     "graceful_shutdown_wait_loop_s": 0.2,
     "max_constructor_retry_count": 3,
+    "backpressure_config": {"status_code": 503, "retry_after_s": 1},  # of a queue that is full
 }
+
+# of the whole of Serve: JSON lines; each gateway writes its own line a request, with more in it
+LOGGING: dict[str, Any] = {"encoding": "JSON", "log_level": "INFO", "enable_access_log": False}
+
+
+class RayMeter:
+    """Counts requests where Ray's own metrics are, at each node's metrics port, with prefix ray_.
+
+    Args:
+        service: which one.
+    """
+
+    def __init__(self, service: str) -> None:
+        tags = ("service", "route", "status", "caller")
+        self._requests = Counter(
+            "raycall_requests", "Requests answered, by key and status", tag_keys=tags
+        )
+        self._seconds = Histogram(
+            "raycall_request_seconds",
+            "Time of a request in the gateway",
+            boundaries=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30],
+            tag_keys=("service", "route"),
+        )
+        self._service = service
+
+    def __call__(self, route: str, status: int, caller: str, seconds: float) -> None:
+        where = {"service": self._service, "route": route}
+        self._requests.inc(1, {**where, "status": str(status), "caller": caller})
+        self._seconds.observe(seconds, where)
+
+
+def operate(access: Access, service: str) -> Operations:
+    """What a gateway on Serve does beside answering: keys, log lines, metrics.
+
+    Raises:
+        ConfigError: there are no keys, or none are asked for and Serve listens to other machines.
+    """
+    client = _get_global_client()
+    assert client is not None
+    host = client.http_config.host
+    if access.off and not is_loopback(host):
+        raise ConfigError(
+            f"access.off: Serve listens on {host}, where other machines may ask; give keys"
+        )
+    own = logging.getLogger("serve_apps")
+    own.handlers = logging.getLogger("ray.serve").handlers  # into the replica's log
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    return Operations(Guard(access), RayMeter(service), returns_ids=False)
 
 
 async def answered(answer: Awaitable[R]) -> R | ApiError:

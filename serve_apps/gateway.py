@@ -1,20 +1,16 @@
 """The HTTP face of the content service: checks requests, asks a backend, answers in JSON.
 
-Knows nothing of Ray. Refusals are those of `serve_apps.web`; a request can be wrong in no way that
-ends in a 5xx.
+Knows nothing of Ray. The binary routes are in `serve_apps.raw`. Refusals are those of
+`serve_apps.web`; a request can be wrong in no way that ends in a 5xx.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from fastapi import FastAPI
-from pydantic import Field
 
-from rec.config import Config
-from rec.retrieval.queries import MAX_K
 from serve_apps.api import (
     ContentInput,
     EmbedRequest,
@@ -25,63 +21,29 @@ from serve_apps.api import (
     Query,
     Version,
 )
+from serve_apps.backend import Backend, Content, Found, ItemQuery, Limits, Queries, Searched
 from serve_apps.errors import invalid
+from serve_apps.observe import Operations
+from serve_apps.raw import add_raw
 from serve_apps.web import add_health, check_version, new_app
 
-
-class Content(NamedTuple):
-    """A checked input on its way to the encoder; `place` is what to call it in messages."""
-
-    place: str
-    text: str | None
-    picture: bytes | None
-
-
-class ItemQuery(NamedTuple):
-    place: str
-    item_id: str
+__all__ = [
+    "Backend",
+    "Content",
+    "Found",
+    "ItemQuery",
+    "Limits",
+    "Queries",
+    "Searched",
+    "make_app",
+]
 
 
-class Found(NamedTuple):
-    ids: list[str]
-    scores: list[float]
-
-
-class Searched(NamedTuple):
-    results: list[Found]  # one a query
-    index_version: str  # of what answered, which a roll-out may have made newer than the gateway
-
-
-class Limits(Config):
-    """How much one request may ask."""
-
-    max_inputs: int = Field(default=64, ge=1)  # inputs or queries
-    max_k: int = Field(default=1000, ge=1, le=MAX_K)
-    max_text_chars: int = Field(default=100_000, ge=1)  # of one text; the model reads the start
-    max_body_bytes: int = Field(default=16 << 20, ge=1)
-
-
-class Backend(Protocol):
-    """What answers. All methods raise ApiError."""
-
-    async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
-        """(B, D) float32, unit norm."""
-        ...
-
-    async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> Searched:
-        """Neighbours of (D,) float32 unit vectors and of items, best first."""
-        ...
-
-    async def canary(self) -> None:
-        """One small encoding and one search, each compared with what must come out."""
-        ...
-
-
-def make_app(backend: Backend, version: Version, limits: Limits) -> FastAPI:
+def make_app(
+    backend: Backend, version: Version, limits: Limits, operations: Operations | None = None
+) -> FastAPI:
     """The service as an ASGI application."""
-    app = new_app("Raycall content", version.raycall, limits.max_body_bytes)
+    app = new_app("Raycall content", version.raycall, limits.max_body_bytes, operations=operations)
 
     @app.post("/v1/embed", summary="Texts and pictures to vectors")
     async def embed(body: EmbedRequest) -> EmbedResponse:
@@ -111,6 +73,7 @@ def make_app(backend: Backend, version: Version, limits: Limits) -> FastAPI:
     async def get_version() -> Version:
         return version
 
+    add_raw(app, backend, version, limits)
     add_health(app, "/healthz", backend.canary)
     return app
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from rec.retrieval.errors import UnknownIdError
 from rec.retrieval.index import Index
+from serve_apps.backend import Found, ItemQuery, Queries, Searched
 from serve_apps.errors import ApiError
-from serve_apps.gateway import Found, ItemQuery, Searched
 from serve_apps.versions import same
 
 
@@ -33,13 +32,11 @@ class Searcher:
         self._canary = np.full((1, self._index.dim), self._index.dim**-0.5, np.float32)
         self._expected = self._index.search(self._canary, 1)
 
-    async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> Searched:
+    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         """Neighbours of each query, best first; fewer than k where the index holds fewer.
 
         Args:
-            queries: (D,) float32 unit vectors, or items of the index.
+            queries: float32 unit vectors, and items of the index.
             k: 1 to 10,000.
             exclude_self: leave an item out of its own neighbours.
 
@@ -50,11 +47,15 @@ class Searcher:
         found = await loop.run_in_executor(self._threads, self._search, queries, k, exclude_self)
         return Searched(found, self._index.version)
 
-    def _search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> list[Found]:
-        vectors = np.stack([self._vector(q) if isinstance(q, ItemQuery) else q for q in queries])
-        own = [[q.item_id] if isinstance(q, ItemQuery) else [] for q in queries]
+    def _search(self, queries: Queries, k: int, exclude_self: bool) -> list[Found]:
+        own: list[list[str]] | None = None
+        if isinstance(queries, np.ndarray):
+            vectors = queries
+        else:
+            vectors = np.stack(
+                [self._vector(q) if isinstance(q, ItemQuery) else q for q in queries]
+            )
+            own = [[q.item_id] if isinstance(q, ItemQuery) else [] for q in queries]
         hits = self._index.search(vectors, k, exclude=own if exclude_self else None)
         num_found = (hits.rows >= 0).sum(axis=1)
         return [

@@ -5,46 +5,28 @@ Long-lived services on a cluster are better deployed with `serve deploy serve_ap
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 from ray import serve
 
+from rec.client import Client, RequestError
+from rec.config import ConfigError
 from rec.local_ray import prepare_local_ray
 from serve_apps import app, recommend_app
+from serve_apps.deployment import LOGGING
+from serve_apps.guard import Access, Guard, is_loopback
 from serve_apps.recommend_gateway import PATH
 
 
 class ServiceError(RuntimeError):
-    """The service refused a request or did not come up. The message says why."""
-
-
-def call(url: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> dict[str, Any]:
-    """GET `url`, or POST `body` to it as JSON; the answer's JSON.
-
-    Raises:
-        ServiceError: any answer but 2xx, with the service's own message, or no answer.
-    """
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace")
-        raise ServiceError(f"{url}: {error.code} {text}") from error
-    except (urllib.error.URLError, OSError) as error:
-        raise ServiceError(f"{url}: no answer: {error}") from error
+    """The service did not come up. The message says why."""
 
 
 def free_port() -> int:
@@ -53,16 +35,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def _await_healthy(health: str, timeout_s: float) -> None:
+def _await_healthy(url: str, path: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            call(health, timeout_s=10)
-            return
-        except ServiceError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    with Client(url, timeout_s=10) as client:
+        while True:
+            try:
+                client.call(path)
+                return
+            except RequestError as error:
+                if time.monotonic() > deadline:
+                    raise ServiceError(f"{url}{path}: {error}") from error
+                time.sleep(0.2)
 
 
 def _refuse_taken(host: str, port: int) -> None:
@@ -77,6 +60,14 @@ def _refuse_taken(host: str, port: int) -> None:
                 f"port {port} of {host}: {error.strerror}; stop what listens there, or give "
                 "another --port"
             ) from error
+
+
+def _check_access(access: Access, host: str, *, here: bool) -> None:
+    """Raise ConfigError before anything starts, where a gateway would."""
+    if access.off and not is_loopback(host):
+        raise ConfigError(f"--no-keys: {host} is no loopback interface; give keys")
+    if here:  # on a cluster, its machines have their own environment
+        Guard(access)
 
 
 def _connect(address: str | None) -> bool:
@@ -120,7 +111,7 @@ def serving(
     Args:
         args: the content service; None: not served.
         users: recommendations, below PATH; None: not served.
-        host: interface to listen on; 0.0.0.0 is all of them. The service has no authentication.
+        host: interface to listen on; 0.0.0.0 is all of them, and needs keys.
         port: 0 picks a free one.
         address: a Ray cluster's, or "auto" for a running `ray start`; None takes RAY_ADDRESS,
             else starts Ray here and stops it afterwards, as "local" does always. A Ray that this
@@ -129,16 +120,20 @@ def serving(
 
     Raises:
         ArtifactError: encoder or index cannot be read, or do not belong together.
+        ConfigError: there are no keys, or none are asked for and the host is no loopback interface.
         ServiceError: the port is taken, Serve already runs on that cluster, or the service does
             not start, for instance because a file of an artifact is not as published.
     """
     applications: dict[str, serve.RunTarget] = {}  # built first: bad artifacts start nothing
     if args is not None:
-        applications[""] = serve.RunTarget(app.build(args), "content", "/")
+        applications[""] = serve.RunTarget(app.build(args), "content", "/", LOGGING)
     if users is not None:
-        applications[PATH] = serve.RunTarget(recommend_app.build(users), "recommend", PATH)
+        applications[PATH] = serve.RunTarget(recommend_app.build(users), "recommend", PATH, LOGGING)
     if not applications:
         raise ServiceError("nothing to serve: give the content service, recommendations or both")
+    for one in (args, users):
+        if one is not None:
+            _check_access(one.access, host, here=address in (None, "local"))
     _refuse_taken(host, port)
     connected = not ray.is_initialized()
     started = connected and _connect(address)
@@ -160,7 +155,7 @@ def serving(
             except RuntimeError as error:
                 raise ServiceError(f"the service did not start: {_reasons() or error}") from error
             for below in applications:
-                _await_healthy(f"{url}{below}/healthz", startup_timeout_s)
+                _await_healthy(url, f"{below}/healthz", startup_timeout_s)
             yield url
         finally:
             for one in applications.values():

@@ -15,8 +15,9 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.api import RecommendVersion
-from serve_apps.deployment import COMMON, answered, ask, check_transport
+from serve_apps.deployment import COMMON, answered, ask, check_transport, operate
 from serve_apps.errors import ApiError
+from serve_apps.guard import Access
 from serve_apps.recommend import Places, Recommender
 from serve_apps.recommend_gateway import (
     Asked,
@@ -35,6 +36,7 @@ class RecommendArgs(Places):
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone history waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
     limits: RecommendLimits = RecommendLimits()
+    access: Access = Access()
 
 
 def _recommender(args: RecommendArgs, version: RecommendVersion) -> Recommender:
@@ -113,7 +115,8 @@ class RecommendGateway:
         self._backend = RecommendServeBackend(recommend, self._args.timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_recommend_app(self._backend, self._version, self._args.limits)
+        operations = operate(self._args.access, "recommend")
+        return make_recommend_app(self._backend, self._version, self._args.limits, operations)
 
 
 def build(args: RecommendArgs) -> Application:

@@ -15,6 +15,7 @@ from rec.config import Config
 from rec.retrieval.queries import MAX_EXCLUDED, MAX_K
 from serve_apps.api import RecommendRequest, RecommendResponse, RecommendVersion
 from serve_apps.errors import ApiError, invalid
+from serve_apps.observe import Operations
 from serve_apps.reasons import Reasons
 from serve_apps.users_api import MAX_LISTED, HistoryResponse, User, UserList
 from serve_apps.web import add_health, check_version, new_app
@@ -74,10 +75,14 @@ class RecommendBackend(Protocol):
 
 
 def make_recommend_app(
-    backend: RecommendBackend, version: RecommendVersion, limits: RecommendLimits
+    backend: RecommendBackend,
+    version: RecommendVersion,
+    limits: RecommendLimits,
+    operations: Operations | None = None,
 ) -> FastAPI:
     """The service as an ASGI application; all its routes are below PATH."""
-    app = new_app("Raycall recommendations", version.raycall, limits.max_body_bytes, below=PATH)
+    title = "Raycall recommendations"
+    app = new_app(title, version.raycall, limits.max_body_bytes, PATH, operations)
 
     @app.post(PATH, summary="Items for a user", response_model_exclude_none=True)
     async def recommend(body: RecommendRequest) -> RecommendResponse:

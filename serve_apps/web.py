@@ -5,7 +5,6 @@ Knows nothing of Ray. Every refusal is `{"error": {"type", "message"}}`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,23 +15,32 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.api import ErrorResponse
-from serve_apps.errors import ApiError, invalid
+from serve_apps.errors import ApiError, invalid, refusal
+from serve_apps.guard import Guard
+from serve_apps.observe import CALLER, REFUSED, Observed, Operations
 
-logger = logging.getLogger(__name__)
-
+_STATUSES = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504)
 _STATUS_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
-def new_app(title: str, version: str, max_body_bytes: int, below: str = "") -> FastAPI:
+def new_app(
+    title: str,
+    version: str,
+    max_body_bytes: int,
+    below: str = "",
+    operations: Operations | None = None,
+) -> FastAPI:
     """An application without routes that answers whatever goes wrong in the one form.
 
     Args:
         title, version: for its documentation, at `below`/docs.
         max_body_bytes: reading more of a body is a 413.
         below: path that all its routes begin with; its own where Serve puts it below that path.
+        operations: who may ask and what is told of it. All routes need a key, health alone does
+            not; those below `below`/admin (/v1/admin) need one of that role.
     """
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse} for status in (400, 404, 409, 413, 415, 422, 503, 504)
+        status: {"model": ErrorResponse} for status in _STATUSES
     }
     app = FastAPI(
         title=title,
@@ -42,7 +50,11 @@ def new_app(title: str, version: str, max_body_bytes: int, below: str = "") -> F
         redoc_url=None if below else "/redoc",
         openapi_url=f"{below}/openapi.json",
     )
+    operations = operations or Operations()
     app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
+    if operations.guard is not None:
+        app.add_middleware(_Guarded, guard=operations.guard, below=below)
+    app.add_middleware(Observed, service=title, operations=operations)
     if below:
         app.add_middleware(_WholePath, below=below)
     _add_error_handlers(app)
@@ -107,15 +119,33 @@ class _WholePath:
         await self._app(scope, receive, send)
 
 
-def _refusal(error: ApiError, more: Mapping[str, str] | None = None) -> JSONResponse:
-    headers = dict(more or {})
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    # an echo of half a surrogate pair could not be encoded
-    message = error.message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse(
-        {"error": {"type": error.kind, "message": message}}, error.status, headers=headers
-    )
+class _Guarded:
+    """ASGI middleware: who may not ask is refused before their body is read."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, below: str) -> None:
+        self._app, self._guard = app, guard
+        self._health, self._admin = f"{below}/healthz", f"{below or '/v1'}/admin"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        role = "admin" if path == self._admin or path.startswith(f"{self._admin}/") else "read"
+        try:
+            scope[CALLER] = self._guard.admit(scope, None if path == self._health else role)
+        except ApiError as error:
+            scope[REFUSED] = error.kind
+            await refusal(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _refuse(
+    request: Request, error: ApiError, more: Mapping[str, str] | None = None
+) -> JSONResponse:
+    request.scope[REFUSED] = error.kind
+    return refusal(error, more)
 
 
 def _path(location: Sequence[str | int]) -> str:
@@ -125,34 +155,29 @@ def _path(location: Sequence[str | int]) -> str:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    async def on_api_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
-        return _refusal(error)
+        return _refuse(request, error)
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind = _STATUS_KINDS.get(error.status_code, "bad_request")
         detail = f"{request.method} {request.url.path}: {error.detail}"
-        return _refusal(ApiError(error.status_code, kind, detail), error.headers)
+        return _refuse(request, ApiError(error.status_code, kind, detail), error.headers)
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first, *others = error.errors()
         if first["type"] == "json_invalid":
             place = f"body: not JSON at character {first['loc'][-1]}: {first['ctx']['error']}"
-            return _refusal(ApiError(400, "malformed_json", place))
+            return _refuse(request, ApiError(400, "malformed_json", place))
         if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
             message = "body: expected JSON with the header Content-Type: application/json"
-            return _refusal(ApiError(415, "unsupported_media_type", message))
+            return _refuse(request, ApiError(415, "unsupported_media_type", message))
         more = f" (and {len(others)} more)" if others else ""
         message = first["msg"].removeprefix("Value error, ")
-        return _refusal(invalid(f"{_path(first['loc'])}: {message}{more}"))
-
-    async def on_failure(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _refusal(ApiError(500, "internal", "failed; the server's log has the reason"))
+        return _refuse(request, invalid(f"{_path(first['loc'])}: {message}{more}"))
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(Exception, on_failure)

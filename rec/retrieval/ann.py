@@ -37,9 +37,9 @@ class Ann:
     def __init__(self, index: faiss.Index) -> None:
         self._owner = index  # what downcast_index returns does not keep it alive
         self._index: Any = faiss.downcast_index(index)
+        self._search = self._index.search_c
         self._ivf: Any = faiss.try_extract_index_ivf(index)
         self._refine: Any = self._index if isinstance(self._index, faiss.IndexRefine) else None
-        self._search = self._index.search_c
         # read once: each look through FAISS's wrapper costs a search half a microsecond
         self.dim: int = self._index.d
         self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists

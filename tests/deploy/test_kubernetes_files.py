@@ -132,6 +132,8 @@ def test_serve_takes_the_config_and_it_is_that_of_the_applications() -> None:
         for name in ("encoder", "index", "items", "rows"):
             if name in ours["args"]:
                 assert theirs["args"].pop(name) == "s3://BUCKET/" + ours["args"].pop(name)
+        keys = [one["args"]["access"].pop("keys_file") for one in (theirs, ours)]
+        assert keys[0] == f"s3://BUCKET/{keys[1]}"
         for application, least in ((theirs, 2), (ours, 1)):
             for deployment in application["deployments"]:
                 assert deployment["autoscaling_config"].pop("min_replicas") == least

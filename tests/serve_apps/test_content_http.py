@@ -5,50 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from httpx import Response
+from httpx2 import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from local_backend import LocalBackend
+from pictures import bomb
 
-from serve_apps.embed import Embedder
-from serve_apps.errors import ApiError
-from serve_apps.gateway import Content, ItemQuery, Limits, Searched, make_app
-from serve_apps.knn import Searcher
+from serve_apps.gateway import Content, Limits, make_app
 from serve_apps.versions import match
 
 LIMITS = Limits(max_inputs=4, max_k=20, max_text_chars=50, max_body_bytes=20_000)
-
-
-class LocalBackend:
-    """Embedder and searcher in this process; `broken` makes its canary fail."""
-
-    def __init__(self, served: Any) -> None:
-        version = match(served.encoder_uri, served.index_uri)
-        self.embedder = Embedder(
-            served.encoder_uri, version.model_version, max_batch=4, max_wait_s=0.001
-        )
-        self.searcher = Searcher(served.index_uri, version.index_version)
-        self.broken = False
-
-    async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
-        return await self.embedder.encode(inputs)
-
-    async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
-    ) -> Searched:
-        return await self.searcher.search(queries, k, exclude_self)
-
-    async def canary(self) -> None:
-        if self.broken:
-            raise ApiError(503, "unavailable", "a replica is being replaced")
-        await self.searcher.canary()
-        await self.embedder.canary()
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +138,7 @@ CUT = b64(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
         ({"inputs": [{"image": "ÿ"}]}, ["inputs[0].image: not base64"]),
         ({"inputs": [{"image": b64(b"no picture")}]}, ["inputs[0].image: not a picture"]),
         ({"inputs": [{"image": CUT}]}, ["inputs[0].image"]),
+        ({"inputs": [{"image": b64(bomb(60_000))}]}, ["inputs[0].image: picture", "too large"]),
         ({"inputs": [{"text": "a", "txt": "b"}]}, ["inputs[0].txt"]),
         ([1], ["body"]),
     ],

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
-from httpx import Response
+from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_services import LocalContent, LocalItems

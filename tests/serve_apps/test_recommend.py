@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from httpx import Response
+from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sequence_cases import ITEM_IDS, NUM_TRAINED, publish_rows, read_side

@@ -1,0 +1,64 @@
+"""What answers the content service's requests, and what is said to it and by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from rec.config import Config
+from rec.retrieval.queries import MAX_K
+
+
+class Content(NamedTuple):
+    """A checked input on its way to the encoder; `place` is what to call it in messages."""
+
+    place: str
+    text: str | None
+    picture: bytes | None
+
+
+class ItemQuery(NamedTuple):
+    place: str
+    item_id: str
+
+
+# (D,) float32 unit vectors and items, or (B, D) such vectors
+Queries: TypeAlias = Sequence[np.ndarray | ItemQuery] | np.ndarray
+
+
+class Found(NamedTuple):
+    ids: list[str]
+    scores: list[float]
+
+
+class Searched(NamedTuple):
+    results: list[Found]  # one a query
+    index_version: str  # of what answered, which a roll-out may have made newer than the gateway
+
+
+class Limits(Config):
+    """How much one request may ask."""
+
+    max_inputs: int = Field(default=64, ge=1)  # inputs or queries
+    max_k: int = Field(default=1000, ge=1, le=MAX_K)
+    max_text_chars: int = Field(default=100_000, ge=1)  # of one text; the model reads the start
+    max_body_bytes: int = Field(default=16 << 20, ge=1)
+
+
+class Backend(Protocol):
+    """What answers. All methods raise ApiError."""
+
+    async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
+        """(B, D) float32, unit norm."""
+        ...
+
+    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
+        """Neighbours of vectors and of items, best first."""
+        ...
+
+    async def canary(self) -> None:
+        """One small encoding and one search, each compared with what must come out."""
+        ...
