@@ -318,7 +318,8 @@ def main(argv: list[str] | None = None) -> int:
             status = serve_once(options.out, question, user)
             if status:
                 return status
-    explore = shlex.join([sys.executable, *serving(options.out, users=config.users is not None)])
+    served = serving(options.out, users=config.users is not None)
+    explore = shlex.join([sys.executable, *served, "--no-keys"])
     print(f"to look at the items, then at http://127.0.0.1:8000/ :\n  {explore}")
     print(
         f"pipeline: {time.monotonic() - started:.0f} s; "

@@ -130,6 +130,7 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(served: Any) -> No
     """As a proxy closes it that is replaced, between two calls and within one."""
     import socket
 
+    closed = threading.Event()
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
     def serve(listener: socket.socket) -> None:
@@ -140,6 +141,7 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(served: Any) -> No
                     connection.recv(65536)
                     connection.sendall(answer)
                 connection.recv(65536 if not answers else 0)
+            closed.set()
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -148,5 +150,6 @@ def test_a_connection_that_the_server_has_closed_is_made_anew(served: Any) -> No
         thread.start()
         with Client(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=20) as client:
             assert client.call("/a") == {}
+            assert closed.wait(20)
             assert client.call("/b") == {}
         thread.join(20)
