@@ -69,16 +69,18 @@ def test_keys_are_told_apart_and_roles_kept() -> None:
         (None, "no_key"),
         ("Bearer", "no_key"),
         ("Bearer  ", "no_key"),
-        (READ, "no_key"),
+        ("{key}", "no_key"),
         ("Basic %%%", "no_key"),
         ("Digest x", "no_key"),
-        (f"Bearer {READ[:-1]}", "wrong_key"),
-        (f"Bearer {READ}x", "wrong_key"),
+        ("Bearer {cut}", "wrong_key"),
+        ("Bearer {key}x", "wrong_key"),
         ("Basic YQ==", "wrong_key"),
         ("Bearer é\u20ac", "wrong_key"),
     ],
 )
 def test_without_a_good_key(header: str | None, kind: str) -> None:
+    if header is not None:  # the key is another one in each process, and names of tests are not
+        header = header.format(key=READ, cut=READ[:-1])
     error = refused(Guard(BOTH), scope(header), "read")
     assert (error.status, error.kind) == (401, kind)
     assert "Authorization: Bearer KEY" in error.message
