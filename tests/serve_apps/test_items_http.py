@@ -15,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
-from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_services import LocalContent, LocalItems
+from local_services import LocalContent, LocalItems, refused
 from pyarrow import fs
 
 from rec.artifacts import ArtifactError, filesystem
@@ -43,14 +42,6 @@ def client(served: Any, tables: str) -> Iterator[TestClient]:
     add_page(app)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
-
-
-def refused(response: Response, status: int, kind: str, *parts: str) -> None:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error["type"] == kind
-    for part in parts:
-        assert part in error["message"], error["message"]
 
 
 def ids_of(items: list[dict[str, Any]]) -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_backend import LocalBackend
+from local_services import refused
 from pictures import bomb, profile_bomb
 
 from rec import wire
@@ -27,14 +27,6 @@ def client(served: Any) -> Iterator[TestClient]:
     version = match(served.encoder_uri, served.index_uri)
     with TestClient(make_app(LocalBackend(served), version, LIMITS)) as client:
         yield client
-
-
-def refused(response: Response, status: int, kind: str, *parts: str) -> None:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error["type"] == kind
-    for part in parts:
-        assert part in error["message"], error["message"]
 
 
 def test_knn_answers_what_json_answers(served: Any, client: TestClient) -> None:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_services import refused
 from sequence_cases import ITEM_IDS, NUM_TRAINED, publish_rows, read_side
 
 from rec.artifacts import ArtifactError, publish, read_manifest
@@ -217,14 +217,6 @@ def client(recommendable: dict[str, Places]) -> Iterator[TestClient]:
     # as Serve calls what it puts below a prefix
     with TestClient(app, raise_server_exceptions=False, root_path=PATH) as client:
         yield client
-
-
-def refused(response: Response, status: int, kind: str, *parts: str) -> None:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert error["type"] == kind
-    for part in parts:
-        assert part in error["message"], error["message"]
 
 
 def test_answers_over_http(recommendable: dict[str, Places], client: TestClient) -> None:

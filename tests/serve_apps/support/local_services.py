@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
+from httpx2 import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_apps.catalogue import Browsed, Card, Catalogue, Listing, Picture, TagCount
@@ -94,3 +95,12 @@ def listening(app: ASGIApp) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(30)
+
+
+def refused(response: Response, status: int, kind: str, *parts: str) -> None:
+    """Holds an answer to be this error, whose message has all parts."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["type"] == kind
+    for part in parts:
+        assert part in error["message"], error["message"]
