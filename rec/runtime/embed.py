@@ -33,6 +33,7 @@ from rec.data.tasks import stream
 from rec.models.content.encoder import KIND as ENCODER_KIND
 from rec.models.content.encoder import load_encoder
 from rec.runtime.partition import EmbedError, Partition, PartReport, embed_partition, read_report
+from rec.runtime.same_tokenizer import refuse_other_tokenizer
 
 KIND = "embedding-table"
 logger = logging.getLogger(__name__)
@@ -134,14 +135,15 @@ def embed(
         ledger.json (rows in, out, left out by reason) and, where rows failed, failed.json.
 
     Raises:
-        EmbedError: there are no rows, columns are missing, or more rows failed than
-            `max_failed_share`.
+        EmbedError: there are no rows, of another tokenizer, or with columns missing, or more rows
+            failed than `max_failed_share`.
         ArtifactError: encoder or rows are absent or not as published.
     """
     config = config or EmbedConfig()
     started = time.monotonic()
     encoder = artifacts.read_manifest(encoder_uri, ENCODER_KIND)
     artifacts.verify(encoder_uri, encoder)  # named here in a line, not by every worker
+    refuse_other_tokenizer(encoder_uri, encoder, rows_uri)
     encoder_version = encoder.version
     rows_version, partitions = list_partitions(rows_uri)
     made_of = f"{encoder_version} {rows_version} {config.precision}"

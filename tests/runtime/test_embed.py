@@ -33,6 +33,7 @@ from rec.retrieval.build import build_index
 from rec.retrieval.index import Index
 from rec.runtime.embed import EmbedConfig, _Embedder, embed, list_partitions
 from rec.runtime.partition import EmbedError, Partition, PartReport, embed_partition, read_report
+from rec.runtime.same_tokenizer import refuse_other_tokenizer
 from rec.schema import EMBEDDINGS
 
 # Ray warns of its own defaults when it makes a DataContext
@@ -278,6 +279,24 @@ def test_an_encoder_published_again_meanwhile_is_refused(encoder_uri: str, tmp_p
     answer = actor(pa.table({"partition": [partition.to_json()]}))
     assert answer["report"].to_pylist() == [None]
     assert "published again while the run began" in answer["error"][0].as_py()
+
+
+def test_rows_of_another_tokenizer_are_refused(encoder_uri: str, tmp_path: Path) -> None:
+    """Their token ids would mean other words, and the vectors would look like any."""
+    published = artifacts.read_manifest(encoder_uri, "content-encoder")
+    own = Path(encoder_uri, published.root, "tokenizer", "tokenizer.json").read_text()
+    rows = tmp_path / "rows"
+    file = rows / "r" / "tokenizer" / "tokenizer.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(json.loads(own), indent=1))  # the same in other bytes
+    publish_rows(str(rows))
+    assert file.read_text() != own
+    refuse_other_tokenizer(encoder_uri, published, str(rows))
+    train_wordpiece(["a wide sea", "deep sky"] * 2, VOCAB).save(str(file))
+    artifacts.seal(rows, "r", "content-rows")
+    with pytest.raises(EmbedError, match=r"rows: .* by another tokenizer .*rows\.text\.tokenizer="):
+        embed(encoder_uri, str(rows), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_sums_of_reports_do_not_depend_on_order() -> None:
