@@ -10,6 +10,7 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
@@ -118,17 +119,16 @@ def embed_partition(
     left out, counted by reason and listed.
 
     Raises:
-        EmbedError: columns are missing.
+        EmbedError: columns are missing, or it is no Parquet file.
         ArtifactError: the file is not as published.
     """
     _verify(partition)
-    files, path = artifacts.filesystem(artifacts.join(partition.folder, partition.name))
+    path = artifacts.join(partition.folder, partition.name)
     sink = pa.BufferOutputStream()
     notes = _Notes(partition.name)
     with (
-        files.open_input_file(path) as stream,
-        # a row group at a time is buffered; float vectors do not compress
-        pq.ParquetFile(stream, pre_buffer=True) as source,
+        _opened(path) as source,
+        # float vectors do not compress
         pq.ParquetWriter(sink, EMBEDDINGS, compression="none", use_dictionary=False) as writer,
     ):
         missing = [name for name in SCHEMA.names if name not in source.schema_arrow.names]
@@ -138,7 +138,8 @@ def embed_partition(
                 f"{source.schema_arrow.names}; make them with the ingest job"
             )
         rows_out = 0
-        prepared = _ahead(_prepared(encoder.inputs, source, path, batch_size), _AHEAD)
+        vocab_size = len(encoder.model.text.word_embeddings)
+        prepared = _ahead(_prepared(encoder.inputs, vocab_size, source, path, batch_size), _AHEAD)
         for table in _embedded(encoder, prepared, notes):
             writer.write_table(table)
             rows_out += table.num_rows
@@ -178,6 +179,20 @@ def _verify(partition: Partition) -> None:
     artifacts.verify(folder, listed)
 
 
+@contextmanager
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    files, path = artifacts.filesystem(uri)
+    with files.open_input_file(path) as stream:
+        try:
+            source = pq.ParquetFile(stream, pre_buffer=True)  # buffers a row group at a time
+        except pa.ArrowInvalid as error:
+            raise EmbedError(
+                f"{uri}: not a Parquet file ({error}); make it again or take it away"
+            ) from error
+        with source:
+            yield source
+
+
 def _embedded(
     encoder: ContentEncoder,
     prepared: Iterator[_Prepared],
@@ -214,7 +229,7 @@ def _table(ids: list[str | None], vectors: np.ndarray, kept: np.ndarray) -> pa.T
 
 
 def _prepared(
-    inputs: ContentInputs, source: pq.ParquetFile, path: str, batch_size: int
+    inputs: ContentInputs, vocab_size: int, source: pq.ParquetFile, path: str, batch_size: int
 ) -> Iterator[_Prepared]:
     """Batches of every row group, rows of about equal size together."""
     first_row = 0
@@ -237,21 +252,23 @@ def _prepared(
             ]
         )
         for start in range(0, table.num_rows, batch_size):
-            yield _prepare(inputs, group, table, order[start : start + batch_size])
+            yield _prepare(inputs, vocab_size, group, table, order[start : start + batch_size])
 
 
-def _prepare(inputs: ContentInputs, group: _Group, table: pa.Table, rows: np.ndarray) -> _Prepared:
+def _prepare(
+    inputs: ContentInputs, vocab_size: int, group: _Group, table: pa.Table, rows: np.ndarray
+) -> _Prepared:
     """Collate these rows; where that fails, find the rows it fails for and leave them out."""
     failed = [(int(row), "no item_id", "") for row in rows if not group.ids[row]]
     rows = np.array([row for row in rows if group.ids[row]], np.int64)
     try:
         collator = ContentCollator(inputs)
-        batch = collator(table.take(rows)) if len(rows) else None
+        batch = _collate(collator, vocab_size, table.take(rows)) if len(rows) else None
     except ValueError:  # of some row; the rows are taken one by one to learn which
         good = []
         for row in rows:
             try:
-                ContentCollator(inputs)(table.take([row]))
+                _collate(ContentCollator(inputs), vocab_size, table.take([row]))
                 good.append(row)
             except ValueError as error:
                 failed.append((int(row), "cannot be collated", str(error)))
@@ -259,6 +276,14 @@ def _prepare(inputs: ContentInputs, group: _Group, table: pa.Table, rows: np.nda
         collator = ContentCollator(inputs)
         batch = collator(table.take(rows)) if good else None
     return _Prepared(group, rows, batch, failed, collator.problems)
+
+
+def _collate(collator: ContentCollator, vocab_size: int, rows: pa.Table) -> ContentBatch:
+    batch = collator(rows)
+    strange = batch.token_ids[(batch.token_ids < 0) | (batch.token_ids >= vocab_size)]
+    if len(strange):
+        raise ValueError(f"token id {int(strange[0])}: the encoder has ids 0 to {vocab_size - 1}")
+    return batch
 
 
 def _ahead(items: Iterator[T], depth: int) -> Iterator[T]:

@@ -185,6 +185,18 @@ def test_rows_that_fail_are_counted_and_named(encoder: ContentEncoder, tmp_path:
     np.testing.assert_allclose(vectors_of(table), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("token", [-7, VOCAB])
+def test_tokens_that_the_encoder_does_not_have_are_named(
+    encoder: ContentEncoder, tmp_path: Path, token: int
+) -> None:
+    bad = _replaced(content_rows(0, 8), "token_ids", 5, [5, token, 6])
+    partition = write_partition(tmp_path / "rows", bad)
+    report = embed_partition(encoder, partition, str(tmp_path / "out"), 4)
+    assert (report.counts.rows_out, report.counts.dropped) == (7, {"cannot be collated": 1})
+    assert report.failed[0].startswith(f"rows.parquet row 5, item 'item-5': token id {token}: ")
+    assert "ids 0 to 59" in report.failed[0]
+
+
 def test_a_partition_of_failures_alone(encoder: ContentEncoder, tmp_path: Path) -> None:
     rows = content_rows(0, 2)
     bad = rows.set_column(0, "item_id", pa.array([None, ""], pa.string()))
@@ -235,6 +247,13 @@ def test_wrong_types_are_named(encoder: ContentEncoder, tmp_path: Path) -> None:
     rows = content_rows(0, 3).set_column(1, "token_ids", pa.array(["a", "b", "c"]))
     with pytest.raises(EmbedError, match=r"rows\.parquet: content rows have the types"):
         embed_partition(encoder, write_partition(tmp_path / "rows", rows), str(tmp_path / "o"), 4)
+
+
+def test_a_file_that_is_no_parquet_is_named(encoder: ContentEncoder, tmp_path: Path) -> None:
+    partition = write_partition(tmp_path / "rows", content_rows(0, 3))
+    (tmp_path / "rows" / "rows.parquet").write_bytes(b"cut short")
+    with pytest.raises(EmbedError, match=r"rows\.parquet: not a Parquet file .*make it again"):
+        embed_partition(encoder, partition, str(tmp_path / "out"), 4)
 
 
 def test_an_altered_file_of_published_rows_is_refused(
