@@ -40,6 +40,27 @@ METRICS = "metrics.json"
 TABLE = "metrics.md"
 
 
+def _strangers(run: str) -> list[str]:
+    """A note where the run's encoder was trained on other rows than those it is asked about.
+
+    Raises:
+        ArtifactError: the embeddings were made by another encoder or of other rows than the run's.
+    """
+    encoder = artifacts.read_manifest(artifacts.join(run, "encoder"), "content-encoder")
+    rows = artifacts.read_manifest(artifacts.join(run, "rows"), "content-rows")
+    place = artifacts.join(run, "embeddings")
+    made_of = artifacts.read_manifest(place, "embedding-table").lineage
+    for name, now in (("encoder", encoder.version), ("rows", rows.version)):
+        if (was := made_of.get(name, now)) != now:
+            raise artifacts.ArtifactError(
+                f"{place}: made of {name} {was}, which are {now} in this run now; run jobs.embed "
+                "again"
+            )
+    if encoder.lineage.get("content-rows", rows.version) == rows.version:
+        return []
+    return [f"{run}: the encoder was trained on other rows, so it may know of what it is asked"]
+
+
 def _model(evaluator: Evaluator, run: str) -> tuple[list[Answers], list[str]]:
     """The trained encoder's answers, and the items whose text and picture it was asked for."""
     items = evaluator.items
@@ -121,11 +142,13 @@ def evaluate(
         tell: called with the name of each method before it is put to the questions.
 
     Raises:
-        ArtifactError: the run lacks tables, rows, embeddings or encoder, a compared run holds
-            out other items, or there is no text encoder where one was said to be.
+        ArtifactError: the run lacks tables, rows, embeddings or encoder, or embeddings are not of
+            the others, a compared run holds out other items, or there is no text encoder where one
+            was said to be.
     """
     if config.text_encoder is not None:
         require_text_encoder(Path(config.text_encoder))  # now, not after minutes
+    strangers = [note for run in (config.run, *config.compare) for note in _strangers(run)]
     held = heldout_ids(config.run)
     for other in config.compare:
         if heldout_ids(other) != held:
@@ -136,6 +159,7 @@ def evaluate(
     if items is None:
         items = read_items(config.run, max_items=config.max_items)
     evaluator = Evaluator(config, items, tell)
+    evaluator.notes += strangers
     found = {run: _model(evaluator, run) for run in (config.run, *config.compare)}
     runs = {run: _asked(evaluator, answers) for run, (answers, _) in found.items()}
     baselines = []

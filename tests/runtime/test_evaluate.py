@@ -326,6 +326,7 @@ def test_runs_of_several_seeds_are_averaged(run: Path, tmp_path: Path) -> None:
     assert one.value > two.value
     assert mean.value == pytest.approx((one.value + two.value) / 2)
     assert {d.run for d in found.differences} == {"mean of 2 runs"}
+    assert not any("other rows" in note for note in found.notes)
 
 
 def test_a_run_that_holds_out_other_items_is_refused(run: Path, tmp_path: Path) -> None:
@@ -336,6 +337,28 @@ def test_a_run_that_holds_out_other_items_is_refused(run: Path, tmp_path: Path) 
     artifacts.seal(other / "rows", "v1", "content-rows")
     with pytest.raises(artifacts.ArtifactError, match="holds out other items"):
         evaluate(EvaluationConfig(run=str(run), compare=(str(other),)))
+
+
+@pytest.mark.parametrize("name", ["encoder", "rows"])
+def test_embeddings_of_another_encoder_or_other_rows_are_refused(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    now = {n: artifacts.read_manifest(copy / n).version for n in ("encoder", "rows")}
+    artifacts.seal(copy / "embeddings", "v1", "embedding-table", lineage={**now, name: "0" * 16})
+    told = rf"embeddings: made of {name} 0{{16}}, which are {now[name]} .* run jobs\.embed again"
+    with pytest.raises(artifacts.ArtifactError, match=told):
+        evaluate(EvaluationConfig(run=str(copy)))
+
+
+def test_an_encoder_that_was_trained_on_other_rows_is_noted(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    root = artifacts.read_manifest(copy / "encoder").root
+    artifacts.seal(copy / "encoder", root, "content-encoder", lineage={"content-rows": "0" * 16})
+    found = evaluate(EvaluationConfig(run=str(copy), baselines=False))
+    assert any(note.endswith("may know of what it is asked") for note in found.notes)
 
 
 def test_a_missing_vector_is_named(run: Path) -> None:
