@@ -33,6 +33,7 @@ from rec.runtime.train import LOGS
 from rec.train.metrics import RECORDS, read_records
 
 _NUM_QUERIES, _NUM_NEIGHBOURS, _NUM_POINTS = 8, 6, 2000
+_TITLE_LENGTH = 120  # characters
 _BESIDE = ("grad_norm", "item/effective_rank", "lr", "rows_per_s")  # beside the losses
 _UNITS = {"rows_per_s": "rows/s", "lr": "learning rate", "grad_norm": "gradient norm"}
 _RANKS = frozenset({"median rank"})
@@ -234,7 +235,7 @@ def _neighbourhoods(run: str, items: EvaluationItems, vectors: Floats) -> list[N
 
     def item(i: int, similarity: float | None = None) -> Item:
         return Item(
-            title=items.titles[i],
+            title=_short(items.titles[i]),
             picture=pictures.get(items.item_ids[i]),
             labels=[*items.categories[i], *items.tags[i]],
             similarity=similarity,
@@ -242,6 +243,11 @@ def _neighbourhoods(run: str, items: EvaluationItems, vectors: Floats) -> list[N
         )
 
     return [Neighbourhood(item(q), [item(r, c) for r, c in pairs]) for q, pairs in shown]
+
+
+def _short(title: str) -> str:
+    """Some titles are whole texts, and thousands of these are more than a page holds."""
+    return title if len(title) <= _TITLE_LENGTH else f"{title[: _TITLE_LENGTH - 1]}…"
 
 
 def _first_frames(run: str, item_ids: Sequence[str]) -> list[tuple[str, bytes]]:
@@ -254,6 +260,12 @@ def _points(items: EvaluationItems, vectors: Floats) -> list[Point]:
     groups = large_groups([items.categories[i] for i in picked])
     places = layout(vectors[picked])
     return [
-        Point(float(x), float(y), group, items.titles[i] or items.item_ids[i], i >= items.num_train)
+        Point(
+            float(x),
+            float(y),
+            group,
+            _short(items.titles[i] or items.item_ids[i]),
+            i >= items.num_train,
+        )
         for (x, y), group, i in zip(places, groups, picked, strict=True)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rec.models.content.config import ContentModelConfig, TextConfig, VisionConf
 from rec.models.content.encoder import save_encoder
 from rec.models.content.encoders import new_backbones
 from rec.models.content.pretrain import ContentPretrainer
-from rec.report.render import render
+from rec.report.render import MAX_BYTES, render
 from rec.runtime.content_report import gather
 from rec.runtime.evaluate import METRICS, TABLE, evaluate, write_evaluation
 from rec.runtime.evaluation_data import clean_label, open_parts, read_items, read_vectors
@@ -434,6 +435,16 @@ def test_the_report_shows_what_the_run_left(run: Path, found: Evaluation) -> Non
     page = render(report)
     assert "&lt;b&gt;" in page
     assert "<b>river" not in page
+
+
+def test_titles_that_are_whole_texts_fit_on_the_page(run: Path, found: Evaluation) -> None:
+    items = read_items(str(run), max_items=1000)
+    long = [f"{i} " + "river boat " * 4000 for i in range(NUM_ITEMS)]
+    report = gather(str(run), found, replace(items, titles=long))
+    assert len(render(report)) < MAX_BYTES
+    assert report.points[7].title.startswith("7 river boat")
+    assert report.points[7].title.endswith("…")
+    assert {len(n.query.title) for n in report.neighbourhoods} == {120}
 
 
 def test_the_job_writes_its_three_files_and_explains_itself(run: Path, capsys) -> None:
