@@ -207,6 +207,7 @@ def test_every_method_answers_every_question_over_the_same_queries(found: Evalua
 
 
 def test_the_difference_is_to_the_best_baseline(found: Evaluation) -> None:
+    assert found.differences
     for difference in found.differences:
         own = value(found, "model", difference.task, difference.metric).value
         best = value(found, difference.baseline, difference.task, difference.metric).value
