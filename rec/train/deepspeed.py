@@ -46,11 +46,6 @@ class DeepSpeedEngine:
     """deepspeed.initialize around the model; every rank holds a part of the optimiser's state."""
 
     def __init__(self, recipe: Recipe[Any], model: nn.Module, device: torch.device) -> None:
-        if not dist.is_initialized():
-            raise TrainError(
-                "engine 'deepspeed' needs a process group: run with --workers 1 or more, or set "
-                "train.engine to 'plain'"
-            )
         _refuse(recipe.train, model)
         self.device = device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()

@@ -243,8 +243,16 @@ def build_engine(recipe: Recipe[Any], rows: str) -> Engine:
     """The engine that recipe.train names, around a freshly built model.
 
     The model is built after seeding with train.seed, so every rank starts from equal weights.
+
+    Raises:
+        TrainError: the engine is for ranks, and there is no process group.
     """
     train = recipe.train
+    if train.engine != "plain" and not dist.is_initialized():
+        raise TrainError(
+            f"engine '{train.engine}' needs a process group: run with --workers 1 or more, or set "
+            "train.engine to 'plain'"
+        )
     torch.manual_seed(train.seed)
     device = pick_device()
     model = cast(nn.Module, recipe.build(rows))

@@ -123,9 +123,10 @@ def test_what_deepspeed_does_wrongly_is_refused(
         on_ranks(1, steps, recipe(engine="deepspeed", **chosen), str(tmp_path), STEPS, None)
 
 
-def test_deepspeed_without_ranks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match="needs a process group"):
-        steps(recipe(engine="deepspeed"), str(tmp_path), STEPS, None)
+@pytest.mark.parametrize("engine", ["ddp", "deepspeed"])
+def test_engines_of_ranks_are_refused_without_any(engine: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=f"'{engine}' needs a process group.*--workers 1 or more"):
+        steps(recipe(engine=engine), str(tmp_path), STEPS, None)
 
 
 @pytest.mark.slow
