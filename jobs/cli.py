@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
@@ -53,6 +54,12 @@ def load_recipe(place: str, overrides: Sequence[str] = ()) -> Recipe[Any]:
         function = getattr(import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"recipe {place!r}: {error}") from error
+    try:
+        signature(function).bind()
+    except (TypeError, ValueError) as error:  # not callable, or not without arguments
+        raise ConfigError(
+            f"recipe {place!r}: {error}; expected a function of no arguments"
+        ) from error
     recipe = function()
     if not isinstance(recipe, Config):
         raise ConfigError(f"recipe {place!r}: returned {type(recipe).__name__}, not a recipe")

@@ -64,7 +64,17 @@ def test_wrong_values_of_flags_are_told_before_anything_starts(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", [":", "os:", "nowhere.at.all:demo", "rec.recipes.content"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ":",
+        "os:",
+        "nowhere.at.all:demo",
+        "rec.recipes.content",
+        "rec.recipes.content:annotations",  # no function
+        "rec.recipes.content:ContentRecipe",  # of arguments
+    ],
+)
 def test_a_recipe_that_is_not_there(place: str) -> None:
     with pytest.raises(ConfigError, match=f"recipe '{place}'"):
         train.load_recipe(place)
