@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,10 +24,15 @@ class AttentionScorer:
             batch_size: texts a forward pass.
 
         Raises:
-            TokenizerError: the encoder has fewer embeddings than the tokenizer has tokens.
+            TokenizerError: there is no such folder, or the encoder has fewer embeddings than the
+                tokenizer has tokens.
         """
         from transformers import AutoModel
 
+        if not (Path(folder) / "config.json").is_file():
+            raise TokenizerError(
+                f"attention encoder {folder}: no config.json; expected a local Hugging Face folder"
+            )
         self.model = AutoModel.from_pretrained(
             folder, local_files_only=True, attn_implementation="eager"
         ).eval()

@@ -151,3 +151,8 @@ def test_attention_is_the_mean_over_heads_and_last_layers(tmp_path: Path) -> Non
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(TokenizerError, match="40 token embeddings, but the tokenizer has 41"):
         AttentionScorer(str(tmp_path), layers=2, vocab_size=41)
+
+
+def test_attention_of_an_encoder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"nowhere: no config\.json; expected a local"):
+        AttentionScorer(str(tmp_path / "nowhere"), layers=2, vocab_size=41)
