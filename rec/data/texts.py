@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 from pyarrow import fs as pafs
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray.data.aggregate import Sum
 
 from rec.artifacts import filesystem
@@ -43,6 +44,15 @@ class TextConfig(Config):
     attention_encoder: str | None = None  # local Hugging Face folder of the same tokenizer
     attention_layers: int = Field(default=4, ge=1)  # the last ones, averaged
     alpha: float = Field(default=0.7, ge=0, le=1)  # tf-idf beside attention; 1 without an encoder
+
+    @model_validator(mode="after")
+    def _same_tokens(self) -> Self:
+        if self.attention_encoder is not None and self.tokenizer is None:
+            raise ValueError(
+                "attention_encoder knows the token ids of its own tokenizer alone; set tokenizer "
+                "to the same folder"
+            )
+        return self
 
 
 def item_texts(items: pa.Table) -> list[str | None]:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rec.config import ConfigError
 from rec.data.content_stages import AddFrames, AddLabels, AddSound, DropEmpty
 from rec.data.labels import ITEM_LABELS
 from rec.data.parquet import ROW_GROUP_BYTES, ParquetFile, read_table
 from rec.data.split import Split, stable_uniform
 from rec.data.stage import run_stages
-from rec.data.texts import item_texts
+from rec.data.texts import TextConfig, item_texts
 from rec.features.media import spread
 from rec.schema import ITEMS, MEDIA
 
@@ -147,3 +148,11 @@ def test_a_file_is_whole_or_absent_and_its_row_groups_are_bounded(tmp_path: Path
     groups = [found.row_group(i).num_rows for i in range(found.num_row_groups)]
     assert max(groups) <= 2 * ROW_GROUP_BYTES >> 20
     assert len(groups) >= 2
+
+
+def test_attention_needs_the_tokenizer_that_it_was_trained_with() -> None:
+    """A tokenizer fitted on the texts has other ids, and any id below the encoder's number fits."""
+    with pytest.raises(ConfigError, match=r"attention_encoder knows .*; set tokenizer to the same"):
+        TextConfig().override(["attention_encoder=/models/minilm"])
+    given = ["attention_encoder=/models/minilm", "tokenizer=/models/minilm"]
+    assert TextConfig().override(given).attention_encoder == "/models/minilm"
