@@ -45,6 +45,7 @@ from jobs.pipeline_users import UsersConfig, somebody, steps_of_users
 from jobs.steps import Step, counted, going_on, last_step, plan, published, run
 from rec.artifacts import exists, filesystem, join, read_bytes
 from rec.config import Config, ConfigError
+from rec.data.media import MediaConfig
 from rec.data.tables import LEDGER, read_tables
 from rec.data.tasks import finished_shards
 from rec.recipes.content import ContentRecipe, demo
@@ -71,6 +72,7 @@ class PipelineConfig(Config):
     """Every setting of every step."""
 
     source: AnySource
+    media: MediaConfig = MediaConfig()
     recipe: ContentRecipe
     embed: EmbedConfig = EmbedConfig()
     index: IndexConfig = IndexConfig()
@@ -166,7 +168,9 @@ def steps_of(
     tables, rows, encoder, embeddings, built = (
         join(out, name) for name in ("tables", "rows", "encoder", "embeddings", "index")
     )
-    ingested = ingest.IngestConfig(source=config.source, rows=config.recipe.rows)
+    ingested = ingest.IngestConfig(
+        source=config.source, media=config.media, rows=config.recipe.rows
+    )
     contents = config.source.contents()
 
     def run_training() -> bool:

@@ -199,6 +199,14 @@ def test_a_plan_sees_that_files_of_the_source_changed(tmp_path: Path) -> None:
     assert settings() != before
 
 
+def test_what_is_kept_of_files_can_be_set(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path), "--set", "media.max_frames=3"]
+    config = pipeline.configure(pipeline.arguments(flags).parse_args(flags))
+    media = pipeline.steps_of(config, str(tmp_path))[0].settings["media"]
+    assert isinstance(media, dict)
+    assert media["max_frames"] == 3
+
+
 def test_training_is_gone_on_with_or_refused_but_not_replaced(tmp_path: Path) -> None:
     flags = ["--out", str(tmp_path), *_SMALL]
     config = pipeline.configure(pipeline.arguments(flags).parse_args(flags))
