@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
+from jobs.cli import add_overrides, alone_in, count, parser, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.retrieval import versions
@@ -34,10 +34,10 @@ def arguments() -> argparse.ArgumentParser:
     places.add_argument("--attributes", type=place, help="Parquet files with attributes by item_id")
     places.add_argument("--queries", type=place, help="an embedding table of queries to tune with")
     places.add_argument(
-        "--log-seq", type=int, help="number of the last live change that the table includes"
+        "--log-seq", type=count, help="number of the last live change that the table includes"
     )
     places.add_argument(
-        "--workers", type=int, default=0, help="Ray tasks that fill shards at once; 0 = no Ray"
+        "--workers", type=count, default=0, help="Ray tasks that fill shards at once; 0 = no Ray"
     )
     places.add_argument(
         "--rollback",
@@ -47,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
         help="instead: use this version at --out again, or what the one in use replaced",
     )
     places.add_argument(
-        "--keep", type=int, metavar="N", help="afterwards remove all but the N newest versions"
+        "--keep", type=count, metavar="N", help="afterwards remove all but the N newest versions"
     )
     add_overrides(places, IndexConfig())
     return places

@@ -81,6 +81,17 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} = " in printed for name in IndexConfig.model_fields)
 
 
+@pytest.mark.parametrize("flag", ["--keep", "--workers", "--log-seq"])
+def test_numbers_below_zero_are_refused(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One below 0 versions to keep would have removed all but the one in use."""
+    with pytest.raises(SystemExit) as stopped:
+        job.main(["--out", str(tmp_path), "--rollback", flag, "-1"])
+    assert stopped.value.code == 2
+    assert f"{flag}: '-1': expected a whole number from 0 on" in capsys.readouterr().err
+
+
 def test_rolls_back_and_clears_away(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
