@@ -11,13 +11,14 @@ from content_cases import read_rows
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from rec.batch import ContentBatch
+from rec.config import ConfigError
 from rec.contract import GradCacheable, ItemEncoder, Trainable
 from rec.features.content import ContentCollator
 from rec.features.text import TextTokenizer, save_tokenizer, train_wordpiece
 from rec.models.content.config import TextConfig, VisionConfig
 from rec.models.content.encoders import CheckpointError, _depths
 from rec.models.content.pretrain import ContentPretrainer, build_model, name_labels
-from rec.recipes.content import base, debug, large
+from rec.recipes.content import base, debug, demo, large
 
 
 @pytest.fixture
@@ -187,6 +188,28 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):
         BertModel(BertConfig(**size, **{"vocab_size": 100, field: value})).save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=message):
             small(text=TextConfig(checkpoint=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("vision.hidden_size=30", "hidden_size 30 must be a multiple of num_heads 4"),
+        ("fusion_heads=7", "fusion_dim 96 must be a multiple of fusion_heads 7"),
+        ("text.frozen_layers=-1", "text.frozen_layers: .* greater than or equal to 0"),
+        ("temperature=0", "temperature: .* greater than 0"),
+        ("dropout=1", "dropout: .* less than 1"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused_by_name(setting: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        demo().model.override([setting])
+
+
+def test_pictures_smaller_than_a_patch_are_refused():
+    recipe = demo()
+    tiny = recipe.inputs.model_copy(update={"height": 8})
+    with pytest.raises(ConfigError, match=r"8 x 64 hold no patch of 16; make inputs\.height"):
+        build_model(recipe.model, tiny, vocab_size=80, num_labels=3)
 
 
 def test_large_is_of_vit_l_class_and_base_of_vit_b():

@@ -105,11 +105,17 @@ def new_backbones(config: ContentModelConfig, inputs: ContentInputs, vocab_size:
     Raises:
         CheckpointError: a folder is not there, or has fewer word embeddings than the tokenizer
             has words, or fewer positions than the texts have tokens.
+        ConfigError: pictures are smaller than a patch.
     """
     from transformers import ViTConfig, ViTModel
 
     vision = config.vision
     if vision.checkpoint is None:
+        if min(inputs.height, inputs.width) < vision.patch_size:
+            raise ConfigError(
+                f"pictures of {inputs.height} x {inputs.width} hold no patch of {vision.patch_size}"
+                "; make inputs.height and inputs.width larger or model.vision.patch_size smaller"
+            )
         picture_size = (inputs.height, inputs.width)
         sizes = _vit(vision.hidden_size, vision.num_layers, vision.num_heads, config.dropout)
         size = ViTConfig(image_size=picture_size, patch_size=vision.patch_size, **sizes)  # type: ignore[arg-type]
