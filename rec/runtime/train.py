@@ -121,7 +121,7 @@ def train(
         _export_on_ray(recipe, rows, outcome, encoder)
     else:
         export(recipe, rows, outcome.last, encoder)
-    return TrainOutcome(**{**outcome.__dict__, "encoder": encoder})
+    return replace(outcome, encoder=encoder)
 
 
 def export(recipe: Recipe[Any], rows: str, folder: str, encoder: str) -> None:
