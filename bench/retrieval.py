@@ -1,6 +1,6 @@
 """Retrieval beside raw FAISS, beside other engines, under filters, and as it grows.
 
-    python -m bench.retrieval [--quick] [--peers PYTHON] [--only overhead auto filters growth peers]
+    python -m bench.retrieval [--quick] [--peers PYTHON] [--only PART ...]
 
 Throughput is queries a second of processor time, on one thread. Recall@10 is against brute force
 on queries that the index was not tuned with. PYTHON has hnswlib, usearch and qdrant-client; see
@@ -25,6 +25,7 @@ from bench.harness import Report, main
 from bench.retrieval_apart import growth, peers
 from bench.retrieval_data import K, clustered, exact, write_table
 from bench.retrieval_peers import per_cpu_second
+from bench.retrieval_updates import updates
 from rec.retrieval.ann import Ann, Effort, omp_threads
 from rec.retrieval.build import build_index
 from rec.retrieval.filters import Equal, Range
@@ -33,7 +34,7 @@ from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.tune import recall
 
-PARTS = ("overhead", "auto", "filters", "growth", "peers")
+PARTS = ("overhead", "auto", "filters", "updates", "growth", "peers")
 PASS_RATES = (0.5, 0.1, 0.01, 0.001)
 ROUNDS = 15
 TIE = 0.03  # two ways that differ by less are equally fast
@@ -214,6 +215,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     work: dict[str, Callable[[Path], None]] = {
         "overhead": lambda f: overhead(report, f, *((25_000, 32) if small else (200_000, 128))),
         "filters": lambda f: filters(report, f, *((25_000, 32) if small else (200_000, 128))),
+        "updates": lambda f: updates(report, f, *((25_000, 32) if small else (200_000, 128))),
     }
     if small:
         work["auto"] = lambda f: auto(report, f, 25_000, 32, 256)

@@ -49,6 +49,7 @@ from rec.data.media import MediaConfig
 from rec.data.tables import LEDGER, read_tables
 from rec.data.tasks import finished_shards
 from rec.recipes.content import ContentRecipe, demo
+from rec.retrieval.ann import Ann
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.spec import IndexConfig
 from rec.runtime.embed import EmbedConfig
@@ -152,7 +153,19 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
     ).override(options.set)
     if options.ask_user and config.users is None:
         raise ConfigError("--ask-user: nothing is made of what users did, or the source tells none")
+    _try_factory("index", config.index, config.recipe.model.embedding_dim)
+    if config.users is not None:
+        _try_factory("users.index", config.users.index, config.users.recipe.model.dim)
     return config
+
+
+def _try_factory(name: str, index: IndexConfig, dim: int) -> None:
+    """Said before there is a training to lose: the index is the last but one step."""
+    if index.factory != "auto":
+        try:
+            Ann.make(index.factory, dim)
+        except ValueError as error:
+            raise ConfigError(f"{name}.factory: {error}") from error
 
 
 def steps_of(

@@ -47,19 +47,20 @@ def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
             raise MediaError(f"no audio stream in a file of {len(data)} bytes")
         if container.streams.audio[0].codec_context is None:
             raise MediaError("sound of a format that FFmpeg does not know")
-        # FFmpeg's own mix to mono is louder than the channels' mean, which VGGish takes
-        resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        # FFmpeg's own mix to mono is louder than the channels' mean, which VGGish takes; of planar
+        # frames PyAV reads past the eighth channel into memory that is not theirs
+        resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE)
         for packet in container.demux(audio=0):
             deadline.check()
             for frame in packet.decode():
                 _check(frame)
                 for piece in resampler.resample(frame):
-                    pieces.append(piece.to_ndarray().mean(0))
+                    pieces.append(_mono(piece))
                     length += len(pieces[-1])
             if length >= limit:
                 break
         for piece in resampler.resample(None):
-            pieces.append(piece.to_ndarray().mean(0))
+            pieces.append(_mono(piece))
     if not length:
         raise MediaError(f"no samples in a sound of {len(data)} bytes")
     samples = np.concatenate(pieces)[:limit].astype(np.float32, copy=False)
@@ -67,6 +68,11 @@ def decode(data: bytes, max_seconds: float = 60.0) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise MediaError(f"sound of {len(data)} bytes has samples that are no numbers")
     return samples
+
+
+def _mono(frame: AudioFrame) -> np.ndarray:
+    """(n,) mean of the channels of a frame whose samples are interleaved."""
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(1)
 
 
 def _check(frame: AudioFrame) -> None:

@@ -35,6 +35,9 @@ class PermutedBody(nn.Module):
         self.net = XLNetModel(
             XLNetConfig(
                 vocab_size=1,
+                pad_token_id=None,
+                bos_token_id=None,
+                eos_token_id=None,
                 d_model=config.dim,
                 n_layer=config.num_layers,
                 n_head=config.num_heads,

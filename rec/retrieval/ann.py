@@ -46,6 +46,7 @@ class Ann:
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
+        self._was_read = False
         self._moved: list[np.ndarray] = []  # what FAISS has but a view of
         self.effort = Effort()
 
@@ -63,6 +64,7 @@ class Ann:
         """Load into memory to be searched, or map the file: a mapped file must never be written
         again, only replaced or removed, or the next search of it ends the process."""
         ann = cls(faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC if mmap else 0))
+        ann._was_read = True
         if not mmap:
             ann._align()
         return ann
@@ -121,9 +123,9 @@ class Ann:
             self._index.hnsw.efSearch = self.enough_for = value.ef
 
     def _align(self) -> None:
-        """Move centroids, codes and vectors to where a cache line begins; no row can be added
-        afterwards. Where malloc puts them each load by AVX-512 touches two lines: searching the
-        same index took up to an eighth longer by where its centroids happened to lie."""
+        """Move centroids, codes and vectors to where a cache line begins. Where malloc puts them
+        each load by AVX-512 touches two lines: searching the same index took up to an eighth longer
+        by where its centroids happened to lie."""
         held = [self._index]
         held += [self._ivf.quantizer] if self._ivf is not None else []
         held += [self._refine.refine_index] if self.refines else []
@@ -152,7 +154,7 @@ class Ann:
 
     def add(self, vectors: np.ndarray) -> None:
         """Raises ValueError where the index was read: FAISS would end the process."""
-        if self._moved:
+        if self._was_read:
             raise ValueError("an index that was read takes no more rows; fill one anew")
         self._index.add(vectors)
 

@@ -21,7 +21,8 @@ def wav(samples: np.ndarray, rate: int, channels: int = 1) -> bytes:
         file.setnchannels(channels)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes((samples * 32767).astype("<i2").repeat(channels).tobytes())
+        interleaved = samples if samples.ndim == 2 else samples[:, None].repeat(channels, 1)
+        file.writeframes((interleaved * 32767).astype("<i2").tobytes())
     return buffer.getvalue()
 
 
@@ -87,6 +88,13 @@ def test_decoding_resamples_mixes_to_mono_and_stops_at_the_limit() -> None:
     assert abs(len(samples) - 2 * audio.SAMPLE_RATE) <= 32
     np.testing.assert_allclose(samples[2000:30_000], tone(500.0, 2.0)[2000:30_000], atol=0.02)
     assert len(audio.decode(data, max_seconds=0.5)) == audio.SAMPLE_RATE // 2
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8, 9, 22, 64])
+def test_the_mean_of_the_channels_is_taken(channels: int) -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, (4000, channels))
+    mono = audio.decode(wav(values, audio.SAMPLE_RATE, channels))
+    np.testing.assert_allclose(mono, values.mean(1), atol=1e-4)
 
 
 @pytest.mark.parametrize("data", [b"", b"no sound at all", wav(np.zeros(0), 8000)])

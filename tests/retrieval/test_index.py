@@ -483,5 +483,7 @@ def test_what_is_read_is_aligned_and_finds_the_same(tmp_path: Path, factory: str
         np.testing.assert_array_equal(found, expected)
     again = ann.Ann.from_bytes(read.to_bytes())
     np.testing.assert_array_equal(again.search(vectors[:9], 5)[0], read.search(vectors[:9], 5)[0])
-    with pytest.raises(ValueError, match="takes no more rows"):
-        read.add(vectors)
+    for mmap in (False, True):
+        read = ann.Ann.read(str(tmp_path / "index.faiss"), mmap)
+        with pytest.raises(ValueError, match="takes no more rows"):
+            read.add(vectors)
