@@ -8,8 +8,6 @@ _SETTINGS = {
     # Ray ends a worker that has been idle for a second, and a job's next phase imports everything
     # anew: a small ingest took 66 s of processor time instead of 26, and twice as long
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
-    # the older autoscaler, told to end, waits for what has ended before it: a second each time
-    "RAY_enable_autoscaler_v2": "1",
 }
 
 
