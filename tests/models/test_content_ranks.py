@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from content_cases import exact, from_ranks, gradients
 from torch import Tensor
+
+from rec.recipes.content import ContentRecipe
 
 TERMS = ["infonce", "key_terms", "labels"]
 
@@ -36,26 +39,29 @@ def test_micro_batches_by_gradcache_agree(content_rows: str, only: str, num_part
     )
 
 
+def each(recipe: ContentRecipe, rows: str) -> dict[str, dict[str, Tensor]]:
+    return {only: gradients(recipe, rows, only, 1) for only in [*TERMS, "all"]}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("only", TERMS)
-def test_ddp_agrees(content_rows: str, tmp_path: Path, world: int, only: str):
-    recipe = exact(engine="ddp")
-    found = from_ranks(world, gradients, tmp_path, recipe, content_rows, only, 1)
-    assert_agrees(found, one_process(content_rows, only))
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"engine": "ddp"},
+        *({"engine": "deepspeed", "zero_stage": stage} for stage in (1, 2, 3)),
+    ],
+    ids=["ddp", "zero1", "zero2", "zero3"],
+)
+def test_every_term_agrees(content_rows: str, tmp_path: Path, world: int, engine: dict[str, Any]):
+    found = from_ranks(world, each, tmp_path, exact(**engine), content_rows)
+    for only, values in found.items():
+        assert_agrees(values, one_process(content_rows, only))
+    assert len(found) == len(TERMS) + 1
 
 
 @pytest.mark.slow
 def test_ddp_with_micro_batches_agrees(content_rows: str, tmp_path: Path):
     recipe = exact(engine="ddp")
     found = from_ranks(3, gradients, tmp_path, recipe, content_rows, "all", 2)
-    assert_agrees(found, one_process(content_rows, "all"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-@pytest.mark.parametrize("world", [2, 3])
-def test_zero_agrees(content_rows: str, tmp_path: Path, zero_stage: int, world: int):
-    recipe = exact(engine="deepspeed", zero_stage=zero_stage)
-    found = from_ranks(world, gradients, tmp_path, recipe, content_rows, "all", 1)
     assert_agrees(found, one_process(content_rows, "all"))
