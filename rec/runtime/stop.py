@@ -53,6 +53,17 @@ def stop_on_sigterm(run: str) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def sigint_as_before() -> Iterator[None]:
+    """Ray Train leaves a handler of Ctrl-C behind that aborts the training, which has ended."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def watch_stop(run: str, rank: int) -> Iterator[Callable[[], bool]]:
     """Rank 0 looks for the stop file once a second, aside of the loop."""
     stop, closed = threading.Event(), threading.Event()

@@ -25,7 +25,7 @@ from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
 from rec.runtime.checkpoints import ALONE, forget_removed, refuse_other_kind
 from rec.runtime.failures import REFUSED, end_at_once, reason
-from rec.runtime.stop import clear_stop, stop_on_sigterm, watch_stop
+from rec.runtime.stop import clear_stop, sigint_as_before, stop_on_sigterm, watch_stop
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
 from rec.train.engine import MODEL_FILE, Engine, TrainError, build_engine, load_weights
@@ -340,7 +340,8 @@ def _train_on_ray(
         ),
     )
     try:
-        result = trainer.fit()
+        with sigint_as_before():
+            result = trainer.fit()
     except ray_train.TrainingFailedError as error:
         raise TrainError(reason(error)) from error
     except SystemExit as stop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
 
 def test_a_killed_rank_of_two(ray_local: None, rows: str, tmp_path: Path) -> None:
     chosen = recipe(engine="deepspeed", micro_batches=2)
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
     whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=2)
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # what comes next can be interrupted too
     broken = train(killing(chosen, tmp_path), rows, str(tmp_path / "broken"), num_workers=2)
     assert (tmp_path / "killed").exists()
     assert len(losses(whole)) == 12
