@@ -11,10 +11,14 @@ import pyarrow.csv as pacsv
 from pyarrow import fs as pafs
 
 from rec.artifacts import filesystem, join, read_bytes
-from rec.schema import MEDIA, SchemaError
+from rec.schema import MEDIA, TIMESTAMP, SchemaError
 from rec.sources.base import SourceError, media_problem
 
 FIRST_ROW = 1  # messages count data rows from 1
+_MORE_OF = {
+    TIMESTAMP: " such as 2024-01-31T18:30:00Z",
+    pa.string(): " in UTF-8",
+}  # what is expected
 
 
 def read_file(folder: str, name: str, expected: str) -> bytes:
@@ -173,8 +177,18 @@ def _cast(column: pa.ChunkedArray, name: str, kind: pa.DataType, place: str) -> 
                 shown = value.decode(errors="backslashreplace")
                 raise SchemaError(
                     f"{place}, column '{name}', row {row}: {shown!r}, expected {kind}"
+                    f"{_MORE_OF.get(kind, '')}"
                 ) from error
         raise
+
+
+def unread_columns(folder: str, name: str, read: Sequence[str]) -> list[str]:
+    """Names in the header of a CSV file that are none of those read, such as misspelt ones."""
+    with pacsv.open_csv(
+        pa.BufferReader(read_file(folder, name, "a CSV file")),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+    ) as reader:
+        return [found for found in reader.schema.names if found not in read]
 
 
 def require(table: pa.Table, columns: Sequence[str], place: str) -> None:

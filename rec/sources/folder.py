@@ -31,12 +31,17 @@ from rec.sources.files import (
     read_csv,
     require,
     stamp,
+    unread_columns,
 )
 
 _EXPECTED = "a folder with items.csv"
 _FILE = "items.csv"
 _TEXT = pa.string()
 _LISTS = ("tags", "categories", "files")
+_OPTIONAL = {
+    **dict.fromkeys(("domain", "title", "description", "uploader_id", *_LISTS), _TEXT),
+    "published_at": TIMESTAMP,
+}
 _ROW_BYTES = 2_000  # of an item's texts and labels
 _STORED_BYTES = 64_000  # of a file: what is kept of one is bounded, a video's length is not
 _SHARD_BYTES = 16 << 20  # expected of a shard: what a killed run loses of each worker
@@ -75,6 +80,15 @@ class FolderSource(Config):
             stray = sorted(set(sizes) - named - {_FILE})
             reason = "no item of items.csv names this file"
             yield "problems", problem_table([(join(self.path, x), None, reason) for x in stray])
+            columns = ["item_id", *_OPTIONAL]
+            unread = unread_columns(self.path, _FILE, columns)
+            known = ", ".join(columns)
+            yield (
+                "problems",
+                problem_table(
+                    [(self._place, None, f"column '{x}' is not read, only {known}") for x in unread]
+                ),
+            )
         bounds = shard_bounds(_expected(rows), shard.num_shards)
         for start, stop in ranges(bounds[shard.index], bounds[shard.index + 1]):
             piece = rows.slice(start, stop - start)
@@ -93,9 +107,7 @@ class FolderSource(Config):
 
     def parse(self) -> pa.Table:
         """items.csv with the columns of the items table, and `files` as lists."""
-        names = ("domain", "title", "description", "uploader_id", *_LISTS)
-        optional = {**dict.fromkeys(names, _TEXT), "published_at": TIMESTAMP}
-        table = read_csv(self.path, _FILE, {"item_id": _TEXT}, _EXPECTED, optional)
+        table = read_csv(self.path, _FILE, {"item_id": _TEXT}, _EXPECTED, _OPTIONAL)
         require(table, ["item_id"], self._place)
         check_unique(table, "item_id", place=self._place, first_row=FIRST_ROW)
         if not table.num_rows:

@@ -64,6 +64,15 @@ def test_what_is_not_there_or_not_named_is_listed_and_no_path_leads_out(folder: 
     }
 
 
+def test_a_column_that_is_not_read_is_listed(folder: Path) -> None:
+    csv = folder / "items.csv"
+    csv.write_text(csv.read_text().replace("title", "titel", 1))
+    found = read(FolderSource(path=str(folder), num_shards=2))
+    (told,) = [p["reason"] for p in found["problems"] if p["place"] == str(csv)]
+    assert told.startswith("column 'titel' is not read, only item_id, domain, title, ")
+    assert [item["title"] for item in found["items"]] == [None] * 3
+
+
 @pytest.mark.parametrize("num_shards", [1, 3, 40])
 def test_shards_hold_all_items_once_in_equal_bytes(tmp_path: Path, num_shards: int) -> None:
     rows = ["item_id,files"]
