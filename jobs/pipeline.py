@@ -57,6 +57,7 @@ from rec.runtime.evaluate import METRICS
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.runtime.partition import EmbedError
 from rec.sources import AnySource
+from rec.train import loop
 from rec.train.engine import TrainError
 
 _ERRORS = (
@@ -137,7 +138,7 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
     """The typed config of the command line.
 
     Raises:
-        ConfigError: the source, the recipe or an override is wrong.
+        ConfigError, TrainError: the source, the recipe or an override is wrong.
     """
     recipe = load_recipe(options.recipe)
     if not isinstance(recipe, ContentRecipe):
@@ -153,14 +154,16 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
     ).override(options.set)
     if options.ask_user and config.users is None:
         raise ConfigError("--ask-user: nothing is made of what users did, or the source tells none")
+    # of later steps, but told before there is the work of the ones before to lose
     _try_factory("index", config.index, config.recipe.model.embedding_dim)
+    loop.check(config.recipe, options.workers)
     if config.users is not None:
         _try_factory("users.index", config.users.index, config.users.recipe.model.dim)
+        loop.check(config.users.recipe, options.workers)
     return config
 
 
 def _try_factory(name: str, index: IndexConfig, dim: int) -> None:
-    """Said before there is a training to lose: the index is the last but one step."""
     if index.factory != "auto":
         try:
             Ann.make(index.factory, dim)
