@@ -30,7 +30,7 @@ demo: $(READY)
 	@echo "== report: $(OUT)/report/report.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 unit: $(READY)
 	$(BIN)/python -m pytest -m "not ray and not slow"
