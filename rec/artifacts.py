@@ -290,7 +290,11 @@ def verify(uri: str | os.PathLike[str], manifest: Manifest) -> None:
 
 
 def open_artifact(
-    uri: str | os.PathLike[str], kind: str, *, without: str | None = None
+    uri: str | os.PathLike[str],
+    kind: str,
+    *,
+    without: str | None = None,
+    manifest: Manifest | None = None,
 ) -> tuple[Manifest, Path]:
     """Verify the artifact at `uri` and return its manifest and a local folder of its files.
 
@@ -301,11 +305,12 @@ def open_artifact(
         kind: what it is to be.
         without: files of this name, which this reader has no use for, are neither checked nor
             copied.
+        manifest: of the version to open, which may have been replaced since; None = the one in use.
 
     Raises:
         ArtifactError: as `read_manifest` and `verify` do.
     """
-    manifest = read_manifest(uri, kind)
+    manifest = manifest or read_manifest(uri, kind)
     wanted = {n: e for n, e in manifest.files.items() if n.rsplit("/", 1)[-1] != without}
     needed = manifest.model_copy(update={"files": wanted})
     files, path = filesystem(join(uri, manifest.root))

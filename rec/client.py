@@ -5,7 +5,9 @@
         print(found.results[0].ids)
 
 Every call is tried again once where nothing answered or the service said that it is busy; all of
-them only read, so that asking twice does no harm. What else is refused is a RequestError at once.
+them only read, so that asking twice does no harm. What changes something (below /admin/) is asked
+once. Where nobody listens at all, as while a proxy that died is started anew, calls are tried again
+for `patience_s`. What else is refused is a RequestError at once.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class Client:
         url: of the services, without a path.
         key: an API key.
         timeout_s: how long a try may wait for an answer.
+        patience_s: how long to go on trying where no connection is taken.
         transport: in place of the network.
     """
 
@@ -69,9 +72,11 @@ class Client:
         *,
         key: str | None = None,
         timeout_s: float = 60.0,
+        patience_s: float = 0.0,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         options = _options(url, key, timeout_s)
+        self._patience_s = patience_s
         self._http = httpx2.Client(**options, transport=transport)
 
     def __enter__(self) -> Client:
@@ -91,15 +96,22 @@ class Client:
         """Vectors of texts and pictures; a `model` is the version that must answer."""
         return self._send(calls.embed(contents, model))
 
-    def knn(self, vectors: np.ndarray, k: int = 10, model: str | None = None) -> Found:
-        """The nearest items of (B, D) vectors."""
-        return self._send(calls.knn(vectors, k, model))
+    def knn(
+        self, vectors: np.ndarray, k: int = 10, model: str | None = None, index: str | None = None
+    ) -> Found:
+        """The nearest items of (B, D) vectors; `model` and `index` are versions that must
+        answer."""
+        return self._send(calls.knn(vectors, k, model, index))
 
     def knn_content(
-        self, contents: Sequence[AnyContent], k: int = 10, model: str | None = None
+        self,
+        contents: Sequence[AnyContent],
+        k: int = 10,
+        model: str | None = None,
+        index: str | None = None,
     ) -> Found:
         """The nearest items of texts and pictures."""
-        return self._send(calls.knn_content(contents, k, model))
+        return self._send(calls.knn_content(contents, k, model, index))
 
     def knn_items(
         self,
@@ -108,9 +120,10 @@ class Client:
         *,
         exclude_self: bool = True,
         model: str | None = None,
+        index: str | None = None,
     ) -> Found:
         """The nearest items of items."""
-        return self._send(calls.knn_items(item_ids, k, exclude_self, model))
+        return self._send(calls.knn_items(item_ids, k, exclude_self, model, index))
 
     def recommend(
         self, history: Sequence[str] | None = None, *, user: str | None = None, **more: Any
@@ -125,16 +138,16 @@ class Client:
 
     def _send(self, call: Call[R]) -> R:
         request = call.request(self._http)
-        for may_retry in (True, False):
+        tries = calls.Tries(call.again, self._patience_s)
+        while True:
             try:
                 return call.answer(self._http.send(request))
             except (httpx2.TransportError, RequestError) as error:
                 failure = calls.failure_of(error, request)
-            wait_s = calls.wait_of(failure)
-            if not may_retry or wait_s is None:
-                break
+            wait_s = tries.wait_of(failure)
+            if wait_s is None:
+                raise failure
             time.sleep(wait_s)
-        raise failure
 
 
 class AsyncClient:
@@ -146,9 +159,11 @@ class AsyncClient:
         *,
         key: str | None = None,
         timeout_s: float = 60.0,
+        patience_s: float = 0.0,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         options = _options(url, key, timeout_s)
+        self._patience_s = patience_s
         self._http = httpx2.AsyncClient(**options, transport=transport)
 
     async def __aenter__(self) -> AsyncClient:
@@ -166,13 +181,19 @@ class AsyncClient:
     async def embed(self, contents: Sequence[AnyContent], model: str | None = None) -> Vectors:
         return await self._send(calls.embed(contents, model))
 
-    async def knn(self, vectors: np.ndarray, k: int = 10, model: str | None = None) -> Found:
-        return await self._send(calls.knn(vectors, k, model))
+    async def knn(
+        self, vectors: np.ndarray, k: int = 10, model: str | None = None, index: str | None = None
+    ) -> Found:
+        return await self._send(calls.knn(vectors, k, model, index))
 
     async def knn_content(
-        self, contents: Sequence[AnyContent], k: int = 10, model: str | None = None
+        self,
+        contents: Sequence[AnyContent],
+        k: int = 10,
+        model: str | None = None,
+        index: str | None = None,
     ) -> Found:
-        return await self._send(calls.knn_content(contents, k, model))
+        return await self._send(calls.knn_content(contents, k, model, index))
 
     async def knn_items(
         self,
@@ -181,8 +202,9 @@ class AsyncClient:
         *,
         exclude_self: bool = True,
         model: str | None = None,
+        index: str | None = None,
     ) -> Found:
-        return await self._send(calls.knn_items(item_ids, k, exclude_self, model))
+        return await self._send(calls.knn_items(item_ids, k, exclude_self, model, index))
 
     async def recommend(
         self, history: Sequence[str] | None = None, *, user: str | None = None, **more: Any
@@ -191,13 +213,13 @@ class AsyncClient:
 
     async def _send(self, call: Call[R]) -> R:
         request = call.request(self._http)
-        for may_retry in (True, False):
+        tries = calls.Tries(call.again, self._patience_s)
+        while True:
             try:
                 return call.answer(await self._http.send(request))
             except (httpx2.TransportError, RequestError) as error:
                 failure = calls.failure_of(error, request)
-            wait_s = calls.wait_of(failure)
-            if not may_retry or wait_s is None:
-                break
+            wait_s = tries.wait_of(failure)
+            if wait_s is None:
+                raise failure
             await asyncio.sleep(wait_s)
-        raise failure

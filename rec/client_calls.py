@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -94,6 +95,7 @@ class Call(NamedTuple, Generic[R]):
     read: Callable[[httpx2.Response], R]
     body: dict[str, Any] | bytes | None = None
     params: dict[str, str | int] | None = None
+    again: bool = True  # whether asking twice does no harm
 
     def request(self, http: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
         headers = {"X-Request-ID": uuid.uuid4().hex}  # of both tries: they are one in the log
@@ -116,7 +118,8 @@ class Call(NamedTuple, Generic[R]):
 
 
 def plain(path: str, body: dict[str, Any] | None) -> Call[dict[str, Any]]:
-    return Call("GET" if body is None else "POST", path, httpx2.Response.json, body)
+    again = body is None or "/admin/" not in path  # to go back twice is to stay
+    return Call("GET" if body is None else "POST", path, httpx2.Response.json, body, again=again)
 
 
 def embed(contents: Sequence[AnyContent], model: str | None) -> Call[Vectors]:
@@ -128,7 +131,7 @@ def embed(contents: Sequence[AnyContent], model: str | None) -> Call[Vectors]:
     return Call("POST", "/v1/embed/raw", read, packed, _params(model))
 
 
-def knn(vectors: np.ndarray, k: int, model: str | None) -> Call[Found]:
+def knn(vectors: np.ndarray, k: int, model: str | None, index: str | None) -> Call[Found]:
     rows = np.asarray(vectors)
     if rows.ndim != 2:
         raise ValueError(f"vectors of shape {rows.shape}, expected (B, D)")
@@ -138,18 +141,20 @@ def knn(vectors: np.ndarray, k: int, model: str | None) -> Call[Found]:
         versions = response.headers[wire.MODEL_HEADER], response.headers[wire.INDEX_HEADER]
         return Found([Neighbours(*one) for one in results], *versions)
 
-    return Call("POST", "/v1/knn/raw", read, wire.pack_rows(rows), _params(model, k=k))
+    return Call("POST", "/v1/knn/raw", read, wire.pack_rows(rows), _params(model, index, k=k))
 
 
-def knn_content(contents: Sequence[AnyContent], k: int, model: str | None) -> Call[Found]:
-    return Call("POST", "/v1/knn", _found, _body(model, queries=_contents(contents), k=k))
+def knn_content(
+    contents: Sequence[AnyContent], k: int, model: str | None, index: str | None
+) -> Call[Found]:
+    return Call("POST", "/v1/knn", _found, _body(model, index, queries=_contents(contents), k=k))
 
 
 def knn_items(
-    item_ids: Sequence[str], k: int, exclude_self: bool, model: str | None
+    item_ids: Sequence[str], k: int, exclude_self: bool, model: str | None, index: str | None
 ) -> Call[Found]:
     queries = [{"item_id": item_id} for item_id in item_ids]
-    body = _body(model, queries=queries, k=k, exclude_self=exclude_self)
+    body = _body(model, index, queries=queries, k=k, exclude_self=exclude_self)
     return Call("POST", "/v1/knn", _found, body)
 
 
@@ -182,6 +187,22 @@ def failure_of(
     made = RequestError(None, "timeout" if late else "no_answer", message, _request_id(request))
     made.__cause__ = error
     return made
+
+
+class Tries:
+    """When a call is to be tried again."""
+
+    def __init__(self, again: bool, patience_s: float) -> None:
+        self._until = time.monotonic() + patience_s
+        self._again = again
+
+    def wait_of(self, failure: RequestError) -> float | None:
+        """Seconds after which to try again; None: no more."""
+        refused = isinstance(failure.__cause__, httpx2.ConnectError)
+        if refused and time.monotonic() < self._until:
+            return _WAIT_S
+        again, self._again = self._again, False
+        return wait_of(failure) if again else None
 
 
 def wait_of(failure: RequestError) -> float | None:
@@ -219,12 +240,17 @@ def _request_id(request: httpx2.Request) -> str:
     return request.headers["X-Request-ID"]
 
 
-def _params(model: str | None, **params: int) -> dict[str, str | int]:
-    return dict(params) if model is None else {**params, "model_version": model}
+def _versions(model: str | None, index: str | None) -> dict[str, str]:
+    asked = {"model_version": model, "index_version": index}
+    return {name: version for name, version in asked.items() if version is not None}
 
 
-def _body(model: str | None, **fields: Any) -> dict[str, Any]:
-    return fields if model is None else fields | {"model_version": model}
+def _params(model: str | None, index: str | None = None, **params: int) -> dict[str, str | int]:
+    return {**params, **_versions(model, index)}
+
+
+def _body(model: str | None, index: str | None, **fields: Any) -> dict[str, Any]:
+    return fields | _versions(model, index)
 
 
 def _content(content: AnyContent) -> Content:

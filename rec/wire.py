@@ -61,6 +61,24 @@ def pack_found(found: Sequence[tuple[Sequence[str], Sequence[float] | np.ndarray
     return b"".join(parts + ids)
 
 
+def pack_hits(counts: np.ndarray, scores: np.ndarray, lengths: np.ndarray, ids: bytes) -> bytes:
+    """As `pack_found`, of what is in arrays already.
+
+    Args:
+        counts: (B,) how many were found of each query, n in all.
+        scores, lengths: (n,) of all found, query after query; lengths are in bytes.
+        ids: all of them, in UTF-8.
+    """
+    return b"".join(
+        [
+            counts.astype(_COUNTS).tobytes(),
+            scores.astype(_FLOATS).tobytes(),
+            lengths.astype(_COUNTS).tobytes(),
+            ids,
+        ]
+    )
+
+
 def unpack_found(data: bytes, num_queries: int) -> list[tuple[list[str], np.ndarray]]:
     """Ids and (n,) float32 scores of each query; raises WireError."""
     counts, rest = _take(data, _COUNTS, num_queries)

@@ -21,13 +21,13 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_unicode)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 
-class ContentInput(_Body):
+class ContentInput(Body):
     """Something to embed: a text, a picture, or both."""
 
     text: Text | None = Field(None, examples=["a crew lost in space"])
@@ -50,7 +50,7 @@ class ContentInput(_Body):
         return not (self.text and self.text.strip()) and not self.image
 
 
-class EmbedRequest(_Body):
+class EmbedRequest(Body):
     inputs: list[ContentInput] = Field(min_length=1)
     model_version: Text | None = Field(
         None, description="refuse (409) unless this is the model that answers"
@@ -79,7 +79,7 @@ class Query(ContentInput):
         return self
 
 
-class KnnRequest(_Body):
+class KnnRequest(Body):
     queries: list[Query] = Field(min_length=1)
     k: int = Field(
         default=10, ge=1, description="neighbours a query; fewer where the index holds fewer"
@@ -87,6 +87,9 @@ class KnnRequest(_Body):
     exclude_self: bool = Field(True, description="leave the item out of its own neighbours")
     model_version: Text | None = Field(
         None, description="refuse (409) unless this is the model that answers"
+    )
+    index_version: Text | None = Field(
+        None, description="refuse (409) unless this is the index that answers"
     )
 
 
@@ -115,7 +118,7 @@ class Version(BaseModel):
     raycall: str
 
 
-class RecommendRequest(_Body):
+class RecommendRequest(Body):
     """Whom to recommend to: what they did, or who they are."""
 
     history: list[Text] | None = Field(
@@ -139,6 +142,9 @@ class RecommendRequest(_Body):
     )
     model_version: Text | None = Field(
         None, description="refuse (409) unless this is the model that answers"
+    )
+    index_version: Text | None = Field(
+        None, description="refuse (409) unless this is the index that answers"
     )
 
     @model_validator(mode="after")

@@ -5,8 +5,8 @@
 
 # no `from __future__ import annotations`: Ray reads the class that `build` takes off its signature
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +18,28 @@ from ray.serve.handle import DeploymentHandle
 
 from rec.config import Config
 from serve_apps.api import Version
-from serve_apps.deployment import COMMON, answered, ask, check_transport, operate, stale
+from serve_apps.backend import Packed
+from serve_apps.deployment import (
+    COMMON,
+    SwapSettings,
+    answered,
+    ask,
+    check_transport,
+    follow,
+    not_held,
+    operate,
+    operator_of,
+)
 from serve_apps.errors import ApiError
 from serve_apps.explorer import add_page
-from serve_apps.gateway import Content, Limits, Queries, Searched, make_app
+from serve_apps.follower import Follower, pin_held
+from serve_apps.gateway import Content, Limits, Queries, Searched, make_pinned_app
 from serve_apps.guard import Access
 from serve_apps.items_app import ItemsServeBackend, bind_items
 from serve_apps.items_gateway import add_items
 from serve_apps.knn import Searcher
-from serve_apps.versions import match
+from serve_apps.releases import Deployed, Pinned, Release
+from serve_apps.versions import content_release, content_version
 
 if TYPE_CHECKING:
     from serve_apps.embed import Embedder
@@ -38,91 +51,149 @@ class ServeArgs(Config):
 
     encoder: str  # URI of a "content-encoder" artifact
     index: str  # URI of an "index" artifact made with that encoder
+    # every replica of the gateway holds the index: of one that fits beside them, the fastest way
+    index_in_gateway: bool = False
+    # replicas of the gateway, each of a core, where the configuration does not say how many
+    gateways: int = Field(default=1, ge=1)
     items: str | None = None  # folder of tables, for items' titles and pictures and the page at /
     max_batch: int = Field(default=32, ge=1)  # inputs a forward pass
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone input waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
+    swap: SwapSettings = SwapSettings()
     limits: Limits = Limits()
     access: Access = Access()
 
 
-def _embedder(args: ServeArgs, version: str) -> "Embedder":
+def _embedder(args: ServeArgs, release: Release) -> "Embedder":
     # seconds to import, and every replica of the gateway and of the index imports this file
     import torch
 
     from serve_apps.embed import Embedder
 
-    return Embedder(
-        args.encoder,
-        version,
+    found = Embedder(
+        release.encoder.uri,
+        release.encoder.version,
         max_batch=args.max_batch,
         max_wait_s=args.batch_wait_ms / 1000,
         # Ray hides the GPUs from a replica that did not ask for one
         device="cuda" if torch.cuda.is_available() else "cpu",
+        manifest=release.encoder.manifest,
     )
+    found.probe()
+    return found
+
+
+def _searcher(release: Release) -> Searcher:
+    return Searcher(release.index.uri, release.index.version, release.index.manifest)
 
 
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 1})
 class Encoder:
-    """Texts and pictures to vectors; one model, one thread, batches over all callers."""
+    """Texts and pictures to vectors; a model, one thread for it, batches over all callers."""
 
-    async def __init__(self, args: dict[str, Any], version: str) -> None:
-        self._version = version
-        self._embedder = await asyncio.to_thread(_embedder, ServeArgs.model_validate(args), version)
+    async def __init__(self, args: dict[str, Any], deployed: dict[str, Any]) -> None:
+        config = ServeArgs.model_validate(args)
+        self._models = follow(
+            Deployed.model_validate(deployed),
+            key=lambda one: one.encoder.version,
+            load=lambda one: _embedder(config, one),
+            close=lambda embedder: embedder.close(),
+        )
+        await self._models.start()
 
     async def encode(self, model: str, inputs: Sequence[Content]) -> np.ndarray | ApiError:
-        return stale(model, self._version) or await answered(self._embedder.encode(inputs))
+        embedder = self._models.get(model)
+        return not_held(model) if embedder is None else await answered(embedder.encode(inputs))
 
     async def canary(self) -> ApiError | None:
-        return await answered(self._embedder.canary())
+        return await answered(self._models.items()[0].canary())
 
     async def check_health(self) -> None:
-        await self._embedder.canary()
+        await self._models.items()[0].canary()
 
 
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.5})
 class Knn:
     """Vectors and item ids to neighbours; the whole index in memory."""
 
-    async def __init__(self, args: dict[str, Any], version: str) -> None:
-        config = ServeArgs.model_validate(args)
-        self._searcher = await asyncio.to_thread(Searcher, config.index, version)
+    async def __init__(self, deployed: dict[str, Any]) -> None:
+        self._indexes = follow(
+            Deployed.model_validate(deployed),
+            key=lambda one: one.index.version,
+            load=_searcher,
+            close=lambda searcher: searcher.close(),
+        )
+        await self._indexes.start()
 
     async def search(
-        self, model: str, queries: Queries, k: int, exclude_self: bool
+        self, index: str, queries: Queries, k: int, exclude_self: bool
     ) -> Searched | ApiError:
-        refusal = stale(model, self._searcher.encoder_version)
-        return refusal or await answered(self._searcher.search(queries, k, exclude_self))
+        searcher = self._indexes.get(index)
+        if searcher is None:
+            return not_held(index)
+        return await answered(searcher.search(queries, k, exclude_self))
+
+    async def search_packed(self, index: str, rows: np.ndarray, k: int) -> Packed | ApiError:
+        searcher = self._indexes.get(index)
+        return not_held(index) if searcher is None else await searcher.search_packed(rows, k)
 
     async def canary(self) -> ApiError | None:
-        return await answered(self._searcher.canary())
+        return await answered(self._indexes.items()[0].canary())
 
     async def check_health(self) -> None:
-        await self._searcher.canary()
+        await self._indexes.items()[0].canary()
 
 
 class ServeBackend:
-    """The gateway's backend: the two deployments, each call with a deadline.
+    """The gateway's backend for one release: the two deployments, each call with a deadline.
 
-    Each is told the model that is meant: vectors of one in the index of another would give
-    neighbours that look like any others.
+    Each is told the version that is meant: vectors of one model in the index of another would give
+    neighbours that look like any others. Without a deployment `knn` the index is held here.
     """
 
     def __init__(
-        self, encoder: DeploymentHandle, knn: DeploymentHandle, model: str, timeout_s: float
+        self,
+        encoder: DeploymentHandle,
+        knn: DeploymentHandle | None,
+        release: Release,
+        timeout_s: float,
     ) -> None:
         self._encoder, self._knn, self._timeout_s = encoder, knn, timeout_s
-        self._model = model
+        self._model, self._index = release.encoder.version, release.index.version
+        self._own = _searcher(release) if knn is None else None
 
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         return await ask(self._timeout_s, self._encoder.encode, self._model, inputs)
 
     async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
-        return await ask(self._timeout_s, self._knn.search, self._model, queries, k, exclude_self)
+        if self._knn is None:
+            return await self._searcher.search(queries, k, exclude_self)
+        return await ask(self._timeout_s, self._knn.search, self._index, queries, k, exclude_self)
+
+    async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
+        if self._knn is None:
+            return await self._searcher.search_packed(rows, k)
+        return await ask(self._timeout_s, self._knn.search_packed, self._index, rows, k)
+
+    async def check_own(self) -> None:
+        """Raises ApiError unless the index that is held here, if one is, answers as it did."""
+        if self._own is not None:
+            await self._own.canary()
 
     async def canary(self) -> None:
-        await ask(self._timeout_s, self._knn.canary)
+        await self.check_own()
+        if self._knn is not None:
+            await ask(self._timeout_s, self._knn.canary)
         await ask(self._timeout_s, self._encoder.canary)
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.close()
+
+    @property
+    def _searcher(self) -> Searcher:
+        assert self._own is not None
+        return self._own
 
 
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.15})
@@ -130,31 +201,42 @@ class ServeBackend:
 class Gateway:
     """The HTTP ingress; see `serve_apps.gateway`."""
 
-    def __init__(
+    async def __init__(
         self,
         args: dict[str, Any],
-        version: dict[str, Any],
+        deployed: dict[str, Any],
         encoder: DeploymentHandle,
-        knn: DeploymentHandle,
+        knn: DeploymentHandle | None,
         items: DeploymentHandle | None = None,
         items_version: str = "",
     ) -> None:
-        self._args = ServeArgs.model_validate(args)
-        check_transport(self._args.limits.max_body_bytes)
-        self._version = Version.model_validate(version)
-        self._backend = ServeBackend(
-            encoder, knn, self._version.model_version, self._args.timeout_s
+        self._args = args_ = ServeArgs.model_validate(args)
+        check_transport(args_.limits.max_body_bytes)
+        self._deployed = Deployed.model_validate(deployed)
+        self._releases: Follower[Pinned[Version, ServeBackend]] = follow(
+            self._deployed,
+            key=lambda one: one.name,
+            load=lambda one: Pinned(
+                content_version(one), ServeBackend(encoder, knn, one, args_.timeout_s)
+            ),
+            close=lambda pinned: pinned.backend.close(),
         )
-        self._items = None if items is None else ItemsServeBackend(items, self._args.timeout_s)
+        await self._releases.start()
+        self._items = None if items is None else ItemsServeBackend(items, args_.timeout_s)
         self._items_version = items_version
+
+    async def check_health(self) -> None:
+        await self._releases.items()[0].backend.check_own()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         operations = operate(self._args.access, "content")
-        app = make_app(self._backend, self._version, self._args.limits, operations)
+        pin = partial(pin_held, self._releases)
+        app = make_pinned_app(pin, self._args.limits, operations)
         if self._items is not None:
-            about = self._version, self._items_version, self._args.limits
-            add_items(app, self._backend, self._items, *about)
+            add_items(app, pin, self._items, self._items_version, self._args.limits)
             add_page(app)
+        read = lambda places: content_release(places["encoder"], places["index"])  # noqa: E731
+        operator_of(self._deployed, read, self._args).add_routes(app, "/v1/admin")
         return app
 
 
@@ -165,9 +247,10 @@ def build(args: ServeArgs) -> Application:
         ArtifactError: a manifest cannot be read, the index was made with another encoder, or there
             are no finished tables of items.
     """
-    version = match(args.encoder, args.index)
+    gateway = Gateway if args.gateways == 1 else Gateway.options(num_replicas=args.gateways)
+    deployed = Deployed(first=content_release(args.encoder, args.index)).model_dump()
     plain = args.model_dump()
-    encoder = Encoder.bind(plain, version.model_version)
-    knn = Knn.bind(plain, version.index_version)
+    encoder = Encoder.bind(plain, deployed)
+    knn = None if args.index_in_gateway else Knn.bind(deployed)
     about = bind_items(args.items) if args.items else (None, "")
-    return Gateway.bind(plain, version.model_dump(), encoder, knn, *about)
+    return gateway.bind(plain, deployed, encoder, knn, *about)

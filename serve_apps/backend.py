@@ -39,6 +39,11 @@ class Searched(NamedTuple):
     index_version: str  # of what answered, which a roll-out may have made newer than the gateway
 
 
+class Packed(NamedTuple):
+    body: bytes  # as `rec.wire` packs what was found
+    index_version: str
+
+
 class Limits(Config):
     """How much one request may ask."""
 
@@ -46,6 +51,9 @@ class Limits(Config):
     max_k: int = Field(default=1000, ge=1, le=MAX_K)
     max_text_chars: int = Field(default=100_000, ge=1)  # of one text; the model reads the start
     max_body_bytes: int = Field(default=16 << 20, ge=1)
+    # what would take longer than that with all that is under way is refused (503)
+    max_embed_s: float = Field(default=5.0, gt=0)
+    max_knn_s: float = Field(default=1.0, gt=0)
 
 
 class Backend(Protocol):
@@ -57,6 +65,10 @@ class Backend(Protocol):
 
     async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         """Neighbours of vectors and of items, best first."""
+        ...
+
+    async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
+        """Neighbours of (B, D) float32 unit vectors, for the wire."""
         ...
 
     async def canary(self) -> None:

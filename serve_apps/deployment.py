@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
+from pydantic import Field
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.util.metrics import Counter, Histogram
 
-from rec.config import ConfigError
+from rec.config import Config, ConfigError
+from serve_apps.admin import Operator
+from serve_apps.board import Board, RayBoard
 from serve_apps.errors import ApiError
+from serve_apps.follower import Follower
 from serve_apps.guard import Access, Guard, is_loopback
 from serve_apps.observe import Operations
+from serve_apps.releases import Deployed, Release
+from serve_apps.swap import Swaps
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Serve's defaults are five requests at once a replica, an endless queue and no deadline.
 COMMON: dict[str, Any] = {
@@ -75,8 +83,9 @@ def operate(access: Access, service: str) -> Operations:
         raise ConfigError(
             f"access.off: Serve listens on {host}, where other machines may ask; give keys"
         )
-    own = logging.getLogger("serve_apps")
-    own.handlers = logging.getLogger("ray.serve").handlers  # into the replica's log
+    own, serves = logging.getLogger("serve_apps"), logging.getLogger("ray.serve")
+    own.handlers = serves.handlers  # into the replica's log
+    serves.setLevel(logging.WARNING)  # it makes a line a request, which is then left out
     own.setLevel(logging.INFO)
     own.propagate = False
     return Operations(Guard(access), RayMeter(service), returns_ids=False)
@@ -90,15 +99,55 @@ async def answered(answer: Awaitable[R]) -> R | ApiError:
         return error
 
 
-def stale(asked: str, own: str | None) -> ApiError | None:
-    """A refusal where a gateway that serves model `asked` reached a replica of another, as happens
-    while a new one is rolled out; None where it did not."""
-    if asked == own:
-        return None
+def open_board(deployed: Deployed) -> Board:
+    """Of this replica's application."""
+    return RayBoard(f"{serve.get_replica_context().app_name}/{deployed.id}/")
+
+
+def follow(
+    deployed: Deployed,
+    *,
+    key: Callable[[Release], str],
+    load: Callable[[Release], T],
+    close: Callable[[T], object] | None = None,
+) -> Follower[T]:
+    """What holds the releases that this replica is to hold; see `Follower`."""
+    context = serve.get_replica_context()
+    name = f"{context.deployment} {context.replica_id.unique_id}"
+    return Follower(open_board(deployed), name, deployed.first, key=key, load=load, close=close)
+
+
+class SwapSettings(Config):
+    """How versions are swapped; see `serve_apps.swap`."""
+
+    prepare_s: float = Field(default=300.0, gt=0)  # most that replicas may take to load one
+    keep_s: float = Field(default=60.0, ge=0)  # how long the one before answers who names it
+
+
+class _Args(Protocol):
+    @property
+    def timeout_s(self) -> float: ...
+    @property
+    def swap(self) -> SwapSettings: ...
+
+
+def operator_of(
+    deployed: Deployed, read: Callable[[dict[str, str]], Release], args: _Args
+) -> Operator:
+    """What leads swaps of this replica's application; see `Operator`."""
+    settings = args.swap
+    board, first = open_board(deployed), deployed.first
+    swaps = Swaps(board, first, prepare_s=settings.prepare_s, keep_s=settings.keep_s)
+    return Operator(swaps, read, wait_s=0.8 * args.timeout_s)
+
+
+def not_held(version: str) -> ApiError:
+    """The refusal of a replica that was asked for a version which it does not hold, as may happen
+    for a moment while versions are swapped."""
     return ApiError(
         503,
         "being_replaced",
-        f"model {own} answers where {asked} was asked: a new one is being rolled out",
+        f"version {version} is not held here: versions are being swapped",
         retry_after_s=1,
     )
 

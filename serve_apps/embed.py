@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rec.artifacts import Manifest
 from rec.features.media import MediaError
 from rec.models.content.encoder import load_encoder
 from serve_apps.batcher import Batcher
@@ -34,12 +35,23 @@ class Embedder:
         version: the version that was deployed; another one, published since, is refused.
         max_batch, max_wait_s: as for `Batcher`.
         device: where the model runs.
+        manifest: of that version, with which it is found though another was published since.
+
+    Raises:
+        ArtifactError: it cannot be read.
     """
 
     def __init__(
-        self, uri: str, version: str, *, max_batch: int, max_wait_s: float, device: str = "cpu"
+        self,
+        uri: str,
+        version: str,
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        device: str = "cpu",
+        manifest: Manifest | None = None,
     ) -> None:
-        self._encoder = load_encoder(uri, device)
+        self._encoder = load_encoder(uri, device, manifest)
         same(uri, self._encoder.version, version)
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
         self._batcher: Batcher[_Prepared, np.ndarray] | None = None
@@ -75,12 +87,11 @@ class Embedder:
 
     async def canary(self) -> None:
         """Raises ApiError unless a small text becomes a vector of unit norm."""
-        # of any vocabulary, so perhaps of unknown tokens, which `encode` refuses
-        tokens = self._encoder.tokenizer.encode(["canary"]).token_ids[0]
-        vector = (await self._vectors([_Prepared(tokens, [])]))[0]
-        norm = float(np.linalg.norm(vector))
-        if not abs(norm - 1) < 1e-3:
-            raise ApiError(503, "unhealthy", f"the encoder's canary has norm {norm}, expected 1")
+        _check_canary(await self._vectors([self._small()]))
+
+    def probe(self) -> None:
+        """As `canary`, before there are callers: within the thread that asks."""
+        _check_canary(self._run([self._small()]))
 
     async def close(self) -> None:
         if self._batcher is not None:
@@ -100,8 +111,18 @@ class Embedder:
             raise invalid(f"{content.place}.text: nothing in it that the model can read")
         return _Prepared(tokens.token_ids[0], frames)
 
+    def _small(self) -> _Prepared:
+        """Of any vocabulary, so perhaps of unknown tokens, which `encode` refuses."""
+        return _Prepared(self._encoder.tokenizer.encode(["canary"]).token_ids[0], [])
+
     def _run(self, parts: Sequence[_Prepared]) -> list[np.ndarray]:
         batch = self._encoder.collator.from_parts(
             [p.token_ids for p in parts], [p.frames for p in parts]
         )
         return list(self._encoder.encode(batch))
+
+
+def _check_canary(vectors: Sequence[np.ndarray]) -> None:
+    norm = float(np.linalg.norm(vectors[0]))
+    if not abs(norm - 1) < 1e-3:
+        raise ApiError(503, "unhealthy", f"the encoder's canary has norm {norm}, expected 1")

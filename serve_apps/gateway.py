@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from fastapi import FastAPI
 
+from rec import __version__
+from serve_apps.admission import Patience
 from serve_apps.api import (
     ContentInput,
     EmbedRequest,
@@ -25,7 +27,8 @@ from serve_apps.backend import Backend, Content, Found, ItemQuery, Limits, Queri
 from serve_apps.errors import invalid
 from serve_apps.observe import Operations
 from serve_apps.raw import add_raw
-from serve_apps.web import add_health, check_version, new_app
+from serve_apps.releases import Pin, fixed
+from serve_apps.web import add_health, new_app
 
 __all__ = [
     "Backend",
@@ -36,18 +39,30 @@ __all__ = [
     "Queries",
     "Searched",
     "make_app",
+    "make_pinned_app",
 ]
 
 
 def make_app(
     backend: Backend, version: Version, limits: Limits, operations: Operations | None = None
 ) -> FastAPI:
+    """The service of one release as an ASGI application."""
+    return make_pinned_app(fixed(backend, version), limits, operations)
+
+
+def make_pinned_app(
+    pin: Pin[Version, Backend], limits: Limits, operations: Operations | None = None
+) -> FastAPI:
     """The service as an ASGI application."""
-    app = new_app("Raycall content", version.raycall, limits.max_body_bytes, operations=operations)
+    title = "Raycall content"
+    patience = dict.fromkeys(("/v1/embed", "/v1/embed/raw"), Patience(limits.max_embed_s))
+    patience |= dict.fromkeys(("/v1/knn", "/v1/knn/raw"), Patience(limits.max_knn_s))
+    size = limits.max_body_bytes
+    app = new_app(title, __version__, size, operations=operations, patience=patience)
 
     @app.post("/v1/embed", summary="Texts and pictures to vectors")
     async def embed(body: EmbedRequest) -> EmbedResponse:
-        check_version(body.model_version, version.model_version)
+        version, backend = pin(body.model_version, None)
         _check_count("inputs", body.inputs, limits)
         contents = [checked_content(f"inputs[{i}]", c, limits) for i, c in enumerate(body.inputs)]
         vectors = await backend.encode(contents)
@@ -57,7 +72,7 @@ def make_app(
 
     @app.post("/v1/knn", summary="Nearest items of vectors, items, texts and pictures")
     async def knn(body: KnnRequest) -> KnnResponse:
-        check_version(body.model_version, version.model_version)
+        version, backend = pin(body.model_version, body.index_version)
         _check_count("queries", body.queries, limits)
         if body.k > limits.max_k:
             raise invalid(f"k: {body.k}, expected 1 to {limits.max_k}")
@@ -71,10 +86,10 @@ def make_app(
 
     @app.get("/v1/version", summary="What is being served")
     async def get_version() -> Version:
-        return version
+        return pin(None, None).version
 
-    add_raw(app, backend, version, limits)
-    add_health(app, "/healthz", backend.canary)
+    add_raw(app, pin, limits)
+    add_health(app, "/healthz", lambda: pin(None, None).backend.canary())
     return app
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rec.artifacts import open_artifact
+from rec.artifacts import Manifest, open_artifact
 
 _SIDES = ("train", "heldout", "test")  # a user's row of a later side holds the earlier ones' events
 _COLUMNS = {"user_id": pa.large_string(), "item_index": pa.large_list(pa.int32())}
@@ -30,13 +30,14 @@ class Histories:
 
     Args:
         uri: of the rows, local or s3://.
+        manifest: of the version to read; None: the one in use.
 
     Raises:
         ArtifactError: there are none, or a file is absent or altered.
     """
 
-    def __init__(self, uri: str) -> None:
-        manifest, folder = open_artifact(uri, "sequence-rows")
+    def __init__(self, uri: str, manifest: Manifest | None = None) -> None:
+        manifest, folder = open_artifact(uri, "sequence-rows", manifest=manifest)
         self.version = manifest.version
         items = pq.read_table(folder / "items.parquet", columns=["item_id", "num_events"])
         self.item_ids: list[str] = items.column("item_id").to_pylist()

@@ -29,6 +29,7 @@ from serve_apps.items_api import (
     TagsRequest,
     TagsResponse,
 )
+from serve_apps.releases import Pin
 
 _MAX_OFFSET = 1 << 40
 _Limit = Annotated[int, Query(ge=1, le=MAX_LISTED, description="most of them")]
@@ -54,21 +55,19 @@ class ItemsBackend(Protocol):
 
 def add_items(
     app: FastAPI,
-    backend: Backend,
+    pin: Pin[Version, Backend],
     items: ItemsBackend,
-    version: Version,
     items_version: str,
     limits: Limits,
 ) -> None:
     """Add the routes to the content service.
 
     Args:
-        backend: the content service's own.
-        version, limits: likewise.
+        pin, limits: the content service's own.
         items_version: of the tables.
     """
     _add_listing(app, items, items_version)
-    _add_neighbours(app, backend, items, version, items_version, limits)
+    _add_neighbours(app, pin, items, items_version, limits)
 
 
 def _add_listing(app: FastAPI, items: ItemsBackend, items_version: str) -> None:
@@ -128,9 +127,8 @@ def _add_listing(app: FastAPI, items: ItemsBackend, items_version: str) -> None:
 
 def _add_neighbours(
     app: FastAPI,
-    backend: Backend,
+    pin: Pin[Version, Backend],
     items: ItemsBackend,
-    version: Version,
     items_version: str,
     limits: Limits,
 ) -> None:
@@ -140,6 +138,7 @@ def _add_neighbours(
     async def related(
         item_id: Annotated[str, Query(description="of the index")], k: _Limit = 12
     ) -> RelatedResponse:
+        version, backend = pin(None, None)
         found = await backend.search([ItemQuery("related", item_id)], k, True)
         near = found.results[0]
         own, *cards = await items.lookup([item_id, *near.ids])
@@ -158,6 +157,7 @@ def _add_neighbours(
 
     @app.post("/v1/tags", summary="Hashtags for a text, a picture or an item")
     async def suggest(body: TagsRequest) -> TagsResponse:
+        version, backend = pin(None, None)
         query: np.ndarray | ItemQuery
         if body.item_id is not None:
             query = ItemQuery("tags", body.item_id)

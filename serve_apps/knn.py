@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from rec import wire
+from rec.artifacts import ArtifactError, Manifest
 from rec.retrieval.errors import UnknownIdError
 from rec.retrieval.index import Index
-from serve_apps.backend import Found, ItemQuery, Queries, Searched
+from serve_apps.backend import Found, ItemQuery, Packed, Queries, Searched
 from serve_apps.errors import ApiError
 from serve_apps.versions import same
 
+_INLINE_S = 100e-6  # what handing over to a thread and back costs, on a busy machine
+
 
 class Searcher:
-    """One index in memory, searched in threads, never on the event loop.
+    """One index in memory, searched in threads; on the event loop only what takes less time there
+    than handing it to a thread.
 
     Args:
         uri: of an "index" artifact.
         version: the version that was deployed; another one, published since, is refused.
+        manifest: of that version, with which it is found though another was published since.
+
+    Raises:
+        ArtifactError: it cannot be read, or does not find what it holds.
     """
 
-    def __init__(self, uri: str, version: str) -> None:
-        self._index = Index.open(uri)
+    def __init__(self, uri: str, version: str, manifest: Manifest | None = None) -> None:
+        self._index = Index.open(uri, manifest=manifest)
         same(uri, self._index.version, version)
         self.encoder_version = self._index.encoder_version
         # each search runs on one OpenMP thread, and FAISS releases the GIL
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="search")
         self._canary = np.full((1, self._index.dim), self._index.dim**-0.5, np.float32)
+        self._row_s = min(self._seconds() for _ in range(3))
         self._expected = self._index.search(self._canary, 1)
+        if not np.isfinite(self._expected.scores[self._expected.rows >= 0]).all():
+            raise ArtifactError(f"{uri}: a search gives scores that are no numbers; build it again")
 
     async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         """Neighbours of each query, best first; fewer than k where the index holds fewer.
@@ -47,6 +60,21 @@ class Searcher:
         found = await loop.run_in_executor(self._threads, self._search, queries, k, exclude_self)
         return Searched(found, self._index.version)
 
+    async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
+        """Neighbours of (B, D) float32 unit vectors, for the wire."""
+        if len(rows) * self._row_s <= _INLINE_S:
+            return self._pack(rows, k)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._pack, rows, k)
+
+    def _pack(self, rows: np.ndarray, k: int) -> Packed:
+        hits = self._index.search(rows, k)
+        there = hits.rows >= 0
+        counts = there.sum(axis=1)
+        flat = hits.rows[there], hits.scores[there]
+        body = wire.pack_hits(counts, flat[1], *self._index.id_bytes(flat[0]))
+        return Packed(body, self._index.version)
+
     def _search(self, queries: Queries, k: int, exclude_self: bool) -> list[Found]:
         own: list[list[str]] | None = None
         if isinstance(queries, np.ndarray):
@@ -62,6 +90,12 @@ class Searcher:
             Found(hits.ids[row, :n].tolist(), hits.scores[row, :n].tolist())
             for row, n in enumerate(num_found)
         ]
+
+    def _seconds(self) -> float:
+        """That a search takes for one vector."""
+        since = time.perf_counter()
+        self._index.search(self._canary, 10)
+        return time.perf_counter() - since
 
     def _vector(self, query: ItemQuery) -> np.ndarray:
         try:

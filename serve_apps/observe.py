@@ -1,5 +1,8 @@
 """What is told of each request: its id, a line in the log, its metrics. Knows nothing of Ray.
 
+Where a route has left times of its parts in the scope (SPANS), the line has them, and the answer
+too, in a Server-Timing header.
+
 The line has neither bodies nor headers nor what stands in the path: a route's pattern, sizes, times
 and the name of the key's holder.
 """
@@ -10,6 +13,7 @@ import logging
 import time
 import traceback
 import uuid
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from starlette.datastructures import MutableHeaders
@@ -23,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CALLER = "raycall.caller"  # keys of an ASGI scope
 REFUSED = "raycall.refused"
+SPANS = "raycall.spans"  # milliseconds by what they went into
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MAX_ID = 128
@@ -78,8 +83,11 @@ class Observed:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told.started, told.status = True, message["status"]
+                headers = MutableHeaders(scope=message)
                 if self._returns_ids:
-                    MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                    headers["X-Request-ID"] = request_id
+                if SPANS in scope:
+                    headers["Server-Timing"] = _timing(scope[SPANS], told.seconds)
             told.bytes_out += len(message.get("body", b""))
             await send(message)
 
@@ -111,6 +119,8 @@ class Observed:
             "bytes_in": told.bytes_in,
             "bytes_out": told.bytes_out,
         }
+        if SPANS in scope:
+            fields["spans"] = {name: round(ms, 3) for name, ms in scope[SPANS].items()}
         line = f"{fields['method']} {route} {told.status} {fields['ms']} ms"
         access_log.info(line, extra={"access": fields})
         if self._meter is not None:
@@ -122,6 +132,12 @@ def _request_id(scope: Scope) -> str:
     # whatever it is, it becomes no second line of the log and no second header
     text = "".join(one for one in given[:_MAX_ID].decode("latin-1") if one.isprintable())
     return text or uuid.uuid4().hex
+
+
+def _timing(spans: Mapping[str, float], seconds: float) -> str:
+    """As the header Server-Timing has it; "app" is all the time until the answer began."""
+    parts = {**spans, "app": 1000 * seconds}
+    return ", ".join(f"{name};dur={ms:.3f}" for name, ms in parts.items())
 
 
 def _log_failure(error: Exception, request_id: str) -> None:

@@ -5,38 +5,50 @@ Knows nothing of Ray.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from rec import wire
 from serve_apps.api import Version
 from serve_apps.backend import Backend, Content, Limits
 from serve_apps.errors import ApiError, invalid
-from serve_apps.web import check_version
-
-_Model = Annotated[
-    str | None, Query(description="refuse (409) unless this is the model that answers")
-]
-_K = Annotated[int, Query(ge=1, description="neighbours a query")]
+from serve_apps.releases import Pin
 
 
-def add_raw(app: FastAPI, backend: Backend, version: Version, limits: Limits) -> None:
-    """Add the routes to the content service, whose backend, version and limits these are."""
+class _Asked(BaseModel):
+    """The query of a request."""
 
-    @app.post(
-        "/v1/embed/raw",
-        summary="Texts and pictures to vectors, in bytes",
-        **_bytes_both_ways(
-            "uint32 B; B pairs of uint32, bytes of the text and of the picture, 0 for none; then "
-            "text, picture, text, picture ...",
-            "B rows of float32, of unit norm",
-        ),
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_version: str | None = Field(
+        None, description="refuse (409) unless this is the model that answers"
     )
-    async def embed(request: Request, model_version: _Model = None) -> Response:
-        check_version(model_version, version.model_version)
-        data = await _body(request)
+
+
+class _Neighbours(_Asked):
+    k: int = Field(10, ge=1, description="neighbours a query")
+    index_version: str | None = Field(
+        None, description="refuse (409) unless this is the index that answers"
+    )
+
+
+Q = TypeVar("Q", bound=_Asked)
+Answer = Callable[[Q, bytes], Awaitable[Response]]
+
+
+def add_raw(app: FastAPI, pin: Pin[Version, Backend], limits: Limits) -> None:
+    """Add the routes to the content service, whose pin and limits these are."""
+
+    async def embed(asked: _Asked, data: bytes) -> Response:
+        version, backend = pin(asked.model_version, None)
         try:
             inputs = wire.unpack_contents(data, limits.max_inputs)
         except wire.WireError as error:
@@ -46,47 +58,89 @@ def add_raw(app: FastAPI, backend: Backend, version: Version, limits: Limits) ->
         headers = {wire.MODEL_HEADER: version.model_version}
         return Response(wire.pack_rows(vectors), media_type=wire.MEDIA_TYPE, headers=headers)
 
-    @app.post(
-        "/v1/knn/raw",
-        summary="Nearest items of vectors, in bytes",
-        **_bytes_both_ways(
-            "B rows of float32, each of the model's dimension",
-            "B uint32, how many were found of each query; then of all found, query after query: "
-            "float32 scores, uint32 lengths of ids, ids in UTF-8",
-        ),
-    )
-    async def knn(request: Request, k: _K = 10, model_version: _Model = None) -> Response:
-        check_version(model_version, version.model_version)
-        if k > limits.max_k:
-            raise invalid(f"k: {k}, expected 1 to {limits.max_k}")
-        data = await _body(request)
+    async def knn(asked: _Neighbours, data: bytes) -> Response:
+        version, backend = pin(asked.model_version, asked.index_version)
+        if asked.k > limits.max_k:
+            raise invalid(f"k: {asked.k}, expected 1 to {limits.max_k}")
         try:
             rows = wire.unpack_rows(data, version.dim)
         except wire.WireError as error:
             raise invalid(f"body: {error}") from error
         if len(rows) > limits.max_inputs:
             raise invalid(f"body: {len(rows)} rows, expected at most {limits.max_inputs} a request")
-        found = await backend.search(_unit_rows(rows), k, False)
+        found = await backend.search_packed(_unit_rows(rows), asked.k)
         headers = {
             wire.MODEL_HEADER: version.model_version,
             wire.INDEX_HEADER: found.index_version,
         }
-        packed = wire.pack_found(found.results)
-        return Response(packed, media_type=wire.MEDIA_TYPE, headers=headers)
+        return Response(found.body, media_type=wire.MEDIA_TYPE, headers=headers)
+
+    _add(
+        app,
+        "/v1/embed/raw",
+        _Asked,
+        embed,
+        summary="Texts and pictures to vectors, in bytes",
+        asked="uint32 B; B pairs of uint32, bytes of the text and of the picture, 0 for none; then "
+        "text, picture, text, picture ...",
+        answered="B rows of float32, of unit norm",
+    )
+    _add(
+        app,
+        "/v1/knn/raw",
+        _Neighbours,
+        knn,
+        summary="Nearest items of vectors, in bytes",
+        asked="B rows of float32, each of the model's dimension",
+        answered="B uint32, how many were found of each query; then of all found, query after "
+        "query: float32 scores, uint32 lengths of ids, ids in UTF-8",
+    )
 
 
-def _bytes_both_ways(asked: str, answered: str) -> dict[str, Any]:
+class _PlainRoute(Route):
+    """Starlette's, which tells the log which one it is, as FastAPI's does."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return match, {**child, "route": self}
+
+
+def _add(
+    app: FastAPI, path: str, kind: type[Q], answer: Answer[Q], *, summary: str, **about: str
+) -> None:
+    """A route without what FastAPI does for each request, which takes longer than a search; its
+    own one behind it, of the same function, is in the documentation."""
+    endpoint = partial(_answer, kind, answer)
+    app.router.routes.append(_PlainRoute(path, endpoint, methods=["POST"]))
+    documented = _bytes_both_ways(kind, **about)
+    app.add_api_route(path, endpoint, methods=["POST"], summary=summary, **documented)
+
+
+async def _answer(kind: type[Q], answer: Answer[Q], request: Request) -> Response:
+    try:
+        asked = kind.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        told = [one | {"loc": ("query", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(told) from error
+    return await answer(asked, await _body(request))
+
+
+def _bytes_both_ways(kind: type[_Asked], asked: str, answered: str) -> dict[str, Any]:
     """What the documentation says of a route; all numbers are little-endian."""
     content = {wire.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     return {
         "response_class": Response,
         "responses": {200: {"content": content, "description": f"{answered}. Little-endian."}},
         "openapi_extra": {
+            "parameters": [
+                {"name": name, "in": "query", "required": False, "schema": schema}
+                for name, schema in kind.model_json_schema()["properties"].items()
+            ],
             "requestBody": {
                 "content": content,
                 "required": True,
                 "description": f"{asked}. Little-endian.",
-            }
+            },
         },
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,7 @@ from serve_apps.errors import ApiError
 from serve_apps.histories import Histories, PopularItem
 from serve_apps.reasons import Reasons, explain
 from serve_apps.recommend_gateway import Asked, History, Recommended
+from serve_apps.releases import Release
 from serve_apps.versions import same
 
 
@@ -44,6 +46,8 @@ class Recommender:
         deployed: their versions; others, published since, are refused.
         max_batch, max_wait_s: as for `Batcher`.
         device: where the encoder runs.
+        release: what was deployed, with whose manifests it is found though other versions were
+            published since; None: what is in use.
 
     Raises:
         ArtifactError: an artifact cannot be read, or they do not belong together.
@@ -57,14 +61,19 @@ class Recommender:
         max_batch: int,
         max_wait_s: float,
         device: str = "cpu",
+        release: Release | None = None,
     ) -> None:
         from rec.models.sequence.encoder import load_encoder  # torch: not for the gateway
 
-        self._encoder = load_encoder(uris.encoder, device)
+        parts = {} if release is None else {name: part for name, part in release if part}
+        manifests = {name: part.manifest for name, part in parts.items()}
+        self._encoder = load_encoder(uris.encoder, device, manifests.get("encoder"))
         same(uris.encoder, self._encoder.version, deployed.encoder)
-        self._index = Index.open(uris.index, model=self._encoder.version)
+        self._index = Index.open(
+            uris.index, model=self._encoder.version, manifest=manifests.get("index")
+        )
         same(uris.index, self._index.version, deployed.index)
-        self._histories = Histories(uris.rows)
+        self._histories = Histories(uris.rows, manifests.get("rows"))
         same(uris.rows, self._histories.version, deployed.rows)
         self._known = self._encoder.known_items()
         if self._known.isdisjoint(self._histories.item_ids):
@@ -74,7 +83,7 @@ class Recommender:
             )
         self._popular = self._of_the_index(self._histories.popular)
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
-        self._batcher: Batcher[Sequence[str], UserInterests] | None = None
+        self._batcher: Batcher[Sequence[str], tuple[UserInterests, float]] | None = None
         # each search runs on one OpenMP thread, and FAISS releases the GIL
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="recall")
         canary = self._encode([self._encoder.item_ids[:1]])[0]
@@ -108,21 +117,27 @@ class Recommender:
             exclude.update(itertools.islice(latest, MAX_EXCLUDED - len(exclude)))
         counts = num_known, len(history) - num_known
         versions = self._encoder.version, self._index.version
+        spans = _Spans()
         if not num_known:
             left = (item for item in self._popular if item.item_id not in exclude)
             shown = list(itertools.islice(left, asked.k))
             ids, events = [item.item_id for item in shown], [float(i.num_events) for i in shown]
             return Recommended(ids, events, "popular", *counts, *versions)
-        user = await self._interests(history)
+        user, encode_s = await self._interests(history)
+        spans.add("encode", encode_s, waited="batch")
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self._recall, user, asked.k, exclude)
+        found, recall_s = await loop.run_in_executor(
+            self._threads, self._recall, user, asked.k, exclude
+        )
+        spans.add("recall", recall_s, waited="thread")
         why = None
         if asked.reasons:
             why = await loop.run_in_executor(
                 self._threads, self._explain, user, found, history, asked.reasons
             )
+            spans.add("explain")
         ids, scores = found.ids.tolist(), found.scores.tolist()
-        return Recommended(ids, scores, "model", *counts, *versions, why)
+        return Recommended(ids, scores, "model", *counts, *versions, why, spans.done())
 
     async def history(self, user: str, limit: int) -> History:
         """The latest `limit` events of a user, the newest last; ApiError, 404, where the rows
@@ -138,9 +153,9 @@ class Recommender:
 
     async def canary(self) -> None:
         """Raises ApiError unless a small history gives what it gave when all was loaded."""
-        user = await self._interests(self._encoder.item_ids[:1])
+        user, _ = await self._interests(self._encoder.item_ids[:1])
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self._recall, user, 1, set())
+        found, _ = await loop.run_in_executor(self._threads, self._recall, user, 1, set())
         same_size = len(found.scores) == len(self._expected.scores)
         if not same_size or not np.allclose(found.scores, self._expected.scores, 1e-3, 1e-5):
             raise ApiError(
@@ -155,10 +170,17 @@ class Recommender:
             await self._batcher.close()
         self._threads.shutdown(wait=False)
 
-    async def _interests(self, history: Sequence[str]) -> UserInterests:
+    async def _interests(self, history: Sequence[str]) -> tuple[UserInterests, float]:
+        """Of one user, and the seconds that their batch took."""
         if self._batcher is None:  # here, because it belongs to the running loop
-            self._batcher = Batcher(self._encode, self._max_batch, self._max_wait_s)
+            self._batcher = Batcher(self._timed, self._max_batch, self._max_wait_s)
         return await self._batcher.submit(history)
+
+    def _timed(self, histories: Sequence[Sequence[str]]) -> list[tuple[UserInterests, float]]:
+        since = time.perf_counter()
+        found = self._encode(histories)
+        seconds = time.perf_counter() - since
+        return [(one, seconds) for one in found]
 
     def _encode(self, histories: Sequence[Sequence[str]]) -> list[UserInterests]:
         vectors, weights = (
@@ -177,5 +199,28 @@ class Recommender:
         )
         return explain(user, found, shown, chosen, theirs, most)
 
-    def _recall(self, user: UserInterests, k: int, exclude: set[str]) -> Recalled:
-        return recall_interests(self._index, [user], k, by="score", exclude=[list(exclude)])[0]
+    def _recall(self, user: UserInterests, k: int, exclude: set[str]) -> tuple[Recalled, float]:
+        """What is recalled, and the seconds that it took."""
+        since = time.perf_counter()
+        found = recall_interests(self._index, [user], k, by="score", exclude=[list(exclude)])[0]
+        return found, time.perf_counter() - since
+
+
+class _Spans:
+    """Milliseconds of one request's steps, one after the other."""
+
+    def __init__(self) -> None:
+        self._begin = self._since = time.perf_counter()
+        self._found: dict[str, float] = {}
+
+    def add(self, step: str, work_s: float | None = None, waited: str = "") -> None:
+        """A step has ended: it took all the time since the one before, or `work_s` of it, the rest
+        of which it waited."""
+        now = time.perf_counter()
+        took_s, self._since = now - self._since, now
+        if work_s is not None:
+            self._found[waited] = 1000 * max(0.0, took_s - work_s)
+        self._found[step] = 1000 * (took_s if work_s is None else work_s)
+
+    def done(self) -> dict[str, float]:
+        return {**self._found, "replica": 1000 * (time.perf_counter() - self._begin)}

@@ -5,7 +5,7 @@
 
 # no `from __future__ import annotations`: Ray reads the class that `build` takes off its signature
 
-import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,18 +15,32 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.api import RecommendVersion
-from serve_apps.deployment import COMMON, answered, ask, check_transport, operate
+from serve_apps.deployment import (
+    COMMON,
+    SwapSettings,
+    answered,
+    ask,
+    check_transport,
+    follow,
+    not_held,
+    operate,
+    operator_of,
+)
 from serve_apps.errors import ApiError
+from serve_apps.follower import Follower, pin_held
 from serve_apps.guard import Access
 from serve_apps.recommend import Places, Recommender
 from serve_apps.recommend_gateway import (
+    PATH,
     Asked,
     History,
+    RecommendBackend,
     Recommended,
     RecommendLimits,
-    make_recommend_app,
+    make_pinned_recommend_app,
 )
-from serve_apps.versions import match_users
+from serve_apps.releases import Deployed, Pinned, Release
+from serve_apps.versions import users_release, users_version
 
 
 class RecommendArgs(Places):
@@ -35,22 +49,23 @@ class RecommendArgs(Places):
     max_batch: int = Field(default=64, ge=1)  # histories a forward pass
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone history waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
+    swap: SwapSettings = SwapSettings()
     limits: RecommendLimits = RecommendLimits()
     access: Access = Access()
 
 
-def _recommender(args: RecommendArgs, version: RecommendVersion) -> Recommender:
+def _recommender(args: RecommendArgs, release: Release) -> Recommender:
     import torch  # seconds, and the gateway's replicas import this file too
 
+    parts = {name: part for name, part in release if part is not None}
     return Recommender(
-        args,
-        Places(
-            encoder=version.model_version, index=version.index_version, rows=version.rows_version
-        ),
+        Places(**{name: part.uri for name, part in parts.items()}),
+        Places(**{name: part.version for name, part in parts.items()}),
         max_batch=args.max_batch,
         max_wait_s=args.batch_wait_ms / 1000,
         # Ray hides the GPUs from a replica that did not ask for one
         device="cuda" if torch.cuda.is_available() else "cpu",
+        release=release,
     )
 
 
@@ -59,43 +74,51 @@ def _recommender(args: RecommendArgs, version: RecommendVersion) -> Recommender:
 class Recommend:
     """Histories to items: encoder, index and users' histories in memory."""
 
-    async def __init__(self, args: dict[str, Any], version: dict[str, Any]) -> None:
-        self._recommender = await asyncio.to_thread(
-            _recommender,
-            RecommendArgs.model_validate(args),
-            RecommendVersion.model_validate(version),
+    async def __init__(self, args: dict[str, Any], deployed: dict[str, Any]) -> None:
+        config = RecommendArgs.model_validate(args)
+        self._releases = follow(
+            Deployed.model_validate(deployed),
+            key=lambda one: one.name,
+            load=lambda one: _recommender(config, one),
+            close=lambda recommender: recommender.close(),
         )
+        await self._releases.start()
 
-    async def recommend(self, asked: Asked) -> Recommended | ApiError:
-        return await answered(self._recommender.recommend(asked))
+    async def recommend(self, release: str, asked: Asked) -> Recommended | ApiError:
+        held = self._releases.get(release)
+        return not_held(release) if held is None else await answered(held.recommend(asked))
 
-    async def history(self, user: str, limit: int) -> History | ApiError:
-        return await answered(self._recommender.history(user, limit))
+    async def history(self, release: str, user: str, limit: int) -> History | ApiError:
+        held = self._releases.get(release)
+        return not_held(release) if held is None else await answered(held.history(user, limit))
 
-    async def users(self, prefix: str, limit: int) -> list[tuple[str, int]]:
-        return await self._recommender.users(prefix, limit)
+    async def users(
+        self, release: str, prefix: str, limit: int
+    ) -> list[tuple[str, int]] | ApiError:
+        held = self._releases.get(release)
+        return not_held(release) if held is None else await held.users(prefix, limit)
 
     async def canary(self) -> ApiError | None:
-        return await answered(self._recommender.canary())
+        return await answered(self._releases.items()[0].canary())
 
     async def check_health(self) -> None:
-        await self._recommender.canary()
+        await self._releases.items()[0].canary()
 
 
 class RecommendServeBackend:
-    """The gateway's backend: the deployment, each call with a deadline."""
+    """The gateway's backend for one release: the deployment, each call with a deadline."""
 
-    def __init__(self, recommend: DeploymentHandle, timeout_s: float) -> None:
-        self._recommend, self._timeout_s = recommend, timeout_s
+    def __init__(self, recommend: DeploymentHandle, release: str, timeout_s: float) -> None:
+        self._recommend, self._release, self._timeout_s = recommend, release, timeout_s
 
     async def recommend(self, asked: Asked) -> Recommended:
-        return await ask(self._timeout_s, self._recommend.recommend, asked)
+        return await ask(self._timeout_s, self._recommend.recommend, self._release, asked)
 
     async def history(self, user: str, limit: int) -> History:
-        return await ask(self._timeout_s, self._recommend.history, user, limit)
+        return await ask(self._timeout_s, self._recommend.history, self._release, user, limit)
 
     async def users(self, prefix: str, limit: int) -> list[tuple[str, int]]:
-        return await ask(self._timeout_s, self._recommend.users, prefix, limit)
+        return await ask(self._timeout_s, self._recommend.users, self._release, prefix, limit)
 
     async def canary(self) -> None:
         await ask(self._timeout_s, self._recommend.canary)
@@ -106,17 +129,28 @@ class RecommendServeBackend:
 class RecommendGateway:
     """The HTTP ingress; see `serve_apps.recommend_gateway`."""
 
-    def __init__(
-        self, args: dict[str, Any], version: dict[str, Any], recommend: DeploymentHandle
+    async def __init__(
+        self, args: dict[str, Any], deployed: dict[str, Any], recommend: DeploymentHandle
     ) -> None:
-        self._args = RecommendArgs.model_validate(args)
-        check_transport(self._args.limits.max_body_bytes)
-        self._version = RecommendVersion.model_validate(version)
-        self._backend = RecommendServeBackend(recommend, self._args.timeout_s)
+        self._args = args_ = RecommendArgs.model_validate(args)
+        check_transport(args_.limits.max_body_bytes)
+        self._deployed = Deployed.model_validate(deployed)
+        self._releases: Follower[Pinned[RecommendVersion, RecommendBackend]] = follow(
+            self._deployed,
+            key=lambda one: one.name,
+            load=lambda one: Pinned(
+                users_version(one), RecommendServeBackend(recommend, one.name, args_.timeout_s)
+            ),
+        )
+        await self._releases.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         operations = operate(self._args.access, "recommend")
-        return make_recommend_app(self._backend, self._version, self._args.limits, operations)
+        pin = partial(pin_held, self._releases)
+        app = make_pinned_recommend_app(pin, self._args.limits, operations)
+        read = lambda places: users_release(**places)  # noqa: E731
+        operator_of(self._deployed, read, self._args).add_routes(app, f"{PATH}/admin")
+        return app
 
 
 def build(args: RecommendArgs) -> Application:
@@ -126,6 +160,6 @@ def build(args: RecommendArgs) -> Application:
     Raises:
         ArtifactError: a manifest cannot be read, or the index was made with another encoder.
     """
-    version = match_users(args.encoder, args.index, args.rows).model_dump()
+    deployed = Deployed(first=users_release(args.encoder, args.index, args.rows)).model_dump()
     plain = args.model_dump()
-    return RecommendGateway.bind(plain, version, Recommend.bind(plain, version))
+    return RecommendGateway.bind(plain, deployed, Recommend.bind(plain, deployed))

@@ -5,18 +5,22 @@ Knows nothing of Ray. Refusals are those of `serve_apps.web`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
 from pydantic import Field
 
+from rec import __version__
 from rec.config import Config
 from rec.retrieval.queries import MAX_EXCLUDED, MAX_K
+from serve_apps.admission import Patience
 from serve_apps.api import RecommendRequest, RecommendResponse, RecommendVersion
 from serve_apps.errors import ApiError, invalid
-from serve_apps.observe import Operations
+from serve_apps.observe import SPANS, Operations
 from serve_apps.reasons import Reasons
+from serve_apps.releases import Pin, fixed
 from serve_apps.users_api import MAX_LISTED, HistoryResponse, User, UserList
 from serve_apps.web import add_health, check_version, new_app
 
@@ -43,6 +47,7 @@ class Recommended(NamedTuple):
     model_version: str  # of what answered, which a roll-out may have made newer than the gateway
     index_version: str
     why: Reasons | None = None  # None: not asked for, or what is popular
+    spans: Mapping[str, float] = {}  # milliseconds in what answered, by what they went into
 
 
 class History(NamedTuple):
@@ -58,6 +63,9 @@ class RecommendLimits(Config):
     max_history: int = Field(default=5000, ge=1, le=MAX_EXCLUDED)  # items of a request's history
     max_exclude: int = Field(default=5000, ge=0, le=MAX_EXCLUDED)
     max_body_bytes: int = Field(default=1 << 20, ge=1)
+    # what would take longer than that with all that is under way is refused (503)
+    max_wait_s: float = Field(default=0.02, gt=0)
+    max_wait_times: float = Field(default=4.0, ge=0)  # or this much longer than one takes alone
 
 
 class RecommendBackend(Protocol):
@@ -80,13 +88,23 @@ def make_recommend_app(
     limits: RecommendLimits,
     operations: Operations | None = None,
 ) -> FastAPI:
+    """The service of one release as an ASGI application; all its routes are below PATH."""
+    return make_pinned_recommend_app(fixed(backend, version), limits, operations)
+
+
+def make_pinned_recommend_app(
+    pin: Pin[RecommendVersion, RecommendBackend],
+    limits: RecommendLimits,
+    operations: Operations | None = None,
+) -> FastAPI:
     """The service as an ASGI application; all its routes are below PATH."""
     title = "Raycall recommendations"
-    app = new_app(title, version.raycall, limits.max_body_bytes, PATH, operations)
+    patience = {PATH: Patience(limits.max_wait_s, limits.max_wait_times)}
+    app = new_app(title, __version__, limits.max_body_bytes, PATH, operations, patience)
 
     @app.post(PATH, summary="Items for a user", response_model_exclude_none=True)
-    async def recommend(body: RecommendRequest) -> RecommendResponse:
-        check_version(body.model_version, version.model_version)
+    async def recommend(body: RecommendRequest, request: Request) -> RecommendResponse:
+        version, backend = pin(body.model_version, body.index_version)
         if body.domain is not None and body.domain != version.domain:
             message = f"domain: {body.domain!r} asked, {version.domain!r} is served"
             raise ApiError(404, "unknown_domain", message)
@@ -94,9 +112,13 @@ def make_recommend_app(
             raise invalid(f"k: {body.k}, expected 1 to {limits.max_k}")
         _check_count("history", len(body.history or ()), limits.max_history)
         _check_count("exclude", len(body.exclude), limits.max_exclude)
-        found = await backend.recommend(
-            Asked(body.history, body.user, body.k, body.exclude, body.exclude_seen, body.reasons)
+        asked = Asked(
+            body.history, body.user, body.k, body.exclude, body.exclude_seen, body.reasons
         )
+        since = time.perf_counter()
+        found = await backend.recommend(asked)
+        call = 1000 * (time.perf_counter() - since)
+        request.scope[SPANS] = {**found.spans, "call": call}
         check_version(body.model_version, found.model_version)
         return _response(found)
 
@@ -105,26 +127,27 @@ def make_recommend_app(
         user: Annotated[str, Query(description="of the rows that are served")],
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="the latest of them")] = 50,
     ) -> HistoryResponse:
-        return HistoryResponse(user=user, **(await backend.history(user, limit))._asdict())
+        found = await pin(None, None).backend.history(user, limit)
+        return HistoryResponse(user=user, **found._asdict())
 
     @app.get(f"{PATH}/users", summary="Users of the rows, in order of their ids")
     async def users(
         prefix: Annotated[str, Query(description="what their ids begin with")] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20,
     ) -> UserList:
-        found = await backend.users(prefix, limit)
+        found = await pin(None, None).backend.users(prefix, limit)
         return UserList(users=[User(user=user, num_events=number) for user, number in found])
 
     @app.get(f"{PATH}/version", summary="What is being served")
     async def get_version() -> RecommendVersion:
-        return version
+        return pin(None, None).version
 
-    add_health(app, f"{PATH}/healthz", backend.canary)
+    add_health(app, f"{PATH}/healthz", lambda: pin(None, None).backend.canary())
     return app
 
 
 def _response(found: Recommended) -> RecommendResponse:
-    told = {name: value for name, value in found._asdict().items() if name != "why"}
+    told = {name: value for name, value in found._asdict().items() if name not in ("why", "spans")}
     if found.why is not None:
         told["interests"] = [one._asdict() for one in found.why.interests]
         told["reasons"] = [one._asdict() for one in found.why.items]

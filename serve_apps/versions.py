@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from rec import __version__
-from rec.artifacts import ArtifactError, Manifest, read_manifest
+from rec.artifacts import ArtifactError, read_manifest
 from serve_apps.api import RecommendVersion, Version
+from serve_apps.releases import Placed, Release
 
 
 def match(encoder: str, index: str) -> Version:
-    """What an encoder and an index serve together; reads the two manifests only.
+    """What an encoder and an index serve together; as `content_release`."""
+    return content_version(content_release(encoder, index))
+
+
+def content_release(encoder: str, index: str) -> Release:
+    """The versions in use of an encoder and an index; reads the two manifests only.
 
     Args:
         encoder: URI of a "content-encoder" artifact.
@@ -18,8 +24,14 @@ def match(encoder: str, index: str) -> Version:
         ArtifactError: a manifest cannot be read, or the index holds another model's vectors.
     """
     model, items = _pair(encoder, "content-encoder", "embedding_dim", index)
+    return Release(encoder=model, index=items)
+
+
+def content_version(release: Release) -> Version:
+    """A release of the content service as it is told."""
+    items = release.index.manifest
     return Version(
-        model_version=model.version,
+        model_version=release.encoder.version,
         index_version=items.version,
         dim=items.config["dimension"],
         num_items=items.config["num_items"],
@@ -28,7 +40,13 @@ def match(encoder: str, index: str) -> Version:
 
 
 def match_users(encoder: str, index: str, rows: str) -> RecommendVersion:
-    """What an encoder of users, an index and users' histories serve together; reads manifests only.
+    """What an encoder of users, an index and users' histories serve together; as
+    `users_release`."""
+    return users_version(users_release(encoder, index, rows))
+
+
+def users_release(encoder: str, index: str, rows: str) -> Release:
+    """The versions in use of what recommends; reads manifests only.
 
     The rows may be newer than those that the encoder was trained on.
 
@@ -38,12 +56,19 @@ def match_users(encoder: str, index: str, rows: str) -> RecommendVersion:
         rows: URI of a "sequence-rows" artifact.
 
     Raises:
-        ArtifactError: as `match`.
+        ArtifactError: as `content_release`.
     """
     model, items = _pair(encoder, "sequence-encoder", "dim", index)
-    histories = read_manifest(rows, "sequence-rows")
+    histories = Placed(uri=rows, manifest=read_manifest(rows, "sequence-rows"))
+    return Release(encoder=model, index=items, rows=histories)
+
+
+def users_version(release: Release) -> RecommendVersion:
+    """A release of recommendations as it is told."""
+    assert release.rows is not None
+    items, histories = release.index.manifest, release.rows.manifest
     return RecommendVersion(
-        model_version=model.version,
+        model_version=release.encoder.version,
         index_version=items.version,
         rows_version=histories.version,
         domain=histories.metrics.get("domain", ""),
@@ -62,8 +87,8 @@ def same(uri: str, version: str, deployed: str) -> None:
         )
 
 
-def _pair(encoder: str, kind: str, dim: str, index: str) -> tuple[Manifest, Manifest]:
-    """The manifests of an encoder, of the dimension that its config calls `dim`, and its index."""
+def _pair(encoder: str, kind: str, dim: str, index: str) -> tuple[Placed, Placed]:
+    """The versions in use of an encoder, whose config calls its dimension `dim`, and its index."""
     model, items = read_manifest(encoder, kind), read_manifest(index, "index")
     made_with = items.lineage.get("encoder")
     if made_with != model.version:
@@ -77,4 +102,4 @@ def _pair(encoder: str, kind: str, dim: str, index: str) -> tuple[Manifest, Mani
         raise ArtifactError(
             f"{encoder} makes vectors of {dims[0]} numbers, {index} holds {dims[1]}"
         )
-    return model, items
+    return Placed(uri=encoder, manifest=model), Placed(uri=index, manifest=items)

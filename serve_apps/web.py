@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_apps.admission import Admitted, Patience
 from serve_apps.api import ErrorResponse
 from serve_apps.errors import ApiError, invalid, refusal
 from serve_apps.guard import Guard
@@ -29,6 +30,7 @@ def new_app(
     max_body_bytes: int,
     below: str = "",
     operations: Operations | None = None,
+    patience: Mapping[str, Patience] | None = None,
 ) -> FastAPI:
     """An application without routes that answers whatever goes wrong in the one form.
 
@@ -38,6 +40,7 @@ def new_app(
         below: path that all its routes begin with; its own where Serve puts it below that path.
         operations: who may ask and what is told of it. All routes need a key, health alone does
             not; those below `below`/admin (/v1/admin) need one of that role.
+        patience: path -> how long a request there may have to wait; see `Admission`.
     """
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse} for status in _STATUSES
@@ -52,6 +55,8 @@ def new_app(
     )
     operations = operations or Operations()
     app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
+    if patience:
+        app.add_middleware(Admitted, patience=patience)
     if operations.guard is not None:
         app.add_middleware(_Guarded, guard=operations.guard, below=below)
     app.add_middleware(Observed, service=title, operations=operations)

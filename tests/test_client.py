@@ -31,15 +31,20 @@ class Service:
         return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
 
-def blocking(service: Service, path: str = "/healthz", body: Any = None) -> dict[str, Any]:
-    with Client("http://there", key="secret", transport=httpx2.MockTransport(service)) as client:
+def blocking(
+    service: Service, path: str = "/healthz", body: Any = None, **how: float
+) -> dict[str, Any]:
+    transport = httpx2.MockTransport(service)
+    with Client("http://there", key="secret", transport=transport, **how) as client:
         return client.call(path, body)
 
 
-def awaited(service: Service, path: str = "/healthz", body: Any = None) -> dict[str, Any]:
+def awaited(
+    service: Service, path: str = "/healthz", body: Any = None, **how: float
+) -> dict[str, Any]:
     async def main() -> dict[str, Any]:
         transport = httpx2.MockTransport(service)
-        async with AsyncClient("http://there", key="secret", transport=transport) as client:
+        async with AsyncClient("http://there", key="secret", transport=transport, **how) as client:
             return await client.call(path, body)
 
     return asyncio.run(main())
@@ -142,6 +147,32 @@ def test_retry_after_is_kept_to(call: Call) -> None:
     assert told.value.message == "the reason"
     date = refusal(503, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT")
     assert call(Service(date, OK)) == {"status": "ok"}
+
+
+@both
+def test_where_nobody_listens_it_is_tried_for_as_long_as_was_said(call: Call) -> None:
+    nobody = httpx2.ConnectError("refused")
+    service = Service(nobody, nobody, nobody, refusal(503, Retry_After="0"), OK)
+    assert call(service, patience_s=60) == {"status": "ok"}  # and once more where it was busy
+    assert len(service.requests) == 5
+    service, since = Service(nobody), time.monotonic()
+    with pytest.raises(RequestError, match="no_answer"):
+        call(service, patience_s=0.5)
+    assert 0.5 < time.monotonic() - since < 20
+    # what got through may have been done: that is no matter of patience
+    lost = Service(httpx2.ReadError("reset"))
+    with pytest.raises(RequestError):
+        call(lost, patience_s=60)
+    assert len(lost.requests) == 2
+
+
+@both
+def test_what_changes_something_is_asked_once(call: Call) -> None:
+    service = Service(httpx2.ReadError("reset"), OK)
+    with pytest.raises(RequestError, match="no_answer"):
+        call(service, "/v1/admin/rollback", {})
+    assert len(service.requests) == 1
+    assert call(Service(httpx2.ReadError("reset"), OK), "/v1/admin/versions") == {"status": "ok"}
 
 
 def test_an_answer_without_its_fields_is_told_as_such() -> None:

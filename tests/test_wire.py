@@ -11,6 +11,7 @@ from rec.wire import (
     WireError,
     pack_contents,
     pack_found,
+    pack_hits,
     pack_rows,
     unpack_contents,
     unpack_found,
@@ -53,6 +54,13 @@ def test_rows_of_another_form(data: bytes, dim: int, said: str) -> None:
 def test_found_comes_out_as_it_was(found: list[list[tuple[str, float]]]) -> None:
     given = [([i for i, _ in one], [score for _, score in one]) for one in found]
     data = pack_found(given)
+    flat = [item_id.encode() for ids, _ in given for item_id in ids]
+    arrays = (
+        np.array([len(ids) for ids, _ in given], np.int64),
+        np.array([one for _, scores in given for one in scores], np.float64),
+        np.array([len(one) for one in flat], np.int64),
+    )
+    assert pack_hits(*arrays, b"".join(flat)) == data
     out = unpack_found(data, len(given))
     assert [(ids, scores.tolist()) for ids, scores in out] == given
     for cut in (data[:-1], data + b"\0"):

@@ -101,6 +101,7 @@ class Index:
         mmap: bool = False,
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
+        manifest: artifacts.Manifest | None = None,
     ) -> Index:
         """Load the index at `uri`, local or s3://, after checking every file's sha256.
 
@@ -109,12 +110,15 @@ class Index:
             pool: for several shards at once and for deadlines; the caller's to shut down. Never
                 the one that runs the searches: each would wait there for its own parts.
             model: version of the encoder that the queries come from; None = not checked.
+            manifest: of the version to open; None = the one in use.
 
         Raises:
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
-        manifest, folder = artifacts.open_artifact(uri, KIND, without=VECTORS_FILE)
+        manifest, folder = artifacts.open_artifact(
+            uri, KIND, without=VECTORS_FILE, manifest=manifest
+        )
         if model is not None and manifest.lineage.get("encoder") != model:
             raise artifacts.ArtifactError(
                 f"{uri}: holds vectors of encoder {manifest.lineage.get('encoder')}, the queries "
@@ -319,6 +323,15 @@ class Index:
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """Object array of str of the shape of `rows`; None where the row is -1."""
         return self._gather(rows, "ids", np.full(rows.size, None, object))
+
+    def id_bytes(self, rows: np.ndarray) -> tuple[np.ndarray, bytes]:
+        """(n,) lengths in UTF-8, and all of it one after the other, of the ids of (n,) rows, none
+        of which is -1. Makes no string of any: a tenth of what `ids` costs."""
+        first = self.parts[0]
+        if len(self.parts) == 1 and isinstance(first, Shard):
+            return first.id_bytes(rows)
+        parts = [item_id.encode() for item_id in self.ids(rows)]
+        return np.array([len(part) for part in parts], np.int64), b"".join(parts)
 
     def interests(self, rows: np.ndarray) -> np.ndarray:
         return self._gather(rows, "interests", np.full(rows.size, -1, np.int32))

@@ -258,6 +258,14 @@ class Shard:
     def _id_at(self, place: int) -> str:
         return self._ids[int(self._by_id[place])].as_py()
 
+    def id_bytes(self, rows: np.ndarray) -> tuple[np.ndarray, bytes]:
+        """See `Index.id_bytes`."""
+        taken = self._ids.take(pa.array(rows))
+        _, offsets, data = taken.buffers()
+        ends = np.frombuffer(offsets, np.int64, len(rows) + 1, 8 * taken.offset)
+        whole = b"" if data is None else memoryview(data)[ends[0] : ends[-1]].tobytes()
+        return np.diff(ends), whole
+
     def ids(self, rows: np.ndarray) -> np.ndarray:
         if len(rows) > _FEW_IDS:
             return self._ids.take(pa.array(rows)).to_numpy(zero_copy_only=False)

@@ -184,6 +184,17 @@ def test_fewer_items_than_k(flat: tuple[Index, np.ndarray]) -> None:
     assert np.isneginf(scores[:, 500:]).all()
 
 
+@pytest.mark.parametrize("rows", [[], [3], [7, 0, 7, 119, 40]])
+def test_bytes_of_ids_are_the_ids(flat: tuple[Index, np.ndarray], rows: list[int]) -> None:
+    index, _ = flat
+    twice = Index((*index.parts, *index.parts), index.manifest)
+    for one in (index, twice):
+        lengths, data = one.id_bytes(np.array(rows, np.int64))
+        ends = np.cumsum(lengths).tolist()
+        found = [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+        assert found == one.ids(np.array(rows, np.int64)).tolist()
+
+
 def test_no_queries(flat: tuple[Index, np.ndarray]) -> None:
     hits = flat[0].search(np.zeros((0, DIM), "f4"), 3)
     ids, scores = hits.ids, hits.scores

@@ -76,6 +76,12 @@ def publish_encoder(folder: Path, seed: int) -> str:
     return uri
 
 
+@pytest.fixture(scope="session")
+def make_encoder() -> Callable[[Path, int], str]:
+    """(folder, seed) -> URI of an encoder."""
+    return publish_encoder
+
+
 def _publish_index(folder: Path, ids: list[str], vectors: np.ndarray, encoder: str | None) -> str:
     parts = folder / "embeddings" / "parts"
     parts.mkdir(parents=True)

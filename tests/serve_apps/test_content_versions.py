@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 
 from rec.artifacts import ArtifactError
+from serve_apps.board import MemoryBoard
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
+from serve_apps.follower import Follower
 from serve_apps.gateway import Content
 from serve_apps.knn import Searcher
-from serve_apps.versions import match
+from serve_apps.releases import Placed, Release
+from serve_apps.versions import content_release, match
 
 
 def test_a_pair_that_belongs_together(served: Any) -> None:
@@ -66,35 +70,64 @@ class Handle:
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-def test_a_gateway_and_replicas_of_two_versions_give_no_answer(served: Any) -> None:
-    """While a new version is rolled out, each gateway reaches replicas of both."""
-    from serve_apps.app import Encoder, Knn, ServeArgs, ServeBackend
+def test_a_replica_gives_no_answer_of_another_version(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve_apps import app
+    from serve_apps.releases import Deployed
 
-    own = match(served.encoder_uri, served.index_uri)
-    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri).model_dump()
+    release = content_release(served.encoder_uri, served.index_uri)
+    board = MemoryBoard()
 
-    async def replica(deployment: Any, version: str) -> Handle:
+    def follow(deployed: Deployed, **how: Any) -> Follower[Any]:
+        return Follower(board, f"replica {len(board.keys(''))}", deployed.first, **how)
+
+    monkeypatch.setattr(app, "follow", follow)
+    deployed = Deployed(first=release).model_dump()
+    args = app.ServeArgs(encoder=served.encoder_uri, index=served.index_uri).model_dump()
+
+    async def replica(deployment: Any, *about: Any) -> Handle:
         made = object.__new__(deployment.func_or_class)
-        await made.__init__(args, version)
+        await made.__init__(*about)
         return Handle(made)
 
     async def main() -> None:
-        encoder = await replica(Encoder, own.model_version)
-        knn = await replica(Knn, own.index_version)
-        backend: Any = ServeBackend(encoder, knn, own.model_version, 30)  # pyright: ignore[reportArgumentType]
+        replicas: Any = (
+            await replica(app.Encoder, args, deployed),
+            await replica(app.Knn, deployed),
+        )
+        backend = app.ServeBackend(*replicas, release, 30)
         vectors = await backend.encode([Content("x", served.texts[3], None)])
         found = await backend.search(vectors, 3, exclude_self=False)
-        assert (len(found.results[0].ids), found.index_version) == (3, own.index_version)
-        later: Any = ServeBackend(encoder, knn, "0" * 16, 30)  # pyright: ignore[reportArgumentType]
+        assert (len(found.results[0].ids), found.index_version) == (3, release.index.version)
+        await backend.canary()
+        manifest = release.index.manifest.model_copy(update={"version": "0" * 16})
+        other = Placed(uri="elsewhere", manifest=manifest)
+        later = app.ServeBackend(*replicas, Release(encoder=other, index=other), 30)
         for call in (
             later.encode([Content("x", served.texts[3], None)]),
             later.search(vectors, 3, exclude_self=False),
         ):
-            with pytest.raises(ApiError, match=f"{own.model_version} answers where 0000") as told:
+            with pytest.raises(ApiError, match="version 0000000000000000 is not held") as told:
                 await call
             assert (told.value.status, told.value.retry_after_s) == (503, 1)
 
     asyncio.run(main())
+
+
+def test_a_version_is_found_though_another_was_published_since(
+    served: Any, publish_index: Callable[..., str], tmp_path: Path
+) -> None:
+    """So that a replica that starts after a publication takes the version in use."""
+    uri = publish_index(tmp_path, served.ids, served.vectors, served.encoder.version)
+    old = content_release(served.encoder_uri, uri)
+    shutil.rmtree(tmp_path / "embeddings")
+    publish_index(tmp_path, served.ids[:5], served.vectors[:5], served.encoder.version)
+    new = content_release(served.encoder_uri, uri)
+    assert new.index.version != old.index.version
+    for release, size in ((old, 12), (new, 5)):
+        index = release.index
+        assert len(Searcher(uri, index.version, index.manifest)._index) == size
 
 
 def test_joined_batches_give_each_caller_its_own_vectors(served: Any) -> None:

@@ -26,6 +26,7 @@ from serve_apps.gateway import Limits, make_app
 from serve_apps.items_gateway import add_items
 from serve_apps.recommend import Places
 from serve_apps.recommend_gateway import RecommendLimits, make_recommend_app
+from serve_apps.releases import fixed
 from serve_apps.versions import match, match_users
 
 pytestmark = [
@@ -72,7 +73,7 @@ def url(served: Any, users: Places, catalogued: str) -> Iterator[str]:
     content, items = LocalContent(served.encoder_uri, served.index_uri), LocalItems(catalogued)
     limits = Limits()
     app = make_app(content, version, limits)
-    add_items(app, content, items, version, items.catalogue.version, limits)
+    add_items(app, fixed(content, version), items, items.catalogue.version, limits)
     add_page(app)
     told = match_users(users.encoder, users.index, users.rows)
     people = make_recommend_app(local_recommender(users), told, RecommendLimits())
@@ -348,7 +349,7 @@ def test_the_page_without_users(served: Any, catalogued: str, tmp_path: Path) ->
     version = match(served.encoder_uri, served.index_uri)
     content, items = LocalContent(served.encoder_uri, served.index_uri), LocalItems(catalogued)
     app = make_app(content, version, Limits())
-    add_items(app, content, items, version, items.catalogue.version, Limits())
+    add_items(app, fixed(content, version), items, items.catalogue.version, Limits())
     add_page(app)
     with listening(app) as url:
         page = Page(tmp_path / "profile")

@@ -27,6 +27,7 @@ from serve_apps.explorer import add_page, page_files
 from serve_apps.gateway import Limits, make_app
 from serve_apps.item_tags import Suggested, Tags, vote
 from serve_apps.items_gateway import add_items
+from serve_apps.releases import fixed
 from serve_apps.versions import match
 
 LONELY = "only/in the table ü"  # as in conftest: an item that no index has
@@ -38,7 +39,7 @@ def client(served: Any, tables: str) -> Iterator[TestClient]:
     version = match(served.encoder_uri, served.index_uri)
     content, items = LocalContent(served.encoder_uri, served.index_uri), LocalItems(tables)
     app = make_app(content, version, LIMITS)
-    add_items(app, content, items, version, items.catalogue.version, LIMITS)
+    add_items(app, fixed(content, version), items, items.catalogue.version, LIMITS)
     add_page(app)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

@@ -1,35 +1,53 @@
-"""Replicas that are killed under load cost no caller an answer: the client asks again once."""
+"""What is killed under load costs no caller an answer: the client asks again."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from under_load import asking, pids
 
-from rec.client import Client, RequestError
+from rec.client import Client
+from serve_apps.keys import new_key
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
+CONTROLLER = "ray::ServeController"
 
-def pids(deployment: str) -> list[int]:
-    """Of the running replicas of one deployment, of the Ray that this process has started."""
-    ours = psutil.Process().children(recursive=True)
-    return [
-        one.pid
-        for one in ours
-        if "".join(one.cmdline()).startswith(f"ray::ServeReplica:content:{deployment}")
-    ]
+
+def asker(served: Any) -> Callable[[Client], None]:
+    expected = [f"item-{i}" for i in np.argsort(-(served.vectors @ served.vectors[3]))[:3]]
+
+    def ask(client: Client) -> None:
+        found = client.knn(served.vectors[3:4], k=3)
+        assert found.results[0].ids == expected
+
+    return ask
+
+
+def kill_one(start: str, number: int, root: int | None = None) -> None:
+    """Kill one of `number` processes whose command line begins so; another takes its place."""
+    victims = pids(start, root)
+    assert len(victims) == number
+    os.kill(victims[0], signal.SIGKILL)
+    deadline = time.monotonic() + 90
+    while victims[0] in (left := pids(start, root)) or len(left) < number:
+        assert time.monotonic() < deadline, f"{start}: {len(left)} of {number}"
+        time.sleep(0.2)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_no_request_fails_when_a_replica_is_killed(
+def test_no_request_fails_when_a_replica_or_the_controller_is_killed(
     ray_local: None, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from serve_apps import app
@@ -41,37 +59,43 @@ def test_no_request_fails_when_a_replica_is_killed(
         monkeypatch.setattr(app, name, twice)
     access = Access(off=True)
     args = app.ServeArgs(encoder=served.encoder_uri, index=served.index_uri, access=access)
-    expected = [f"item-{i}" for i in np.argsort(-(served.vectors @ served.vectors[3]))[:3]]
-    failures: list[RequestError] = []
-    answered = [0] * 4
-    stop = threading.Event()
+    replica = "ray::ServeReplica:content:"
+    with serving(args, port=0) as url, asking([asker(served)] * 4, url) as callers:
+        # the controller in between: it has to go on with what it finds
+        for start, number in ((f"{replica}Knn", 2), (CONTROLLER, 1), (f"{replica}Gateway", 2)):
+            callers.go_on(5)
+            kill_one(start, number)
+            callers.go_on(20)
 
-    def ask(caller: int) -> None:
-        with Client(url) as client:
-            while not stop.is_set():
-                try:
-                    found = client.knn(served.vectors[3:4], k=3)
-                except RequestError as error:
-                    failures.append(error)
-                    continue
-                assert found.results[0].ids == expected
-                answered[caller] += 1
 
-    with serving(args, port=0) as url:
-        callers = [threading.Thread(target=ask, args=(i,)) for i in range(len(answered))]
-        for one in callers:
-            one.start()
+@pytest.mark.ray
+@pytest.mark.slow
+def test_no_request_fails_when_haproxy_or_the_controller_is_killed(
+    served: Any, tmp_path: Path
+) -> None:
+    key, line = new_key("tester", rate_per_s=1e6)
+    (tmp_path / "keys.txt").write_text(line)
+    command = [sys.executable, "-m", "serve_apps", "--haproxy", "--port", "0"]
+    command += ["--encoder", served.encoder_uri, "--index", served.index_uri]
+    command += ["--address", "local", "--keys", str(tmp_path / "keys.txt")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
         try:
-            for deployment in ("Knn", "Gateway"):
-                time.sleep(2)
-                before = sum(answered)
-                victims = pids(deployment)
-                assert len(victims) == 2
-                os.kill(victims[0], signal.SIGKILL)
-                time.sleep(5)
-                assert sum(answered) > before + 20
+            assert process.stdout is not None
+            started = next(text for text in process.stdout if text.startswith("serving at "))
+            haproxy = next(
+                "".join(one.cmdline()[:1])
+                for one in psutil.Process(process.pid).children(recursive=True)
+                if Path(one.exe()).name == "haproxy"
+            )
+            url = started.split()[2]
+            # where nobody listens, they ask again for as long as another HAProxy takes to start
+            with asking([asker(served)] * 4, url, key, patience_s=60) as callers:
+                for start in (CONTROLLER, haproxy):
+                    callers.go_on(20)
+                    kill_one(start, 1, process.pid)
+                    callers.go_on(20)
         finally:
-            stop.set()
-            for one in callers:
-                one.join(90)
-    assert not failures, failures[:3]
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=120)

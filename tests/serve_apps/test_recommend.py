@@ -258,6 +258,19 @@ def test_an_answer_names_the_versions_that_gave_it(recommendable: dict[str, Plac
         refused(client.post(PATH, json=body), 409, "model_mismatch", f"{new.model_version!r} is")
 
 
+def test_an_answer_tells_what_its_time_went_into(client: TestClient) -> None:
+    answer = client.post(PATH, json={"history": ["item1", "item2"], "k": 4, "reasons": 2})
+    parts = (part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    ms = {name: float(value) for name, value in parts}
+    steps = ["batch", "encode", "thread", "recall", "explain"]
+    assert list(ms) == [*steps, "replica", "call", "app"]
+    assert 0 < sum(ms[step] for step in steps) <= ms["replica"] <= ms["call"] <= ms["app"]
+    popular = client.post(PATH, json={"history": [], "k": 4})
+    assert "recall" not in popular.headers["server-timing"]
+    refused = client.post(PATH, json={"history": []} | {"k": 0})
+    assert "server-timing" not in refused.headers
+
+
 @pytest.mark.parametrize(
     ("body", "status", "kind", "parts"),
     [

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from rec.artifacts import ArtifactError, open_artifact, publish
+from rec.artifacts import ArtifactError, Manifest, open_artifact, publish
 from rec.batch import ContentBatch
 from rec.config import Config
 from rec.features.content import ContentCollator, ContentInputs
@@ -170,13 +170,20 @@ class ContentEncoder:
         ]
 
 
-def load_encoder(uri: str | os.PathLike[str], device: torch.device | str = "cpu") -> ContentEncoder:
+def load_encoder(
+    uri: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    manifest: Manifest | None = None,
+) -> ContentEncoder:
     """The encoder published at `uri`, verified against its manifest.
+
+    Args:
+        manifest: of the version to load; None = the one in use.
 
     Raises:
         ArtifactError: there is none, a file is absent or altered, or weights and config disagree.
     """
-    manifest, folder = open_artifact(uri, KIND)
+    manifest, folder = open_artifact(uri, KIND, manifest=manifest)
     config = EncoderConfig.from_json((folder / _CONFIG).read_text())
     labels = pq.read_table(folder / _LABELS).sort_by("label_id").column("label").to_pylist()
     backbones = backbones_of(config.architectures)

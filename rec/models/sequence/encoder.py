@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rec.artifacts import ArtifactError, open_artifact, publish
+from rec.artifacts import ArtifactError, Manifest, open_artifact, publish
 from rec.batch import SequenceBatch
 from rec.config import Config
 from rec.contract import Interests
@@ -153,14 +153,19 @@ class SequenceEncoder:
 
 
 def load_encoder(
-    uri: str | os.PathLike[str], device: torch.device | str = "cpu"
+    uri: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    manifest: Manifest | None = None,
 ) -> SequenceEncoder:
     """The encoder published at `uri`, verified against its manifest.
+
+    Args:
+        manifest: of the version to load; None = the one in use.
 
     Raises:
         ArtifactError: there is none, a file is absent or altered, or weights and config disagree.
     """
-    manifest, folder = open_artifact(uri, KIND)
+    manifest, folder = open_artifact(uri, KIND, manifest=manifest)
     config = SequenceEncoderConfig.from_json((folder / _CONFIG).read_text())
     item_ids = pq.read_table(folder / _ITEMS).column("item_id").to_pylist()
     body, found = build_body(config.body), load_file(folder / _WEIGHTS)

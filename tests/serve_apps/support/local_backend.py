@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from serve_apps.backend import Content, Queries, Searched
+from serve_apps.backend import Content, Packed, Queries, Searched
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
 from serve_apps.knn import Searcher
@@ -34,6 +34,9 @@ class LocalBackend:
 
     async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
         return await self.searcher.search(queries, k, exclude_self)
+
+    async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
+        return await self.searcher.search_packed(rows, k)
 
     async def canary(self) -> None:
         if self.broken:

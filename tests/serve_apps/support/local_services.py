@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from httpx2 import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_apps.backend import Packed
 from serve_apps.catalogue import Browsed, Card, Catalogue, Listing, Picture, TagCount
 from serve_apps.embed import Embedder
 from serve_apps.gateway import Content, ItemQuery, Searched
@@ -36,6 +37,9 @@ class LocalContent:
         self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
     ) -> Searched:
         return await self.searcher.search(queries, k, exclude_self)
+
+    async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
+        return await self.searcher.search_packed(rows, k)
 
     async def canary(self) -> None:
         await self.searcher.canary()

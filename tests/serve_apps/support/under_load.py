@@ -1,0 +1,95 @@
+"""Callers that ask without pause while something happens to the service."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psutil
+
+from rec.client import Client, RequestError
+
+
+class Callers:
+    """Threads that ask; what they were refused, and how often each was answered."""
+
+    def __init__(
+        self,
+        asks: list[Callable[[Client], None]],
+        url: str,
+        key: str | None,
+        patience_s: float,
+    ) -> None:
+        self.failures: list[tuple[float, RequestError]] = []  # seconds of the monotonic clock
+        self.wrong: list[BaseException] = []
+        self.answered = [0] * len(asks)
+        self._over = threading.Event()
+        self._url = url
+        self._how: dict[str, Any] = {"key": key, "patience_s": patience_s}
+        self._threads = [
+            threading.Thread(target=self._run, args=(number, ask))
+            for number, ask in enumerate(asks)
+        ]
+
+    def start(self) -> None:
+        for one in self._threads:
+            one.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        for one in self._threads:
+            one.join(90)
+
+    def _run(self, number: int, ask: Callable[[Client], None]) -> None:
+        with Client(self._url, **self._how) as client:
+            while not self._over.is_set():
+                try:
+                    ask(client)
+                except RequestError as error:
+                    self.failures.append((time.monotonic(), error))
+                    time.sleep(0.05)
+                except AssertionError as error:
+                    self.wrong.append(error)
+                    return
+                else:
+                    self.answered[number] += 1
+
+    def go_on(self, least: int, timeout_s: float = 60) -> None:
+        """Until each caller has been answered `least` times more."""
+        wanted = [number + least for number in self.answered]
+        deadline = time.monotonic() + timeout_s
+        while any(a < b for a, b in zip(self.answered, wanted, strict=True)):
+            assert not self.wrong, self.wrong
+            assert time.monotonic() < deadline, (self.answered, wanted, self.failures[-3:])
+            time.sleep(0.05)
+
+
+@contextmanager
+def asking(
+    asks: list[Callable[[Client], None]],
+    url: str,
+    key: str | None = None,
+    patience_s: float = 0.0,
+) -> Iterator[Callers]:
+    """Callers that ask within the block; fails where one was refused or an answer was wrong."""
+    callers = Callers(asks, url, key, patience_s)
+    callers.start()
+    try:
+        yield callers
+    finally:
+        callers.stop()
+    assert not callers.wrong, callers.wrong
+    assert not callers.failures, callers.failures[:3]
+
+
+def pids(start: str, root: int | None = None) -> list[int]:
+    """Of the processes below `root`, this one if none is named, whose command line begins so."""
+    found: list[int] = []
+    for one in psutil.Process(root).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # dead, perhaps not yet waited for
+            if "".join(one.cmdline()).startswith(start):
+                found.append(one.pid)
+    return found
