@@ -105,7 +105,7 @@ class CpuSeconds:
 
 
 def _in_a_loop(
-    work: Callable[[int], dict[str, Any]], indices: Sequence[int]
+    work: Callable[[int], dict[str, Any]], indices: Sequence[int], *_: object
 ) -> Iterator[dict[str, Any]]:
     return (work(index) for index in indices)
 

@@ -27,11 +27,21 @@ from datetime import datetime
 
 from pyarrow import fs as pafs
 
-from jobs.cli import add_overrides, alone_in, parser, phase_bars, place, start_ray, tell_errors
+from jobs.cli import (
+    add_overrides,
+    add_task_memory,
+    alone_in,
+    parser,
+    phase_bars,
+    place,
+    start_ray,
+    tell_errors,
+)
 from rec.artifacts import ArtifactError, Manifest, exists, filesystem, join
 from rec.config import ConfigError
 from rec.data.behaviour import BehaviourError, build_behaviour, read_ledger
 from rec.data.behaviour_config import BehaviourConfig
+from rec.data.budget import BudgetError
 from rec.data.ledger import LedgerError
 from rec.data.logs import LogError, LogFiles
 from rec.data.shuffle import ShuffleError
@@ -40,6 +50,7 @@ from rec.data.tasks import ShardError
 ERRORS = (
     ArtifactError,
     BehaviourError,
+    BudgetError,
     ConfigError,
     LedgerError,
     LogError,
@@ -63,6 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     flags.add_argument(
         "--overwrite", action="store_true", help="begin anew where days cannot be added"
     )
+    add_task_memory(flags)
     add_overrides(flags, BehaviourConfig())
     return flags
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from rec.artifacts import read_bytes
 from rec.config import Config, ConfigError, settings
+from rec.data.budget import limit_memory
 from rec.local_ray import prepare_local_ray
 
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
@@ -163,6 +164,7 @@ def start_ray(options: argparse.Namespace | None = None) -> None:
             signal.signal(signal.SIGTERM, _end)  # Ray's own dumps its stack and aborts
     if options is None:
         return
+    limit_memory(getattr(options, "task_memory", None))
     for path in options.places:
         if "://" not in path and not _below(path, options.shared_mount):
             _refuse_where_others_work(path)
@@ -218,6 +220,27 @@ def place(text: str) -> str:
         raise argparse.ArgumentTypeError("empty; '.' is the folder you are in")
     text = text.removeprefix("file://")  # a path of this machine however it is spelled
     return text if "://" in text else os.path.abspath(text)
+
+
+def add_task_memory(to: argparse.ArgumentParser) -> None:
+    """Add --task-memory, which `start_ray` sees to."""
+    to.add_argument(
+        "--task-memory",
+        type=_gigabytes,
+        metavar="GB",
+        help="memory that every task of data is planned with, instead of what its stage declares: "
+        "less where a node is small, more where it ran out of memory",
+    )
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected gigabytes, as 0.5 or 4")
+    return number
 
 
 def count(text: str) -> int:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jobs.cli import (
     add_overrides,
+    add_task_memory,
     alone_in,
     load_recipe,
     parser,
@@ -37,6 +38,7 @@ from jobs.cli import (
 )
 from rec.artifacts import ArtifactError, Manifest, join, read_bytes
 from rec.config import Config, ConfigError
+from rec.data.budget import BudgetError
 from rec.data.ingest import write_tables
 from rec.data.ledger import Ledger, LedgerError
 from rec.data.media import MediaConfig
@@ -56,6 +58,7 @@ from rec.sources import (
 
 ERRORS = (
     ArtifactError,
+    BudgetError,
     ConfigError,
     IngestError,
     LedgerError,
@@ -92,6 +95,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     flags.add_argument("--tables-only", action="store_true", help="write no content rows")
     rows = getattr(recipe_settings(peek(argv, "--recipe")), "rows", RowsConfig())
+    add_task_memory(flags)
     add_overrides(flags, IngestConfig(source=shown_source(argv), rows=rows))
     return flags
 

@@ -30,6 +30,7 @@ import ray
 from jobs import behaviour, embed, evaluate, index, ingest, sequences, train
 from jobs.cli import (
     add_overrides,
+    add_task_memory,
     alone_in,
     count,
     load_recipe,
@@ -130,6 +131,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         evaluate=EvaluationConfig(run="OUT"),
         users=_users_of(source),
     )
+    add_task_memory(flags)
     add_overrides(flags, defaults)
     return flags
 

@@ -28,9 +28,19 @@ import time
 from datetime import datetime
 from typing import Any
 
-from jobs.cli import add_overrides, alone_in, parser, phase_bars, place, start_ray, tell_errors
+from jobs.cli import (
+    add_overrides,
+    add_task_memory,
+    alone_in,
+    parser,
+    phase_bars,
+    place,
+    start_ray,
+    tell_errors,
+)
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
+from rec.data.budget import BudgetError
 from rec.data.ledger import LedgerError
 from rec.data.logs import LogError, LogFiles
 from rec.data.sequence_rows import (
@@ -45,6 +55,7 @@ from rec.data.tasks import ShardError
 
 ERRORS = (
     ArtifactError,
+    BudgetError,
     ConfigError,
     LedgerError,
     LogError,
@@ -73,6 +84,7 @@ def arguments() -> argparse.ArgumentParser:
     flags.add_argument(
         "--overwrite", action="store_true", help="replace rows made of something else"
     )
+    add_task_memory(flags)
     add_overrides(flags, SequenceRowsConfig(items=LogFiles()))
     return flags
 

@@ -30,6 +30,7 @@ from rec.artifacts import join, read_bytes, write_atomic
 from rec.data import edges as ed
 from rec.data import graphs as gr
 from rec.data.behaviour_config import BehaviourConfig, State
+from rec.data.budget import Budget
 from rec.data.edges import COUNTS
 from rec.data.item_tags import ITEM_TAGS, interacted, scatter_items, tag_counts, tags_by_item
 from rec.data.ledger import Ledger
@@ -50,6 +51,19 @@ from rec.schema import EDGES, PROBLEMS, SEQUENCES
 
 Hash = Callable[[pa.Table], NDArray[np.uint64]]
 GRAPH = "graph.json"
+# of a task of each phase
+BUDGETS = {
+    "read": Budget(memory_gb=1.0),
+    "problems": Budget(memory_gb=0.5),
+    "sequences": Budget(memory_gb=1.0),
+    "counts": Budget(memory_gb=1.0),
+    "tags": Budget(memory_gb=1.0),
+    "tag-counts": Budget(memory_gb=1.0),
+    "edges": Budget(memory_gb=1.0),
+    "nodes": Budget(memory_gb=1.0),
+    "targets": Budget(memory_gb=1.0),
+    "graph": Budget(memory_gb=1.0),
+}
 
 
 class Plan(NamedTuple):
@@ -221,7 +235,7 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
             told = work(plan, index)
             return {"index": index, "ledger": (told or Ledger()).to_json()}
 
-        found = run_phase(plan.work, name, count, task, progress)
+        found = run_phase(plan.work, name, count, task, progress, BUDGETS[name])
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
 
@@ -239,7 +253,8 @@ def run_phases(plan: Plan, progress: Callable[[str, int, int], None] | None) -> 
     def nodes(index: int) -> Summary:
         return {"index": index, "num": write_nodes(plan, index)}
 
-    counts = [s["num"] for s in run_phase(plan.work, "nodes", plan.num_buckets, nodes, progress)]
+    found = run_phase(plan.work, "nodes", plan.num_buckets, nodes, progress, BUDGETS["nodes"])
+    counts = [summary["num"] for summary in found]
     about = {"types": gr.NODE_TYPES, "first": gr.first_indices(counts).tolist()}
     write_atomic(join(plan.place, GRAPH), json.dumps(about).encode())
     run("targets", plan.num_buckets, number)

@@ -20,6 +20,7 @@ import ray.data
 from ray.data.aggregate import Sum
 
 from rec.artifacts import join
+from rec.data.budget import Budget
 from rec.data.label_evidence import Model, clean, incidences, own_words
 from rec.data.ledger import Ledger
 from rec.data.pairs import Pairs
@@ -27,6 +28,7 @@ from rec.data.parquet import read_table, write_table
 from rec.data.tasks import map_shards, stream
 from rec.features.evidence import MIN_Z, Profiles, deviation
 
+BUDGET = Budget(memory_gb=2.0)  # of a task of the last step, which holds all that is kept
 MAX_LABELS = 200_000
 MAX_WORDS = 500_000
 MAX_TELLING = 2_000  # words of a label, the most telling ones
@@ -62,7 +64,7 @@ def clean_labels(pairs: Pairs, min_evidence: float, work_uri: str) -> Pairs:
         return {"rows_in": rows.num_rows, "rows_out": kept.num_rows, "dropped": dropped}
 
     ledger = Ledger()
-    for found in map_shards(work, range(len(pairs.files))):
+    for found in map_shards(work, range(len(pairs.files)), BUDGET, "label cleaning"):
         ledger = ledger.record(
             "label cleaning", found["rows_in"], found["rows_out"], found["dropped"]
         )

@@ -22,6 +22,7 @@ from pyarrow import fs as pafs
 
 from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
 from rec.data.attempts import Attempt
+from rec.data.budget import Budget
 from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile, file_bytes
 from rec.data.tables import LEDGER, IngestError, Tables, TableSize, changes, shard_file
@@ -30,6 +31,7 @@ from rec.schema import PROBLEMS, TABLES
 from rec.sources import AnySource, Shard
 from rec.sources.base import problem_table
 
+BUDGET = Budget(memory_gb=1.0)  # of a shard's task: one file's pictures, and a row group
 _SAMPLE = 20  # problems of each shard that reach the driver
 
 
@@ -70,7 +72,7 @@ def write_tables(
         return write_shard(source, shards[index], uri, media, attempt)
 
     done: dict[int, Summary] = {}
-    for summary in with_markers(work, join(uri, "state"), range(len(shards))):
+    for summary in with_markers(work, join(uri, "state"), range(len(shards)), BUDGET, "tables"):
         done[summary["index"]] = summary
         if progress:
             progress(len(done), len(shards))

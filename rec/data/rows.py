@@ -41,6 +41,7 @@ from rec.artifacts import (
 )
 from rec.config import Config
 from rec.data.attempts import Attempt
+from rec.data.budget import Budget
 from rec.data.content_stages import (
     CONTENT_ROWS,
     AddFrames,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from rec.features.attention import AttentionScorer
 
 KIND = "content-rows"
+BUDGET = Budget(memory_gb=1.5)  # of a shard's task: a shard of media, and the tools
 _ITEM_COLUMNS = ["item_id", "published_at", "title", "description"]
 
 
@@ -153,7 +155,8 @@ def build_rows(
         return write_rows(tables_uri, index, config, fitted, place)
 
     done: dict[int, Summary] = {}
-    for summary in with_markers(run, join(work, "done"), range(tables.num_shards)):
+    found = with_markers(run, join(work, "done"), range(tables.num_shards), BUDGET, "rows")
+    for summary in found:
         done[summary["index"]] = summary
         if progress:
             progress(len(done), tables.num_shards)

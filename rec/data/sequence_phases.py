@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from rec.artifacts import join, open_artifact, write_atomic
+from rec.data.budget import Budget
 from rec.data.item_tags import scatter_items
 from rec.data.ledger import Ledger
 from rec.data.log_rows import LogTask
@@ -43,6 +44,16 @@ from rec.data.tables import shard_file
 from rec.data.tasks import Summary, run_phase
 from rec.schema import SEQUENCE_ROWS, SEQUENCES
 
+# of a task of each phase
+BUDGETS = {
+    "items": Budget(memory_gb=1.0),
+    "vectors": Budget(memory_gb=0.5),
+    "count": Budget(memory_gb=1.0),
+    "known": Budget(memory_gb=1.0),
+    "number": Budget(memory_gb=2.0),
+    "content": Budget(memory_gb=2.0),
+    "rows": Budget(memory_gb=1.0),
+}
 _EMBEDDED = pa.schema([("item_id", pa.string())])
 _BATCH_ROWS = 16_384
 _DOMAIN = "of another domain"
@@ -232,7 +243,7 @@ def run_phases(plan: Plan, progress: Progress) -> Result:
 
     def run(name: str, count: int, task: Callable[[int], Summary]) -> list[Summary]:
         nonlocal ledger
-        found = run_phase(plan.work, name, count, task, progress)
+        found = run_phase(plan.work, name, count, task, progress, BUDGETS[name])
         for summary in found:
             ledger = ledger.merge(Ledger.from_json(summary.get("ledger", "{}")))
         return found

@@ -81,7 +81,9 @@ def fit_split(
         found = times(index)
         return {"range": [int(found.min()), int(found.max())] if len(found) else None}
 
-    ranges = [s["range"] for s in map_shards(extent, range(num_shards)) if s["range"]]
+    ranges = [
+        s["range"] for s in map_shards(extent, range(num_shards), stage="split") if s["range"]
+    ]
     if not ranges:
         return Split(heldout_fraction=heldout_fraction)
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
@@ -117,6 +119,6 @@ def _histogram(
         return {"bins": bins.tolist(), "counts": counts.tolist()}
 
     total = np.zeros(_BINS, np.int64)
-    for summary in map_shards(count, range(num_shards)):
+    for summary in map_shards(count, range(num_shards), stage="split"):
         np.add.at(total, summary["bins"], summary["counts"])
     return total

@@ -27,6 +27,7 @@ from rec.artifacts import (
     write_atomic,
 )
 from rec.data.attempts import Attempt
+from rec.data.budget import GB, Budget, check_room, granted
 
 Summary = dict[str, Any]
 _ERROR = "error"
@@ -35,6 +36,7 @@ _MARKER = re.compile(r"shard-\d+\.json")
 # in the task, is most of a small node's memory, and more tasks of less go as fast
 _SHUFFLED_AT_ONCE = 32 << 20
 _HASHED_AT_ONCE, _FILES_AT_ONCE = 256 << 20, 256  # by a task
+_SMALL = Budget()
 
 
 class ShardError(ValueError):
@@ -52,18 +54,28 @@ def num_cpus() -> int:
     return max(1, int(found.get("CPU", 1)))
 
 
-def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterator[Summary]:
+def map_shards(
+    work: Callable[[int], Summary],
+    indices: Sequence[int],
+    budget: Budget = _SMALL,
+    stage: str = "shards",
+) -> Iterator[Summary]:
     """What `work` returns for every index, in the order in which they finish.
 
     Args:
         work: picklable; returns what JSON can hold, and little of it.
         indices: of the shards; each is a Ray task of its own.
+        budget: of one task.
+        stage: what messages call it.
 
     Raises:
+        BudgetError: no node has room for a task.
         ShardError: one met an error of this package, which says what is wrong with the data.
     """
     if not indices:
         return
+    budget = granted(budget)
+    check_room(stage, budget)
 
     def run(batch: pa.Table) -> pa.Table:
         return pa.table(
@@ -74,7 +86,13 @@ def map_shards(work: Callable[[int], Summary], indices: Sequence[int]) -> Iterat
     # Of memory for their outputs, which it shares out, these tasks need none, and until its
     # coordinator has told what there is, a second or two, it would start one task after the other
     shards.context.op_resource_reservation_enabled = False
-    summaries = shards.map_batches(run, batch_size=1, batch_format="pyarrow")
+    summaries = shards.map_batches(
+        run,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=budget.cpus,
+        memory=int(budget.memory_gb * GB),
+    )
     for batch in stream(summaries):
         for text in batch.column("summary").to_pylist():
             summary = json.loads(text)
@@ -115,7 +133,11 @@ def stream(rows: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def with_markers(
-    work: Callable[[int, Attempt], Summary], folder: str, indices: Sequence[int]
+    work: Callable[[int, Attempt], Summary],
+    folder: str,
+    indices: Sequence[int],
+    budget: Budget = _SMALL,
+    stage: str = "shards",
 ) -> Iterator[Summary]:
     """`map_shards`, but shards that have a marker in `folder` only have it read.
 
@@ -142,7 +164,7 @@ def with_markers(
         attempt.done()
         return summary
 
-    yield from map_shards(run, rest)
+    yield from map_shards(run, rest, budget, stage)
 
 
 def hash_files(uri: str) -> dict[str, FileEntry]:
@@ -165,7 +187,7 @@ def hash_files(uri: str) -> dict[str, FileEntry]:
         return {"files": {name: file_entry(join(uri, name)).to_json() for name in parts[index]}}
 
     found: dict[str, FileEntry] = {}
-    for summary in map_shards(work, range(len(parts))):
+    for summary in map_shards(work, range(len(parts)), stage="hashes"):
         found |= {name: FileEntry.from_json(text) for name, text in summary["files"].items()}
     return found
 
@@ -176,6 +198,7 @@ def run_phase(
     count: int,
     task: Callable[[int], Summary],
     progress: Callable[[str, int, int], None] | None,
+    budget: Budget = _SMALL,
 ) -> list[Summary]:
     """What the `count` tasks of a phase told, in their order; those done before are not run again.
 
@@ -184,13 +207,15 @@ def run_phase(
         name: of the phase.
         task: of an index; its summary holds that as "index".
         progress: called with the phase's name, and its finished and all tasks.
+        budget: of one task.
     """
     told: dict[int, Summary] = {}
 
     def tried(index: int, _: Attempt) -> Summary:
         return task(index)
 
-    for summary in with_markers(tried, join(work, "done", name), range(count)):
+    found = with_markers(tried, join(work, "done", name), range(count), budget, name)
+    for summary in found:
         told[summary["index"]] = summary
         if progress:
             progress(name, len(told), count)

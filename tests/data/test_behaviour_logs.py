@@ -32,7 +32,7 @@ Event = tuple[int, int, str, str, int | None]  # day, minute, user, item, dwell
 
 
 def in_a_loop(
-    work: Callable[[int], dict[str, object]], indices: Sequence[int]
+    work: Callable[[int], dict[str, object]], indices: Sequence[int], *_: object
 ) -> Iterator[dict[str, object]]:
     return (work(index) for index in indices)
 

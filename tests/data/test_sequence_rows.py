@@ -45,7 +45,7 @@ NUM_BUCKETS = 2
 Users = dict[str, list[tuple[str, int]]]  # user -> (item, day), in order
 
 
-def in_a_loop(work: object, indices: Sequence[int]) -> Iterator[dict[str, object]]:
+def in_a_loop(work: object, indices: Sequence[int], *_: object) -> Iterator[dict[str, object]]:
     assert callable(work)
     return (work(index) for index in indices)
 

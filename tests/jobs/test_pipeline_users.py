@@ -21,7 +21,7 @@ from rec.schema import INTERACTIONS, ITEMS, SEQUENCE_ITEMS, SEQUENCE_ROWS
 LAST = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 
 
-def in_a_loop(work: Callable[[int], Any], indices: Sequence[int]) -> Iterator[Any]:
+def in_a_loop(work: Callable[[int], Any], indices: Sequence[int], *_: object) -> Iterator[Any]:
     return (work(index) for index in indices)
 
 

@@ -48,7 +48,7 @@ Users = dict[str, list[tuple[str, int]]]  # user -> (item, day), in order
 FAST = RankingConfig(rows="", baselines=("popularity", "Markov"), cutoffs=(3, 10), tune_users=0)
 
 
-def in_a_loop(work: object, indices: Sequence[int]) -> Iterator[dict[str, object]]:
+def in_a_loop(work: object, indices: Sequence[int], *_: object) -> Iterator[dict[str, object]]:
     assert callable(work)
     return (work(index) for index in indices)
 
