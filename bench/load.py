@@ -244,7 +244,9 @@ def run(load: Load, requests: Sequence[bytes]) -> Result:
     for i, fill in ((0, 0.0), (1, np.inf), (3, False)):
         columns[i] = np.concatenate([columns[i], np.full(hung, fill)])
     columns[3] = columns[3].astype(bool)
-    return Result(*columns, told["timings"], told["seconds"], told["cpu_s"], told["start"])
+    due, latency, status, retry = columns
+    more = (told["timings"], told["seconds"], told["cpu_s"], told["start"])
+    return Result(due, latency, status, retry, *more)
 
 
 def main(folder: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +56,9 @@ class Service:
             return [self._root, *self._root.children(recursive=True)]
         return []
 
-    def cpu_s(self) -> Counter[str]:
+    def cpu_s(self) -> dict[str, float]:
         """Processor seconds of the living processes so far, by what they are."""
-        used: Counter[str] = Counter()
+        used: defaultdict[str, float] = defaultdict(float)
         for one in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = one.cpu_times()

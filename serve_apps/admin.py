@@ -85,7 +85,9 @@ class Operator:
         async def versions() -> Versions:
             return await asyncio.to_thread(self._versions)
 
-        under_way = {202: {"model": Versions, "description": "under way; ask for the versions"}}
+        under_way: dict[int | str, dict[str, Any]] = {
+            202: {"model": Versions, "description": "under way; ask for the versions"}
+        }
 
         @app.post(f"{below}/swap", summary="Use what is published now", responses=under_way)
         async def swap(body: SwapRequest, response: Response) -> Versions:

@@ -122,7 +122,7 @@ class Embedder:
         return list(self._encoder.encode(batch))
 
 
-def _check_canary(vectors: Sequence[np.ndarray]) -> None:
+def _check_canary(vectors: Sequence[np.ndarray] | np.ndarray) -> None:
     norm = float(np.linalg.norm(vectors[0]))
     if not abs(norm - 1) < 1e-3:
         raise ApiError(503, "unhealthy", f"the encoder's canary has norm {norm}, expected 1")

@@ -55,7 +55,8 @@ def make_pinned_app(
 ) -> FastAPI:
     """The service as an ASGI application."""
     title = "Raycall content"
-    patience = dict.fromkeys(("/v1/embed", "/v1/embed/raw"), Patience(limits.max_embed_s))
+    patience: dict[str, Patience] = {}
+    patience |= dict.fromkeys(("/v1/embed", "/v1/embed/raw"), Patience(limits.max_embed_s))
     patience |= dict.fromkeys(("/v1/knn", "/v1/knn/raw"), Patience(limits.max_knn_s))
     size = limits.max_body_bytes
     app = new_app(title, __version__, size, operations=operations, patience=patience)

@@ -19,8 +19,8 @@ from rec.artifacts import Manifest
 from rec.config import Config
 from serve_apps.errors import ApiError
 
-B = TypeVar("B")
-V = TypeVar("V", bound="_Told")
+B = TypeVar("B", covariant=True)
+V = TypeVar("V", bound="_Told", covariant=True)
 
 _UNDER_WAY_S = 40.0  # what answers no longer is held for requests that began before
 
