@@ -113,7 +113,10 @@ def _add(
     endpoint = partial(_answer, kind, answer)
     app.router.routes.append(_PlainRoute(path, endpoint, methods=["POST"]))
     documented = _bytes_both_ways(kind, **about)
-    app.add_api_route(path, endpoint, methods=["POST"], summary=summary, **documented)
+    name = f"{getattr(answer, '__name__', '')}_raw"  # of a partial it would be "partial"
+    app.add_api_route(
+        path, endpoint, methods=["POST"], name=name, summary=summary, description="", **documented
+    )
 
 
 async def _answer(kind: type[Q], answer: Answer[Q], request: Request) -> Response:

@@ -88,6 +88,7 @@ def test_the_content_service(content: TestClient, served: Any) -> None:
     def one(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
         return st.fixed_dictionaries(fields)
 
+    version = match(served.encoder_uri, served.index_uri)
     files = [*served.pictures[:2], bomb(), profile_bomb(10_000_000), b"no picture", b""]
     texts = st.sampled_from(served.texts) | TEXT
     rows = st.integers(1, 5).map(lambda n: wire.pack_rows(np.ones((n, 16))))
@@ -104,6 +105,7 @@ def test_the_content_service(content: TestClient, served: Any) -> None:
         "vector": vectors,
         "item_id": items,
         "model_version": st.sampled_from([served.encoder.version] * 5 + ["another"]),
+        "index_version": st.sampled_from([version.index_version] * 5 + ["another"]),
         "k": st.integers(1, 22),
         "/v1/knn/raw": rows | rows.map(lambda data: data[1:]),
         "/v1/embed/raw": st.lists(pairs, max_size=5).map(wire.pack_contents),

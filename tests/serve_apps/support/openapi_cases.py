@@ -89,7 +89,8 @@ def _cases(
 
 
 def _spelt(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode(errors="replace").decode()  # half a pair cannot stand in a URL
 
 
 def _values(
