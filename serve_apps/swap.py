@@ -92,7 +92,12 @@ class Swaps:
 
     def _carry_out(self, plan: Plan, release: Release) -> Plan:
         until = time.time() + self._prepare_s
-        changed = {"epoch": plan.epoch + 1, "preparing": release, "preparing_until": until}
+        # replicas let go of it later than this gives up, or it would call all of them late
+        changed = {
+            "epoch": plan.epoch + 1,
+            "preparing": release,
+            "preparing_until": until + _ACK_S,
+        }
         preparing = self._publish(plan, changed)
         try:
             self._await_ready(preparing, release, until)
