@@ -29,7 +29,7 @@ from rec.retrieval import originals, versions
 from rec.retrieval.build import Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
-from rec.retrieval.errors import IndexBuildError, StaleError
+from rec.retrieval.errors import IndexBuildError, LogError, StaleError
 from rec.retrieval.index import Index
 from rec.retrieval.log import LOG_FILE, ChangeLog
 from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE, shard_name
@@ -79,11 +79,11 @@ class LiveIndex:
         self._worker: threading.Thread | None = None
         self._in_vain = 0.0  # share changed when a compaction last came to nothing
         base = self._open()
-        about = {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
+        self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
         place = join(uri, LOG_FILE)
         known = json.loads(artifacts.read_bytes(place))["log"] if artifacts.exists(place) else None
-        self._log = ChangeLog(log_folder, about, start, known)
+        self._log = ChangeLog(log_folder, self._about, start, known)
         try:
             if known is None:
                 artifacts.write_atomic(place, json.dumps({"log": self._log.identity}).encode())
@@ -230,6 +230,12 @@ class LiveIndex:
         if in_use.root == self._state.base.manifest.root:
             return
         base = self._open()
+        if (found := _about(base)) != self._about:
+            raise LogError(
+                f"{self._uri}: version {base.version} is of {found}, the log of {self._about}: its "
+                f"changes are of other vectors. Roll the index back, or open the new version with "
+                f"a log folder of its own (and remove {LOG_FILE} beside its manifest)"
+            )
         with self._lock:
             self._state = self._replayed(base)
 
@@ -239,6 +245,11 @@ class LiveIndex:
             self._worker.join()
         with self._compacting, self._lock:
             self._log.close()
+
+
+def _about(base: Index) -> dict[str, object]:
+    """What vectors changes are of."""
+    return {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
 
 
 def _log_seq(manifest: Manifest) -> int:

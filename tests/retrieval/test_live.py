@@ -699,3 +699,27 @@ def test_changes_as_bytes() -> None:
     assert (a.item_id, a.attributes, b, c.item_id) == ("a", {"n": 3}, Delete("b"), "c")
     np.testing.assert_array_equal(a.vectors, clustered(2))
     np.testing.assert_array_equal(c.vectors, clustered(1))
+
+
+@pytest.mark.parametrize("what", ["dimension", "encoder"])
+def test_a_version_of_other_vectors_is_refused_and_the_one_before_answers(
+    tmp_path: Path, what: str
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    first = index.index.version
+    index.apply([Put("new", clustered(1)[0])])
+    vectors = clustered(40)[:, : DIM // 2] if what == "dimension" else clustered(40)
+    table = embeddings(
+        tmp_path / "other", vectors, columns={"language": ["en"] * 40, "age": [1] * 40}
+    )
+    if what == "encoder":
+        manifest = artifacts.read_manifest(table, "embedding-table")
+        artifacts.seal(table, manifest.root, manifest.kind, lineage={"encoder": "another"})
+    build_index(table, str(tmp_path / "i"), CONFIG, log_seq=0)
+    for work in (index.refresh, index.compact):
+        with pytest.raises(LogError, match=f"{what}.* the log of .*{what}"):
+            work()
+    assert index.index.version == first
+    assert "new" in index.index
+    index.close()
