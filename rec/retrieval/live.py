@@ -217,6 +217,8 @@ class LiveIndex:
             )
 
     def _read(self, base: Index, name: str) -> bytes:
+        files = {name: base.manifest.files[name]}
+        artifacts.verify(self._uri, base.manifest.model_copy(update={"files": files}))
         return artifacts.read_bytes(join(self._uri, base.manifest.root, name))
 
     def refresh(self) -> None:

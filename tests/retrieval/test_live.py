@@ -723,3 +723,23 @@ def test_a_version_of_other_vectors_is_refused_and_the_one_before_answers(
     assert index.index.version == first
     assert "new" in index.index
     index.close()
+
+
+@pytest.mark.parametrize("name", ["trained.faiss", "queries.npy"])
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_compaction_trusts_no_file_that_was_altered(tmp_path: Path, name: str, how: str) -> None:
+    start(tmp_path, config=SEVERAL)
+    queries = embeddings(tmp_path / "q", clustered(8, seed=9))
+    build_index(str(tmp_path / "e"), str(tmp_path / "i"), SEVERAL, queries_uri=queries)
+    index = live(tmp_path)
+    first = index.index.version
+    path = tmp_path / "i" / index.index.manifest.root / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 0x80
+    path.write_bytes(content[:-3] if how == "cut" else content)
+    index.apply([Delete("item-0")])
+    with pytest.raises(artifacts.ArtifactError, match=name):
+        index.compact()
+    assert index.index.version == first
+    assert artifacts.read_manifest(str(tmp_path / "i"), versions.KIND).version == first
+    index.close()
