@@ -6,8 +6,9 @@
 
 Every call is tried again once where nothing answered or the service said that it is busy; all of
 them only read, so that asking twice does no harm. What changes something (below /admin/) is asked
-once. Where nobody listens at all, as while a proxy that died is started anew, calls are tried again
-for `patience_s`. What else is refused is a RequestError at once.
+once. Where nobody listens at all calls are tried again for `patience_s`; an HAProxy that was killed
+answers 404 for a while once it listens again, which is not waited for. What else is refused is a
+RequestError at once.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
         # the gateways count requests themselves; Serve would read a line of HAProxy's for each
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
-        # an HAProxy that died is noticed within three of these
+        # an HAProxy that died should be noticed within three of these; not measured
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     from serve_apps.launch import ServiceError, serving
 
