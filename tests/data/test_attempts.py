@@ -21,7 +21,6 @@ from rec.sources import FolderSource
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_files_that_kill_their_worker_are_listed_and_all_others_read(
     ray_local: None, tmp_path: Path
 ) -> None:

@@ -21,10 +21,7 @@ from rec.data.logs import LogFiles
 from rec.data.sequences import SequenceConfig
 from rec.data.tasks import ShardError
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-]
+pytestmark = pytest.mark.ray
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 3
 LATE = START + timedelta(days=30)

@@ -14,8 +14,6 @@ from rec.data import behaviour_phases, sequence_phases
 from rec.data.budget import GB, Budget, BudgetError, check_room, limit_memory
 from rec.data.tasks import map_shards
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
 
 @pytest.fixture(autouse=True)
 def no_limit() -> Iterator[None]:

@@ -28,11 +28,7 @@ from rec.features.text import TextTokenizer
 from rec.schema import ITEMS, MEDIA, SEARCHES, check
 from rec.sources.base import Shard, problem_table
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray warns of its own defaults
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-]
+pytestmark = pytest.mark.ray
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 NUM_ITEMS = 60

@@ -16,11 +16,7 @@ from rec.data.tables import IngestError
 from rec.data.texts import TextConfig
 from rec.sources import FolderSource
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray warns of its own defaults
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-]
+pytestmark = pytest.mark.ray
 ROWS = RowsConfig(
     text=TextConfig(vocab_size=120, max_tokens=16),
     labels=LabelConfig(min_items=1),

@@ -14,11 +14,7 @@ import pytest
 from rec.data.split import Split, fit_split
 from rec.schema import TIMESTAMP
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray warns of its own defaults
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-]
+pytestmark = pytest.mark.ray
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 

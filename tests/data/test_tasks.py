@@ -16,10 +16,7 @@ from rec.data.attempts import MAX_TRIES, Attempt
 from rec.data.tasks import ShardError, hash_files, map_shards, with_markers
 from rec.schema import SchemaError
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-]
+pytestmark = pytest.mark.ray
 
 
 def test_an_error_of_a_shard_kills_no_worker_of_the_others(ray_local: None, tmp_path: Path) -> None:

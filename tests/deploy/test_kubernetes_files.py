@@ -17,9 +17,6 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
-# Ray Serve 2.60's own models, when they are imported
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-
 
 def documents(path: Path) -> list[dict[str, Any]]:
     # through text and back: documents of their own where the file has anchors

@@ -133,7 +133,6 @@ def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_given_again_it_runs_what_changed_and_says_so_before(
     finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,6 @@ def job(name: str, *arguments: str) -> int:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_rows_training_and_its_continuation_on_s3(
     ray_local: None, s3: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,6 @@ def contents(out: Path) -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_killed_job_goes_on_and_writes_every_row_once(
     ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,7 +88,6 @@ def test_sigterm_ends_a_job_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_full_disk_in_a_task_of_ray_data_is_told_in_a_line(
     ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

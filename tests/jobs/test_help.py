@@ -13,8 +13,6 @@ from tune import recall
 Main = Callable[[list[str]], int]
 
 
-# ray.serve's own settings, when they are first imported
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 @pytest.mark.parametrize(
     ("main", "given", "lines"),
     [

@@ -14,7 +14,6 @@ from rec.features.sequences import collate_sequences
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_file_of_ratings_becomes_batches(ray_local: None, tmp_path: Path) -> None:
     log, items = tmp_path / "toy.inter", tmp_path / "toy.item"
     events = [f"u{n % 5}\ti{n * 7 % 11}\t{n % 5 + 1}\t{86_400 * n}" for n in range(60)]

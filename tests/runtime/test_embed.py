@@ -36,9 +36,6 @@ from rec.runtime.partition import EmbedError, Partition, PartReport, embed_parti
 from rec.runtime.same_tokenizer import refuse_other_tokenizer
 from rec.schema import EMBEDDINGS
 
-# Ray warns of its own defaults when it makes a DataContext
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
 VOCAB = 60
 REPOSITORY = Path(__file__).parents[2]
 

@@ -22,8 +22,6 @@ from rec.train.metrics import read_records
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    # Ray Train copies Ray Data's context, which sets every field of it, the deprecated too
-    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context"),
 ]
 TIMES = ("rows_per_s", "data_wait", "memory_mb")
 

@@ -33,9 +33,6 @@ from rec.client import Client, RequestError
 from rec.config import ConfigError
 from serve_apps.keys import new_key
 
-# Ray Serve 2.60's own models, when they are imported
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "config.yaml"
 
 

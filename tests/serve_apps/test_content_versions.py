@@ -69,7 +69,6 @@ class Handle:
         return SimpleNamespace(remote=getattr(self._replica, name))
 
 
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 def test_a_replica_gives_no_answer_of_another_version(
     served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

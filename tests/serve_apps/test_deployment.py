@@ -10,9 +10,6 @@ import pytest
 
 from serve_apps.errors import ApiError, invalid
 
-# Ray Serve 2.60's own models, when they are imported
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-
 
 class Response:
     """As Serve's: awaited, or cancelled by whom it is of no more use to."""

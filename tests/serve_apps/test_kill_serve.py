@@ -18,8 +18,6 @@ from under_load import asking, pids
 from rec.client import Client
 from serve_apps.keys import new_key
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-
 CONTROLLER = "ray::ServeController"
 
 

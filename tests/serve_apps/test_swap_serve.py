@@ -17,8 +17,6 @@ from rec.client import Client, RequestError
 from rec.models.content.encoder import load_encoder
 from serve_apps.keys import new_key
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-
 ADMIN, ADMIN_LINE = new_key("keeper", "admin")
 READ, READ_LINE = new_key("reader", rate_per_s=1e6)
 K = 4
