@@ -553,7 +553,7 @@ def test_command_line_says_what_is_wrong(
     monkeypatch.setattr(job, "start_ray", lambda _: pytest.fail("Ray was started for it"))
     nowhere = ["--encoder", str(tmp_path), "--rows", str(tmp_path), "--out", str(tmp_path / "o")]
     assert job.main(nowhere) == 1
-    assert f"embed: {tmp_path}: " in capsys.readouterr().err
+    assert f"embed: {tmp_path}" in capsys.readouterr().err
     places = ["--encoder", encoder_uri, "--rows", str(tmp_path), "--out", str(tmp_path / "out")]
     assert job.main([*places, "--set", "batch_sise=3"]) == 1
     assert "no field 'batch_sise'; there are: batch_size" in capsys.readouterr().err
