@@ -115,8 +115,3 @@ def read_or_empty(uri: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
     if exists(uri):
         return read_table(uri, columns)
     return pa.schema([schema.field(name) for name in columns]).empty_table()
-
-
-def file_bytes(uri: str) -> int:
-    files, path = filesystem(uri)
-    return files.get_file_info(path).size

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rec.artifacts import exists, join, read_bytes
+from rec.artifacts import LEDGER, FileEntry, exists, join, read_bytes
 from rec.config import Config
-
-LEDGER = "ledger.json"
+from rec.data.ledger import Ledger
 
 
 class IngestError(ValueError):
@@ -23,13 +22,16 @@ class TableSize(Config):
 
 
 class Tables(Config):
-    """What a folder of tables holds: its ledger.json."""
+    """What a folder of tables holds: its ledger.json, which is ledger and manifest in one."""
 
     version: str  # names source, config and sizes; lineage of what is made from the tables
     kind: str
-    source: dict[str, Any]
+    source: dict[str, Any]  # config and fingerprint of the source: what they are made of
     num_shards: int
     tables: dict[str, TableSize]
+    schemas: dict[str, dict[str, str]] = {}  # table -> column -> type
+    ledger: Ledger = Ledger()  # rows by table, and files by whether they could be read
+    files: dict[str, FileEntry] = {}  # of shards that were written before this was kept: none
     num_alike: int = 0  # frames of videos left out because another one looks the same
     num_problems: int  # what was left out, each a row of problems/
     problems: tuple[str, ...]  # the first of them

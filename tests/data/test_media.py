@@ -27,6 +27,7 @@ from rec.data.duplicates import (
     settled,
 )
 from rec.data.ingest import write_shard
+from rec.data.ledger import Ledger, StageCounts
 from rec.data.media import (
     MEDIA_INDEX,
     MediaConfig,
@@ -184,6 +185,12 @@ def test_a_shard_of_files_has_an_index_that_finds_every_row(tmp_path: Path) -> N
         for row in read_table(shard_file(out, "problems", shard.index)).to_pylist()
     ]
     assert [Path(row["place"]).name for row in listed] == ["c"]
+    ledger = Ledger()
+    for summary in summaries:
+        ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
+    files_read = StageCounts(rows_in=5, rows_out=4, dropped={"cannot be read": 1})
+    assert ledger.stages["files"] == files_read
+    assert ledger.stages["media"] == StageCounts(rows_in=5, rows_out=5)
 
 
 def test_patches_that_are_there_need_no_decoding() -> None:

@@ -1,0 +1,66 @@
+"""What the files of an artifact hold, told by the files themselves: columns, or arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+_MAX_ARRAYS = 16  # of more, a model's weights, the names are no schema
+_MAX_HEADER = 1 << 20
+
+
+def schemas_of(
+    files: pafs.FileSystem, path: str, names: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """The schema of every table: of a folder's first file of a kind, for all in it are alike.
+
+    Args:
+        files, path: the folder of the files.
+        names: of all files below it.
+
+    Returns:
+        By folder, or by file where it lies in none, and a pattern for its kind: column or array
+        to type, as {"edges/*.parquet": {"weight": "float not null"}}.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in sorted(names):
+        folder, _, base = name.rpartition("/")
+        kind = base.rpartition(".")[-1]
+        if kind not in _READERS:
+            continue
+        table = f"{folder}/*.{kind}" if folder else base
+        if table not in found:
+            with files.open_input_file(f"{path}/{name}") as stream:
+                found[table] = _READERS[kind](stream)
+    return {table: schema for table, schema in found.items() if schema}
+
+
+def columns_of(schema: pa.Schema) -> dict[str, str]:
+    """Column to type."""
+    return {f.name: f"{f.type}{'' if f.nullable else ' not null'}" for f in schema}
+
+
+def _parquet(stream: pafs.NativeFile) -> dict[str, str]:
+    return columns_of(pq.read_schema(stream))
+
+
+def _safetensors(stream: pafs.NativeFile) -> dict[str, str]:
+    """Types and numbers of dimensions, from the header: eight bytes of its size, then JSON."""
+    size = int.from_bytes(stream.read(8), "little")
+    if size > _MAX_HEADER:
+        return {}
+    arrays = json.loads(stream.read(size))
+    arrays.pop("__metadata__", None)
+    if len(arrays) > _MAX_ARRAYS:
+        return {}
+    return {
+        name: f"{about['dtype']} of {len(about['shape'])} dimensions"
+        for name, about in sorted(arrays.items())
+    }
+
+
+_READERS = {"parquet": _parquet, "safetensors": _safetensors}

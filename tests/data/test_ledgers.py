@@ -1,0 +1,110 @@
+"""Beside every output of data: rows in, out and dropped, schema, hashes, and where it is from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import behaviour, ingest, sequences
+from rec.artifacts import Manifest, file_entry, join, read_bytes, read_manifest, verify
+from rec.data.ledger import Ledger, StageCounts
+from rec.data.tables import read_tables
+
+_LOGS = {"interactions", "searches", "comments", "items"}
+
+
+@pytest.fixture(scope="module")
+def run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tables, rows of items, behaviour with a graph and rows of users, of one small platform."""
+    out = str(tmp_path_factory.mktemp("run"))
+    tables = join(out, "tables")
+    small = ["source.num_items=40", "source.num_shards=2", "source.interactions_per_user=9"]
+    assert ingest.main(["--out", out, "--set", *small]) == 0
+    logs = ["--logs", tables, "--cutoff", "2030-01-01", "--out", join(out, "behaviour")]
+    assert behaviour.main([*logs, "--set", "num_buckets=2", "edges={}"]) == 0
+    split = ["--leave-one-out", "--set", "domain=video"]
+    users = ["--behaviour", join(out, "behaviour"), "--out", join(out, "sequences")]
+    assert sequences.main([*users, *split, "--items", join(tables, "items")]) == 0
+    return out
+
+
+def balances(ledger: Ledger) -> bool:
+    stages = ledger.stages.values()
+    return bool(stages) and all(s.rows_in == s.rows_out + sum(s.dropped.values()) for s in stages)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_every_output_has_ledger_schema_hashes_and_lineage(run: str) -> None:
+    tables = read_tables(join(run, "tables"))
+    assert balances(tables.ledger)
+    assert {name: tables.ledger.stages[name].rows_out for name in tables.tables} == {
+        name: size.num_rows for name, size in tables.tables.items()
+    }
+    assert tables.source["num_items"] == 40
+    on_disk = {str(p.relative_to(f"{run}/tables")) for p in Path(run, "tables").rglob("*.parquet")}
+    assert set(tables.files) == on_disk
+    for name, entry in tables.files.items():
+        assert file_entry(join(run, "tables", name)) == entry
+        found = pq.read_schema(join(run, "tables", name))
+        assert list(tables.schemas[name.split("/")[0]]) == found.names
+    made_of = {"rows": {"tables"}, "behaviour": _LOGS, "sequences": {"behaviour", "items"}}
+    for name, lineage in made_of.items():
+        manifest = read_manifest(join(run, name))
+        verify(join(run, name), manifest)
+        assert set(manifest.lineage) == lineage
+        assert manifest.ledger is not None
+        text = read_bytes(join(run, name, manifest.root, manifest.ledger)).decode()
+        assert balances(Ledger.from_json(text))
+        assert told(manifest) == {
+            file for file in manifest.files if file.endswith((".parquet", ".safetensors"))
+        }
+
+
+def told(manifest: Manifest) -> set[str]:
+    """The files that a schema is told of."""
+    found: set[str] = set()
+    for file in manifest.files:
+        folder, _, base = file.rpartition("/")
+        if (f"{folder}/*.{base.rpartition('.')[-1]}" if folder else base) in manifest.schemas:
+            found.add(file)
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_a_manifest_tells_columns_and_arrays(run: str) -> None:
+    schemas = read_manifest(join(run, "behaviour")).schemas
+    assert schemas["sequences/*.parquet"]["user_id"] == "string not null"
+    assert schemas["edges/*.parquet"]["weight"] == "float not null"
+    graph = schemas["graph/item-co_watched-item/*.safetensors"]
+    assert graph["indptr"] == "I64 of 1 dimensions"
+    assert graph["weights"] == "F32 of 1 dimensions"
+
+
+def test_rows_of_unknown_films_are_in_the_ledger(tmp_path: Path) -> None:
+    from rec.data.ingest import write_shard
+    from rec.data.media import MediaConfig
+    from rec.sources import MovieLensSource
+
+    (tmp_path / "posters").mkdir()
+    for name, lines in {
+        "movies": ["movieId,title,genres", "1,One (1999),Drama"],
+        "descriptions": ["movieId,overview,keywords", "1,text,a|b"],
+        "ratings": ["userId,movieId,rating,timestamp", "1,1,4,9", "1,2,4,9", "2,3,4,9"],
+        "tags": ["userId,movieId,tag,timestamp", "1,1,good,9"],
+        "relations": ["movieId,relation,entity", "1,directed_by,x"],
+    }.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "posters" / "1.jpg").write_bytes(b"broken")
+    source = MovieLensSource(path=str(tmp_path), num_shards=1)
+    told = write_shard(source, source.shards()[0], str(tmp_path / "out"), MediaConfig())
+    stages = Ledger.from_json(told["ledger"]).stages
+    dropped = {"listed in problems": 2}
+    assert stages["interactions"] == StageCounts(rows_in=3, rows_out=1, dropped=dropped)
+    assert stages["media"].dropped == {"listed in problems": 1}
+    assert stages["items"] == StageCounts(rows_in=1, rows_out=1)
