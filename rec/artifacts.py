@@ -65,7 +65,7 @@ class Manifest(Config):
     root: str = Field(pattern=_PLAIN)  # folder of the files, below the artifact's own
     files: dict[RelativePath, FileEntry]  # paths below root
     ledger: RelativePath | None = None  # the one of them that says what became of all rows
-    schemas: dict[str, dict[str, str]] = {}  # table -> column or array -> type
+    schemas: dict[str, dict[str, str]] = {}  # file, numbers as * -> column or array -> type
     lineage: dict[str, str] = {}  # artifact it was made from -> its version
     config: dict[str, Any] = {}  # how it was made
     metrics: dict[str, Any] = {}  # what was measured of it

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+_NUMBER = re.compile(r"\d+")
 _MAX_ARRAYS = 16  # of more, a model's weights, the names are no schema
 _MAX_HEADER = 1 << 20
 
@@ -16,26 +18,23 @@ _MAX_HEADER = 1 << 20
 def schemas_of(
     files: pafs.FileSystem, path: str, names: Iterable[str]
 ) -> dict[str, dict[str, str]]:
-    """The schema of every table: of a folder's first file of a kind, for all in it are alike.
+    """The schema of every table: of the first of its files, whose names differ in numbers alone.
 
     Args:
         files, path: the folder of the files.
         names: of all files below it.
 
     Returns:
-        By folder, or by file where it lies in none, and a pattern for its kind: column or array
-        to type, as {"edges/*.parquet": {"weight": "float not null"}}.
+        By the files' name, its numbers as *: column or array to type, as
+        {"edges/shard-*.parquet": {"weight": "float not null"}}.
     """
     found: dict[str, dict[str, str]] = {}
     for name in sorted(names):
-        folder, _, base = name.rpartition("/")
-        kind = base.rpartition(".")[-1]
-        if kind not in _READERS:
-            continue
-        table = f"{folder}/*.{kind}" if folder else base
-        if table not in found:
+        reader = _READERS.get(name.rpartition(".")[-1])
+        table = _NUMBER.sub("*", name)
+        if reader and table not in found:
             with files.open_input_file(f"{path}/{name}") as stream:
-                found[table] = _READERS[kind](stream)
+                found[table] = reader(stream)
     return {table: schema for table, schema in found.items() if schema}
 
 

@@ -25,7 +25,7 @@ from rec.artifacts import FileEntry, exists, file_entry, filesystem, join, read_
 from rec.data.attempts import Attempt
 from rec.data.budget import Budget
 from rec.data.ledger import Ledger
-from rec.data.media import FATAL, MEDIA_INDEX, MediaConfig, index_rows, media_of_files
+from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile
 from rec.data.tables import LEDGER, IngestError, Tables, TableSize, changes, shard_file
 from rec.data.tasks import Summary, finished_shards, with_markers
@@ -145,15 +145,13 @@ def write_shard(
                 write(kind, piece)
                 left[table] += piece.num_rows
                 continue
-            num_read, lost = 0, Counter[str]()
-            for rows, problems, num_alike in media_of_files(piece, media, attempt):
-                write("media", rows)
-                write("problems", problem_table(problems))
-                alike += num_alike
-                read = set(rows.column("uri").to_pylist())
-                num_read += len(read)
-                lost.update(_why(reason) for place, _, reason in problems if place not in read)
-            ledger = ledger.record("files", piece.num_rows, num_read, lost)
+            lost = Counter[str]()
+            for part in media_of_files(piece, media, attempt):
+                write("media", part.rows)
+                write("problems", problem_table(part.problems))
+                alike += part.num_alike
+                lost += part.lost
+            ledger = ledger.record("files", piece.num_rows, piece.num_rows - lost.total(), lost)
     for name in [name for name in files if name != "problems"]:
         rows = files[name].num_rows
         ledger = ledger.record(name, rows + left[name], rows, {_LISTED: left[name]})
@@ -166,10 +164,6 @@ def write_shard(
         "ledger": ledger.to_json(),
         "sha256": {name: entry.sha256 for name, entry in written.items()},
     }
-
-
-def _why(reason: str) -> str:
-    return "ended the process that read it" if reason == FATAL else "cannot be read"
 
 
 def _schemas(source: AnySource) -> dict[str, pa.Schema]:
@@ -191,9 +185,10 @@ def _total(
     sizes: dict[str, TableSize] = {}
     ledger = Ledger()
     files: dict[str, FileEntry] = {}
-    for summary in summaries:
-        ledger = ledger.merge(Ledger.from_json(summary.get("ledger", "{}")))
-        for name, digest_of_file in summary.get("sha256", {}).items():
+    # of some of the shards alone neither would be true
+    for summary in summaries if all("ledger" in each for each in summaries) else ():
+        ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
+        for name, digest_of_file in summary["sha256"].items():
             place = shard_file("", name, summary["index"]).lstrip("/")
             num_bytes = summary["sizes"][name][1]
             files[place] = FileEntry(sha256=digest_of_file, num_bytes=num_bytes)

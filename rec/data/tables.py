@@ -30,8 +30,9 @@ class Tables(Config):
     num_shards: int
     tables: dict[str, TableSize]
     schemas: dict[str, dict[str, str]] = {}  # table -> column -> type
+    # both are empty where a release that did not keep them has written some of the shards
     ledger: Ledger = Ledger()  # rows by table, and files by whether they could be read
-    files: dict[str, FileEntry] = {}  # of shards that were written before this was kept: none
+    files: dict[str, FileEntry] = {}
     num_alike: int = 0  # frames of videos left out because another one looks the same
     num_problems: int  # what was left out, each a row of problems/
     problems: tuple[str, ...]  # the first of them

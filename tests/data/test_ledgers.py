@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs import behaviour, ingest, sequences
-from rec.artifacts import Manifest, file_entry, join, read_bytes, read_manifest, verify
+from rec.artifacts import describe, file_entry, join, read_bytes, read_manifest, verify
+from rec.data import media
+from rec.data.ingest import write_shard
 from rec.data.ledger import Ledger, StageCounts
+from rec.data.media import MediaConfig
 from rec.data.tables import read_tables
+from rec.sources import FolderSource, MovieLensSource
 
 _LOGS = {"interactions", "searches", "comments", "items"}
 
@@ -59,19 +68,9 @@ def test_every_output_has_ledger_schema_hashes_and_lineage(run: str) -> None:
         assert manifest.ledger is not None
         text = read_bytes(join(run, name, manifest.root, manifest.ledger)).decode()
         assert balances(Ledger.from_json(text))
-        assert told(manifest) == {
-            file for file in manifest.files if file.endswith((".parquet", ".safetensors"))
-        }
-
-
-def told(manifest: Manifest) -> set[str]:
-    """The files that a schema is told of."""
-    found: set[str] = set()
-    for file in manifest.files:
-        folder, _, base = file.rpartition("/")
-        if (f"{folder}/*.{base.rpartition('.')[-1]}" if folder else base) in manifest.schemas:
-            found.add(file)
-    return found
+        for file in manifest.files:
+            is_told = re.sub(r"\d+", "*", file) in manifest.schemas
+            assert is_told == file.endswith((".parquet", ".safetensors"))
 
 
 @pytest.mark.ray
@@ -79,18 +78,14 @@ def told(manifest: Manifest) -> set[str]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_a_manifest_tells_columns_and_arrays(run: str) -> None:
     schemas = read_manifest(join(run, "behaviour")).schemas
-    assert schemas["sequences/*.parquet"]["user_id"] == "string not null"
-    assert schemas["edges/*.parquet"]["weight"] == "float not null"
-    graph = schemas["graph/item-co_watched-item/*.safetensors"]
+    assert schemas["sequences/shard-*.parquet"]["user_id"] == "string not null"
+    assert schemas["edges/shard-*.parquet"]["weight"] == "float not null"
+    graph = schemas["graph/item-co_watched-item/shard-*.safetensors"]
     assert graph["indptr"] == "I64 of 1 dimensions"
     assert graph["weights"] == "F32 of 1 dimensions"
 
 
 def test_rows_of_unknown_films_are_in_the_ledger(tmp_path: Path) -> None:
-    from rec.data.ingest import write_shard
-    from rec.data.media import MediaConfig
-    from rec.sources import MovieLensSource
-
     (tmp_path / "posters").mkdir()
     for name, lines in {
         "movies": ["movieId,title,genres", "1,One (1999),Drama"],
@@ -108,3 +103,45 @@ def test_rows_of_unknown_films_are_in_the_ledger(tmp_path: Path) -> None:
     assert stages["interactions"] == StageCounts(rows_in=3, rows_out=1, dropped=dropped)
     assert stages["media"].dropped == {"listed in problems": 1}
     assert stages["items"] == StageCounts(rows_in=1, rows_out=1)
+
+
+def test_a_file_of_two_items_that_is_unreadable_once_is_counted_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "both.png"), np.full((8, 8, 3), 9, np.uint8))
+    (tmp_path / "in" / "items.csv").write_text("item_id,files\na,both.png\nb,both.png\n")
+    tries: list[str] = []
+    read = media._read
+
+    def fails_once(*arguments: Any) -> bytes:
+        tries.append(arguments[1])
+        if len(tries) == 1:
+            raise OSError("the connection was closed")
+        return read(*arguments)
+
+    monkeypatch.setattr(media, "_read", fails_once)
+    source = FolderSource(path=str(tmp_path / "in"), num_shards=1)
+    told = write_shard(source, source.shards()[0], str(tmp_path / "out"), MediaConfig())
+    stages = Ledger.from_json(told["ledger"]).stages
+    lost = {"cannot be read": 1}
+    assert stages["files"] == StageCounts(rows_in=2, rows_out=1, dropped=lost)
+    assert told["sizes"]["problems"][0] == 1
+
+
+def test_files_that_differ_in_numbers_alone_are_one_table(tmp_path: Path) -> None:
+    for name, column in {
+        "part-00000": "vector",
+        "part-00001": "vector",
+        "shard-00000/ids": "key",
+        "shard-00001/ids": "key",
+        "shard-00000/attributes": "genre",
+    }.items():
+        place = tmp_path / "v" / f"{name}.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({column: ["a"]}), place)
+    assert describe(str(tmp_path), "v", "test").schemas == {
+        "part-*.parquet": {"vector": "string"},
+        "shard-*/ids.parquet": {"key": "string"},
+        "shard-*/attributes.parquet": {"genre": "string"},
+    }

@@ -105,14 +105,15 @@ def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path)
     rows.append(("c", str(tmp_path), "gone", 9))
     table = pa.table(list(zip(*rows, strict=True)), schema=FILES)
     parts = list(media_of_files(table, CONFIG))
-    media = pa.concat_tables([part for part, _, _ in parts])
+    media = pa.concat_tables([part.rows for part in parts])
     keys = [(r["item_id"], r["media_index"], r["kind"]) for r in media.to_pylist()]
     frames = [("a", n, "frame") for n in range(3)]
     assert keys == [*frames, ("c", 0, "log_mel")]
-    problems = [problem for _, found, _ in parts for problem in found]
+    problems = [problem for part in parts for problem in part.problems]
     assert [Path(place).name for place, _, _ in problems] == ["a2", "b1", "gone"]
     assert problems[1][2] == "empty file"
-    assert sum(alike for _, _, alike in parts) == 2
+    assert sum(part.num_alike for part in parts) == 2
+    assert sum(part.lost.total() for part in parts) == 3
 
 
 def test_a_file_that_a_decoder_fails_on_is_listed_and_the_others_are_read(
@@ -130,8 +131,8 @@ def test_a_file_that_a_decoder_fails_on_is_listed_and_the_others_are_read(
     monkeypatch.setattr(media, "decode_file", decode)
     rows = [(name, str(tmp_path), name, 9) for name in "ab"]
     parts = list(media_of_files(pa.table(list(zip(*rows, strict=True)), schema=FILES), CONFIG))
-    assert pa.concat_tables([part for part, _, _ in parts])["item_id"].to_pylist() == ["b"]
-    assert [reason for _, found, _ in parts for _, _, reason in found] == [
+    assert pa.concat_tables([part.rows for part in parts])["item_id"].to_pylist() == ["b"]
+    assert [reason for part in parts for _, _, reason in part.problems] == [
         "cannot be read: error: unpack requires a buffer of 4 bytes"
     ]
 
