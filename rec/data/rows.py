@@ -7,6 +7,7 @@
     <out>/<root>/label_edges/    which labels are on the same items
     <out>/<root>/terms.parquet   words and in how many training texts they are
     <out>/<root>/duplicates/     items left out because they look like another one, and which
+    <out>/<root>/left_out/       all items that have no row, and why
     <out>/<root>/ledger.json     rows in, out and dropped, by stage
 
 Split, tokenizer, idf, labels and weights are fitted first, on the training side alone; then every
@@ -238,7 +239,9 @@ def write_rows(
         DropEmpty(config.min_tokens),
         AddLabels(labels),
     ]
-    rows, ledger = run_stages(stages, items)
+    rows, ledger, left_out = run_stages(stages, items)
+    if left_out.num_rows:
+        write_table(shard_file(place, "left_out", index), left_out)
     rows = rows.select(CONTENT_ROWS.names).cast(CONTENT_ROWS)
     rows = rows.take(np.argsort(stable_uniform(rows.column("item_id").to_pylist(), "order")))
     heldout = fitted.split.heldout(rows)

@@ -143,6 +143,14 @@ def test_every_item_is_a_row_or_dropped_with_a_reason(built: Path) -> None:
     assert len(train) + len(heldout) == 54
     ledger = Ledger.from_json((root / "ledger.json").read_text())
     assert ledger.stages["items to rows"].dropped == {"no text, frame or sound": 6}
+    empty = [f"i{n}" for n in range(0, NUM_ITEMS, 10)]
+    assert ledger.stages["drop empty"].dropped_ids == {"no text, frame or sound": tuple(empty)}
+    listed = [
+        row
+        for file in sorted((root / "left_out").iterdir())
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert listed == [{"item_id": x, "reason": "no text, frame or sound"} for x in empty]
     assert manifest.metrics["train"]["with_frames"] == len(train)
     schema = pq.read_schema(next((root / "train").iterdir()))
     assert schema.equals(CONTENT_ROWS)

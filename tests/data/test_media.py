@@ -207,7 +207,7 @@ def test_patches_that_are_there_need_no_decoding() -> None:
         },
     ]
     media = pa.Table.from_pylist(rows, schema=MEDIA)
-    table, ledger = run_stages([AddSound(media, 1, 60.0)], pa.table({"item_id": ["a"]}))
+    table, ledger, _ = run_stages([AddSound(media, 1, 60.0)], pa.table({"item_id": ["a"]}))
     assert table["log_mel"][0].as_py() == patches[2].tobytes()
     assert ledger.num_problems == 0
 
@@ -323,8 +323,10 @@ def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> N
         {"item_id": "d", "duplicate_of": "b", "num_near": 1, "num_frames": 1},
     ]
     dropped = found["item_id"].combine_chunks()
-    kept, ledger = run_stages([DropDuplicates(dropped)], pa.table({"item_id": list(frames)}))
+    items = pa.table({"item_id": list(frames)})
+    kept, ledger, left_out = run_stages([DropDuplicates(dropped)], items)
     assert kept["item_id"].to_pylist() == ["a", "b", "e", "f"]
+    assert left_out["item_id"].to_pylist() == ["c", "d"]
     assert ledger.stages["drop duplicates"].dropped == {"looks like another item": 2}
 
 
