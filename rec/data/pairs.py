@@ -224,7 +224,10 @@ def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.
     sums = [("num_events_sum", "sum"), ("event_time_max", "max"), ("coefficient_max", "max")]
     pairs = kept.group_by(keys).aggregate([*sums, ("tagged", "max"), ("clicked", "max")])
     pairs = pairs.rename_columns([*keys, *PAIRS.names[4:]])
-    ledger = Ledger().record("label events", num_in, num_events(pairs), dropped)
+    num_out = num_events(pairs)
+    ledger = Ledger().record("label events", num_in, num_out, dropped)
+    met = {"counted with another event of its item and label": num_out - pairs.num_rows}
+    ledger = ledger.record("label pairs", num_out, pairs.num_rows, met)
     return pairs.select(PAIRS.names).cast(PAIRS), ledger
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -155,6 +156,19 @@ def test_every_item_is_a_row_or_dropped_with_a_reason(built: Path) -> None:
     schema = pq.read_schema(next((root / "train").iterdir()))
     assert schema.equals(CONTENT_ROWS)
     assert not list((built / "rows").glob("work-*"))
+
+
+def test_what_one_stage_gives_out_the_next_takes_in(built: Path) -> None:
+    _, root = open_artifact(str(built / "rows"), "content-rows")
+    stages = Ledger.from_json((root / "ledger.json").read_text()).stages
+    read = sum(stages[name].rows_out for name in ("read tags", "read searches"))
+    assert read == stages["label events"].rows_in > stages["label events"].rows_out
+    for one, two in (("label events", "label pairs"), ("label pairs", "item labels")):
+        assert stages[one].rows_out == stages[two].rows_in
+    rows = ["drop duplicates", "tokenise", "score terms", "add frames", "add sound"]
+    rows += ["drop empty", "add labels"]
+    for one, two in itertools.pairwise(rows):
+        assert stages[one].rows_out == stages[two].rows_in
 
 
 def test_the_split_is_by_time_and_shards_are_mixed(built: Path) -> None:
