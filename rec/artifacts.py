@@ -28,7 +28,7 @@ from pyarrow import fs as pafs
 from pydantic import AfterValidator, Field
 
 from rec import __version__
-from rec.config import Config
+from rec.config import Config, one_line
 from rec.file_schemas import schemas_of
 
 MANIFEST = "manifest.json"
@@ -270,7 +270,10 @@ def read_manifest(uri: str | os.PathLike[str], kind: str | None = None) -> Manif
     try:
         manifest = Manifest.from_json(read_bytes(place).decode())
     except ValueError as error:
-        raise ArtifactError(f"{place}: not a manifest: {error}") from error
+        raise ArtifactError(
+            f"{place}: not a manifest ({one_line(error)}); restore it, or remove it and run the "
+            "job that made it again"
+        ) from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{place}: a '{manifest.kind}' artifact, expected '{kind}'")
     return manifest

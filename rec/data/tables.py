@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rec.artifacts import LEDGER, FileEntry, exists, join, read_bytes
-from rec.config import Config
+from rec.config import Config, one_line
 from rec.data.ledger import Ledger
 
 
@@ -46,12 +46,18 @@ def read_tables(uri: str) -> Tables:
     """The ledger of finished tables.
 
     Raises:
-        IngestError: there is none.
+        IngestError: there is none, or it is cut short.
     """
     place = join(uri, LEDGER)
     if not exists(place):
         raise IngestError(f"{place}: not found; run jobs.ingest to write tables there")
-    return Tables.from_json(read_bytes(place).decode())
+    try:
+        return Tables.from_json(read_bytes(place).decode())
+    except ValueError as error:
+        raise IngestError(
+            f"{place}: not the ledger of tables ({one_line(error)}); restore it, or remove it and "
+            "run jobs.ingest again, which keeps the shards that are finished"
+        ) from error
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
