@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,14 +27,15 @@ def schemas_of(
 
     Returns:
         By the files' name, its numbers as *: column or array to type, as
-        {"edges/shard-*.parquet": {"weight": "float not null"}}.
+        {"edges/shard-*.parquet": {"weight": "float not null"}}. Of files that are not what their
+        names say nothing is told.
     """
     found: dict[str, dict[str, str]] = {}
     for name in sorted(names):
         reader = _READERS.get(name.rpartition(".")[-1])
         table = _NUMBER.sub("*", name)
         if reader and table not in found:
-            with files.open_input_file(f"{path}/{name}") as stream:
+            with files.open_input_file(f"{path}/{name}") as stream, suppress(ValueError):
                 found[table] = reader(stream)
     return {table: schema for table, schema in found.items() if schema}
 

@@ -145,3 +145,7 @@ def test_files_that_differ_in_numbers_alone_are_one_table(tmp_path: Path) -> Non
         "shard-*/ids.parquet": {"key": "string"},
         "shard-*/attributes.parquet": {"genre": "string"},
     }
+    (tmp_path / "other").mkdir()
+    for name in ("a.parquet", "b.safetensors", "c.txt"):
+        (tmp_path / "other" / name).write_bytes(b"of another kind")
+    assert describe(str(tmp_path), "other", "test").schemas == {}
