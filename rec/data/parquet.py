@@ -16,7 +16,8 @@ from rec.artifacts import exists, filesystem, move_synced
 from rec.config import one_line
 
 ROW_GROUP_BYTES = 16 << 20
-DAMAGE = (OSError, pa.ArrowException)  # what reading a damaged file raises
+# what reading a damaged file raises; the last where the name of a column is hit
+DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
 
 
 class ParquetError(ValueError):
