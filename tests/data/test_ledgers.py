@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,72 +13,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import behaviour, ingest, sequences
-from rec.artifacts import describe, file_entry, join, read_bytes, read_manifest, verify
+from rec.artifacts import describe
 from rec.data import media
+from rec.data.behaviour import build_behaviour
+from rec.data.behaviour_config import BehaviourConfig
+from rec.data.edges import EdgeConfig
 from rec.data.ingest import write_shard
 from rec.data.ledger import Ledger, StageCounts
+from rec.data.logs import LogFiles
 from rec.data.media import MediaConfig
-from rec.data.tables import read_tables
+from rec.schema import TIMESTAMP
 from rec.sources import FolderSource, MovieLensSource
 
-_LOGS = {"interactions", "searches", "comments", "items"}
+
+def in_a_loop(
+    work: Callable[[int], dict[str, object]], indices: Sequence[int], *_: object
+) -> Iterator[dict[str, object]]:
+    return (work(index) for index in indices)
 
 
-@pytest.fixture(scope="module")
-def run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Tables, rows of items, behaviour with a graph and rows of users, of one small platform."""
-    out = str(tmp_path_factory.mktemp("run"))
-    tables = join(out, "tables")
-    small = ["source.num_items=40", "source.num_shards=2", "source.interactions_per_user=9"]
-    assert ingest.main(["--out", out, "--set", *small]) == 0
-    logs = ["--logs", tables, "--cutoff", "2030-01-01", "--out", join(out, "behaviour")]
-    assert behaviour.main([*logs, "--set", "num_buckets=2", "edges={}"]) == 0
-    split = ["--leave-one-out", "--set", "domain=video"]
-    users = ["--behaviour", join(out, "behaviour"), "--out", join(out, "sequences")]
-    assert sequences.main([*users, *split, "--items", join(tables, "items")]) == 0
-    return out
-
-
-def balances(ledger: Ledger) -> bool:
-    stages = ledger.stages.values()
-    return bool(stages) and all(s.rows_in == s.rows_out + sum(s.dropped.values()) for s in stages)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_every_output_has_ledger_schema_hashes_and_lineage(run: str) -> None:
-    tables = read_tables(join(run, "tables"))
-    assert balances(tables.ledger)
-    assert {name: tables.ledger.stages[name].rows_out for name in tables.tables} == {
-        name: size.num_rows for name, size in tables.tables.items()
-    }
-    assert tables.source["num_items"] == 40
-    on_disk = {str(p.relative_to(f"{run}/tables")) for p in Path(run, "tables").rglob("*.parquet")}
-    assert set(tables.files) == on_disk
-    for name, entry in tables.files.items():
-        assert file_entry(join(run, "tables", name)) == entry
-        found = pq.read_schema(join(run, "tables", name))
-        assert list(tables.schemas[name.split("/")[0]]) == found.names
-    made_of = {"rows": {"tables"}, "behaviour": _LOGS, "sequences": {"behaviour", "items"}}
-    for name, lineage in made_of.items():
-        manifest = read_manifest(join(run, name))
-        verify(join(run, name), manifest)
-        assert set(manifest.lineage) == lineage
-        assert manifest.ledger is not None
-        text = read_bytes(join(run, name, manifest.root, manifest.ledger)).decode()
-        assert balances(Ledger.from_json(text))
-        for file in manifest.files:
-            is_told = re.sub(r"\d+", "*", file) in manifest.schemas
-            assert is_told == file.endswith((".parquet", ".safetensors"))
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_a_manifest_tells_columns_and_arrays(run: str) -> None:
-    schemas = read_manifest(join(run, "behaviour")).schemas
+def test_a_manifest_tells_columns_arrays_and_the_logs_it_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.data.tasks.map_shards", in_a_loop)
+    times = pa.array([1000 * n for n in range(6)], TIMESTAMP)
+    log = {"user_id": ["u", "v"] * 3, "item_id": list("aabbcc"), "event": ["click"] * 6}
+    (tmp_path / "log").mkdir()
+    pq.write_table(pa.table({**log, "event_time": times}), tmp_path / "log" / "a.parquet")
+    logs = LogFiles(path=str(tmp_path / "log"))
+    config = BehaviourConfig(interactions=logs, edges=EdgeConfig(), num_buckets=2)
+    manifest = build_behaviour(str(tmp_path / "out"), config, datetime(2030, 1, 1, tzinfo=UTC))
+    assert manifest.ledger == "ledger.json"
+    assert set(manifest.lineage) == {"interactions"}
+    schemas = manifest.schemas
     assert schemas["sequences/shard-*.parquet"]["user_id"] == "string not null"
     assert schemas["edges/shard-*.parquet"]["weight"] == "float not null"
     graph = schemas["graph/item-co_watched-item/shard-*.safetensors"]
