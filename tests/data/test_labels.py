@@ -20,7 +20,7 @@ from rec.data.labels import (
     weigh,
 )
 from rec.data.ledger import Ledger, LedgerError
-from rec.data.pairs import PAIRS, check_arrived, join_events, join_words
+from rec.data.pairs import PAIRS, check_arrived, in_order, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
 from rec.data.tables import shard_file
@@ -323,6 +323,22 @@ def test_what_one_stage_of_labels_gives_the_next_takes() -> None:
     assert (stages["label pairs"].rows_in, stages["label pairs"].rows_out) == (8, 2)
     assert stages["label pairs"].dropped == {"counted with another event of its item and label": 6}
     assert pairs.num_rows == 2
+
+
+def test_stages_of_labels_are_listed_as_rows_pass_them() -> None:
+    names = ["label pairs", "read searches", "another", "label events", "read tags"]
+    ledger = Ledger(num_problems=1)
+    for name in names:
+        ledger = ledger.record(name, 2, 2)
+    told = in_order(ledger)
+    assert list(told.stages) == [
+        "read tags",
+        "read searches",
+        "label events",
+        "label pairs",
+        "another",
+    ]
+    assert told == ledger
 
 
 def test_no_items_give_no_words() -> None:
