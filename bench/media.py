@@ -114,10 +114,10 @@ def _bare(rank: int, source: FolderSource, out: str, world: int) -> None:
     cv2.setNumThreads(1)
     for shard in source.shards()[rank::world]:
         tables = [
-            media
+            part.rows
             for name, piece in source.read(shard)
             if name == "files"
-            for media, _, _ in media_of_files(piece, MediaConfig())
+            for part in media_of_files(piece, MediaConfig())
         ]
         place = Path(shard_file(out, "media", shard.index))
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # a job that trains nothing starts without torch
     from rec.train.recipe import Recipe
 
 
-# what the operating system says in the text of an error of a task
-_REFUSED = re.compile(r"^\w*Error: (\[Errno \d+\].*)$", re.MULTILINE)
+# what the operating system, or an error of this package, says in the text of an error of a task
+_TOLD = re.compile(r"^(?:\w*Error: (?=\[Errno \d+\])|rec\.[\w.]+Error: )(.*)$", re.MULTILINE)
 
 
 class Main(Protocol):
@@ -82,7 +82,7 @@ def tell_errors(name: str, *expected: type[Exception]) -> Callable[[Main], Main]
                 print(f"{name}: {cause}", file=sys.stderr)
                 return 1
             except RayError as error:
-                found = _REFUSED.findall(str(error))  # Ray keeps of a task's error its text alone
+                found = _TOLD.findall(str(error))  # Ray keeps of a task's error its text alone
                 if not found:
                     raise
                 print(f"{name}: {found[-1]}", file=sys.stderr)

@@ -6,7 +6,8 @@ An artifact is a folder, local or on S3:
     <root>/...                the files; a new version goes to a new root, aside of the old
 
 The manifest lists every file with its sha256, so a reader never sees half of a version, and a
-truncated or altered file is refused by name.
+truncated or altered file is refused by name. It tells the columns of tables, names the ledger of
+their rows, and says what all was made of.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from pyarrow import fs as pafs
 from pydantic import AfterValidator, Field
 
 from rec import __version__
-from rec.config import Config
+from rec.config import Config, one_line
+from rec.file_schemas import schemas_of
 
 MANIFEST = "manifest.json"
+LEDGER = "ledger.json"  # of rows in, out and dropped by reason (rec.data.ledger)
 _CHUNK = 1 << 20
 # a manifest from elsewhere must not lead out of its folder, nor out of the cache
 _PLAIN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
@@ -61,6 +64,8 @@ class Manifest(Config):
     version: str = Field(pattern="^[0-9a-f]{16}$")
     root: str = Field(pattern=_PLAIN)  # folder of the files, below the artifact's own
     files: dict[RelativePath, FileEntry]  # paths below root
+    ledger: RelativePath | None = None  # the one of them that says what became of all rows
+    schemas: dict[str, dict[str, str]] = {}  # file, numbers as * -> column or array -> type
     lineage: dict[str, str] = {}  # artifact it was made from -> its version
     config: dict[str, Any] = {}  # how it was made
     metrics: dict[str, Any] = {}  # what was measured of it
@@ -209,6 +214,8 @@ def describe(
         version=hashlib.sha256(f"{kind}\n{contents}".encode()).hexdigest()[:16],
         root=root,
         files=entries,
+        ledger=LEDGER if LEDGER in entries else None,
+        schemas=schemas_of(files, path, entries),
         lineage=dict(lineage or {}),
         config=dict(config or {}),
         metrics=dict(metrics or {}),
@@ -263,7 +270,10 @@ def read_manifest(uri: str | os.PathLike[str], kind: str | None = None) -> Manif
     try:
         manifest = Manifest.from_json(read_bytes(place).decode())
     except ValueError as error:
-        raise ArtifactError(f"{place}: not a manifest: {error}") from error
+        raise ArtifactError(
+            f"{place}: not a manifest ({one_line(error)}); restore it, or remove it and run the "
+            "job that made it again"
+        ) from error
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{place}: a '{manifest.kind}' artifact, expected '{kind}'")
     return manifest

@@ -15,6 +15,16 @@ class ConfigError(ValueError):
     """An override names no field, or its value has the wrong type. The message says which."""
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in a line: of a config's the first fault, with the field's name."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    first, *others = error.errors(include_url=False)
+    field = ".".join(str(part) for part in first["loc"])
+    more = f", and {len(others)} more" if others else ""
+    return f"{field}: {first['msg']}{more}" if field else f"{first['msg']}{more}"
+
+
 class Config(BaseModel):
     """Base of every configuration: immutable, no unknown fields, every field documented."""
 

@@ -137,8 +137,25 @@ def test_absent_wrong_kind_and_unreadable_manifests(place: str, tmp_path: Path) 
         open_artifact(join(place, "thing"), "index")
     for text in (b"{", b"[]", b'{"kind": "tables"}', b"\xff\xfe"):
         artifacts.write_atomic(join(place, "broken", "manifest.json"), text)
-        with pytest.raises(ArtifactError, match=r"broken/manifest\.json: not a manifest"):
+        with pytest.raises(ArtifactError, match=r"broken/manifest\.json: not a manifest") as told:
             artifacts.read_manifest(join(place, "broken"), "tables")
+        assert "\n" not in str(told.value)
+        assert str(told.value).endswith(
+            "; restore it, or remove it and run the job that made it again"
+        )
+
+
+def test_a_manifest_that_is_cut_short_is_told_in_a_line(tmp_path: Path) -> None:
+    publish(staged(tmp_path / "s"), str(tmp_path / "thing"), "tables")
+    manifest = tmp_path / "thing" / "manifest.json"
+    whole = manifest.read_bytes()
+    for size in (0, 1, 40, len(whole) - 2):
+        manifest.write_bytes(whole[:size])
+        with pytest.raises(ArtifactError) as told:
+            open_artifact(str(tmp_path / "thing"), "tables")
+        said = str(told.value)
+        assert said.startswith(f"{manifest}: not a manifest (Invalid JSON: EOF while parsing")
+        assert "\n" not in said
 
 
 @pytest.mark.parametrize("uri", ["s3x://a/b", "FILE:///a"])

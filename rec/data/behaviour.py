@@ -116,7 +116,7 @@ def build_behaviour(
         out_uri,
         plan.place.rsplit("/", 1)[-1],
         KIND,
-        lineage={"previous": old.version} if old else {},
+        lineage=_lineage(plan.state, old),
         config=_about(config),
         hashed=hash_files(plan.place),
         metrics={
@@ -142,6 +142,15 @@ def num_cut(out_uri: str) -> int:
 def read_state(manifest: Manifest) -> State:
     """What a published version is made of."""
     return State.model_validate(manifest.metrics["state"])
+
+
+def _lineage(state: State, old: Manifest | None) -> dict[str, str]:
+    """Of each log a digest of its files by day, all so far, and the version that was extended."""
+    digests = {
+        table: hashlib.sha256(json.dumps(days, sort_keys=True).encode()).hexdigest()[:16]
+        for table, days in state.days.items()
+    }
+    return digests | ({"previous": old.version} if old else {})
 
 
 def _about(config: BehaviourConfig) -> dict[str, Any]:

@@ -46,8 +46,10 @@ class DropDuplicates:
 
     def __call__(self, table: pa.Table) -> Staged:
         again = pc.is_in(table.column("item_id"), value_set=self.duplicates)
+        gone = table.column("item_id").filter(again).combine_chunks()
+        reason = "looks like another item"
         kept = table.filter(pc.invert(again))
-        return Staged(kept, {"looks like another item": table.num_rows - kept.num_rows})
+        return Staged(kept, {reason: len(gone)}, dropped_ids={reason: gone})
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class DropEmpty:
     min_tokens: int = 0  # of an item that has neither frame nor sound
 
     name: ClassVar[str] = "drop empty"
-    inputs: ClassVar[tuple[str, ...]] = ("token_ids", "frames", "log_mel")
+    inputs: ClassVar[tuple[str, ...]] = ("item_id", "token_ids", "frames", "log_mel")
     outputs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, table: pa.Table) -> Staged:
@@ -209,10 +211,12 @@ class DropEmpty:
             pc.greater(pc.binary_length(table.column("log_mel")), 0),
         )
         full = pc.or_(media, pc.greater(tokens, 0))
-        kept = table.filter(pc.or_(media, pc.greater_equal(tokens, max(self.min_tokens, 1))))
-        num_full = pc.sum(full).as_py() or 0
-        dropped = {
-            "no text, frame or sound": table.num_rows - num_full,
-            f"fewer than {self.min_tokens} tokens, no frame, no sound": num_full - kept.num_rows,
+        kept = pc.or_(media, pc.greater_equal(tokens, max(self.min_tokens, 1)))
+        masks = {
+            "no text, frame or sound": pc.invert(full),
+            f"fewer than {self.min_tokens} tokens, no frame, no sound": pc.and_not(full, kept),
         }
-        return Staged(kept, dropped)
+        item_id = table.column("item_id")
+        gone = {why: item_id.filter(mask).combine_chunks() for why, mask in masks.items()}
+        dropped = {reason: len(ids) for reason, ids in gone.items()}
+        return Staged(table.filter(kept), dropped, dropped_ids=gone)

@@ -245,6 +245,7 @@ def _comments(comments: pa.Table, config: LabelEvents) -> tuple[pa.Table, Ledger
     spelled = normalise(comments.column("text"))
     num_words = pc.add(pc.count_substring(spelled, " "), 1)
     long = pc.greater_equal(num_words, config.min_comment_words).fill_null(False)
+    num_words = pc.sum(num_words.filter(long)).as_py() or 0
     comments, spelled = comments.filter(long), spelled.filter(long)
     dropped = {
         "comment with too few likes": num_read - num_liked,
@@ -264,4 +265,6 @@ def _comments(comments: pa.Table, config: LabelEvents) -> tuple[pa.Table, Ledger
         comments.column("event_time").take(owner),
         text_hash=pa.array(hashes).take(owner),
     )
-    return events, ledger
+    # the events are of words: those are counted from here on
+    dropped = {f"no word of its own, or past the first {_MAX_WORDS}": num_words - len(owner)}
+    return events, ledger.record("words of comments", num_words, len(owner), dropped)

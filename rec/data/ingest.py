@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -20,18 +21,21 @@ import cv2
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from rec.artifacts import exists, filesystem, join, read_bytes, write_atomic
+from rec.artifacts import FileEntry, exists, file_entry, filesystem, join, read_bytes, write_atomic
 from rec.data.attempts import Attempt
 from rec.data.budget import Budget
+from rec.data.ledger import Ledger
 from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
-from rec.data.parquet import ParquetFile, file_bytes
+from rec.data.parquet import ParquetFile
 from rec.data.tables import LEDGER, IngestError, Tables, TableSize, changes, shard_file
 from rec.data.tasks import Summary, finished_shards, with_markers
+from rec.file_schemas import columns_of
 from rec.schema import PROBLEMS, TABLES
 from rec.sources import AnySource, Shard
 from rec.sources.base import problem_table
 
 BUDGET = Budget(memory_gb=1.0)  # of a shard's task: one file's pictures, and a row group
+_LISTED = "listed in problems"
 _SAMPLE = 20  # problems of each shard that reach the driver
 
 
@@ -120,6 +124,7 @@ def write_shard(
     cv2.setNumThreads(1)  # tasks share the cores
     sample: list[str] = []
     alike = 0
+    ledger, left = Ledger(), Counter[str]()
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(ParquetFile(shard_file(uri, name, shard.index), schema))
@@ -136,17 +141,29 @@ def write_shard(
 
         for name, piece in source.read(shard):
             if name != "files":
-                write(name, piece)
+                kind, _, table = name.partition(":")
+                write(kind, piece)
+                left[table] += piece.num_rows
                 continue
-            for rows, problems, num_alike in media_of_files(piece, media, attempt):
-                write("media", rows)
-                write("problems", problem_table(problems))
-                alike += num_alike
-    sizes = {
-        name: [file.num_rows, file_bytes(shard_file(uri, name, shard.index))]
-        for name, file in files.items()
+            lost = Counter[str]()
+            for part in media_of_files(piece, media, attempt):
+                write("media", part.rows)
+                write("problems", problem_table(part.problems))
+                alike += part.num_alike
+                lost += part.lost
+            ledger = ledger.record("files", piece.num_rows, piece.num_rows - lost.total(), lost)
+    for name in [name for name in files if name != "problems"]:
+        rows = files[name].num_rows
+        ledger = ledger.record(name, rows + left[name], rows, {_LISTED: left[name]})
+    written = {name: file_entry(shard_file(uri, name, shard.index)) for name in files}
+    return {
+        "index": shard.index,
+        "sizes": {n: [file.num_rows, written[n].num_bytes] for n, file in files.items()},
+        "sample": sample[:_SAMPLE],
+        "alike": alike,
+        "ledger": ledger.to_json(),
+        "sha256": {name: entry.sha256 for name, entry in written.items()},
     }
-    return {"index": shard.index, "sizes": sizes, "sample": sample[:_SAMPLE], "alike": alike}
 
 
 def _schemas(source: AnySource) -> dict[str, pa.Schema]:
@@ -166,6 +183,15 @@ def _total(
     source: AnySource, config: dict[str, Any], digest: str, summaries: list[Summary]
 ) -> Tables:
     sizes: dict[str, TableSize] = {}
+    ledger = Ledger()
+    files: dict[str, FileEntry] = {}
+    # of some of the shards alone neither would be true
+    for summary in summaries if all("ledger" in each for each in summaries) else ():
+        ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
+        for name, digest_of_file in summary["sha256"].items():
+            place = shard_file("", name, summary["index"]).lstrip("/")
+            num_bytes = summary["sizes"][name][1]
+            files[place] = FileEntry(sha256=digest_of_file, num_bytes=num_bytes)
     for name in _schemas(source):
         if not all(name in summary["sizes"] for summary in summaries):
             continue  # a shard that was finished before there was such a table
@@ -182,6 +208,9 @@ def _total(
         source=config,
         num_shards=len(summaries),
         tables=sizes,
+        schemas={name: columns_of(schema) for name, schema in _schemas(source).items()},
+        ledger=ledger,
+        files=files,
         num_alike=sum(summary.get("alike", 0) for summary in summaries),
         num_problems=problems,
         problems=tuple(sample[:_SAMPLE]),

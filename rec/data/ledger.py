@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rec.config import Config
 
-MAX_PROBLEMS = 100  # messages kept; all are counted
+MAX_PROBLEMS = 100  # messages kept, and ids by reason; all are counted
 
 
 class LedgerError(ValueError):
@@ -19,15 +19,19 @@ class StageCounts(Config):
     rows_in: int = 0
     rows_out: int = 0
     dropped: dict[str, int] = {}  # reason -> rows
+    dropped_ids: dict[str, tuple[str, ...]] = {}  # reason -> the first ids, where rows have any
 
     def __add__(self, other: StageCounts) -> StageCounts:
-        reasons = {**self.dropped}
+        reasons, ids = {**self.dropped}, {**self.dropped_ids}
         for reason, count in other.dropped.items():
             reasons[reason] = reasons.get(reason, 0) + count
+        for reason, more in other.dropped_ids.items():
+            ids[reason] = (*ids.get(reason, ()), *more)[:MAX_PROBLEMS]
         return StageCounts(
             rows_in=self.rows_in + other.rows_in,
             rows_out=self.rows_out + other.rows_out,
             dropped=reasons,
+            dropped_ids=ids,
         )
 
 
@@ -45,6 +49,7 @@ class Ledger(Config):
         rows_out: int,
         dropped: Mapping[str, int] | None = None,
         problems: tuple[str, ...] = (),
+        dropped_ids: Mapping[str, Iterable[str]] | None = None,
     ) -> Ledger:
         """This ledger with one more run of `stage`.
 
@@ -57,7 +62,8 @@ class Ledger(Config):
                 f"stage '{stage}': {rows_in} rows in, {rows_out} out and {reasons} dropped leave "
                 f"{rows_in - rows_out - sum(reasons.values())} unaccounted for"
             )
-        counts = StageCounts(rows_in=rows_in, rows_out=rows_out, dropped=reasons)
+        ids = {reason: tuple(found)[:MAX_PROBLEMS] for reason, found in (dropped_ids or {}).items()}
+        counts = StageCounts(rows_in=rows_in, rows_out=rows_out, dropped=reasons, dropped_ids=ids)
         entry = Ledger(stages={stage: counts}, num_problems=len(problems), problems=problems)
         return self.merge(entry)
 
@@ -78,6 +84,8 @@ class Ledger(Config):
         for name, counts in self.stages.items():
             reasons = ", ".join(f"{count} {reason}" for reason, count in counts.dropped.items())
             lines.append(f"{name:<18}{counts.rows_in:>12}{counts.rows_out:>12}  {reasons or '-'}")
+            for reason, ids in counts.dropped_ids.items():
+                lines.append(f"  {reason}, the first of them: {', '.join(ids[:5])}")
         if self.num_problems:
             lines.append(f"{self.num_problems} problems that cost no row, the first of them:")
             lines.extend(f"  {problem}" for problem in self.problems[:5])

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
+from rec.config import one_line
 from rec.data.log_lists import item_tags, user_lines
 from rec.data.logs import UNTIMED, LogError, Piece, format_of
+from rec.data.parquet import DAMAGE, damaged_part
 
 BATCH_ROWS = 1 << 20
 _BLOCK_BYTES = 8 << 20
@@ -61,9 +63,11 @@ def read_batches(
             yield from _lists(files, piece, columns, kind)
         else:
             yield from _json_lines(files, piece, columns)
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
+    except (*DAMAGE, EOFError) as error:
+        where = damaged_part(files, piece.path, columns)
         raise LogError(
-            f"{piece.path}: cannot be read ({error}); replace the file, or remove it from the log"
+            f"{piece.path}{where}: cannot be read ({one_line(error)}); replace the file, or remove "
+            "it from the log"
         ) from error
 
 

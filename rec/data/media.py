@@ -42,6 +42,7 @@ MEDIA_INDEX = pa.schema(
 )
 Problem = tuple[str, int | None, str]
 FATAL = "cannot be read: it ended the process that tried, by a crash or for want of memory"
+_ENDED, _UNREADABLE = "ended the process that read it", "cannot be read"  # in ledgers
 
 
 class MediaConfig(Config):
@@ -108,10 +109,20 @@ def _unlike(pictures: list[np.ndarray], distance: int) -> list[np.ndarray]:
     return [pictures[i] for i in kept]
 
 
+class MediaPart(NamedTuple):
+    """What became of some files; never more of them at once than an item has, and those before it
+    that nothing is kept of."""
+
+    rows: pa.Table  # MEDIA
+    problems: list[Problem]
+    num_alike: int  # frames left out because another one looks the same
+    lost: Counter[str]  # reason -> files of which nothing is kept
+
+
 def media_of_files(
     files: pa.Table, config: MediaConfig, attempt: Attempt | None = None
-) -> Iterator[tuple[pa.Table, list[Problem], int]]:
-    """MEDIA rows, problems and the number of frames left out as alike, of one item at a time.
+) -> Iterator[MediaPart]:
+    """What is kept of the files, an item at a time.
 
     Args:
         files: rows of rec.sources.FILES, an item's one after the other.
@@ -125,16 +136,18 @@ def media_of_files(
     rows: list[dict[str, object]] = []
     problems: list[Problem] = []
     count = Counter[str]()  # rows of the item by kind
+    lost = Counter[str]()
     alike = 0
     for item_id, folder, name, num_bytes in zip(*columns, strict=True):
         uri = join(folder, name)
         if rows and rows[0]["item_id"] != item_id:
-            yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
-            rows, problems, alike = [], [], 0
+            yield MediaPart(pa.Table.from_pylist(rows, schema=MEDIA), problems, alike, lost)
+            rows, problems, alike, lost = [], [], 0, Counter()
             count.clear()
         if attempt is not None:
             if uri in attempt.fatal:
                 problems.append((uri, None, FATAL))
+                lost[_ENDED] += 1
                 continue
             attempt.at(uri)
         try:
@@ -143,9 +156,11 @@ def media_of_files(
             found = decode_file(_read(opened(folder), name), config)
         except (MediaError, OSError) as error:
             problems.append((uri, None, str(error)))
+            lost[_UNREADABLE] += 1
             continue
         except Exception as error:  # a decoder raised what it should not: one file, not the job
             problems.append((uri, None, f"cannot be read: {type(error).__name__}: {error}"))
+            lost[_UNREADABLE] += 1
             continue
         if found.problem:
             problems.append((uri, None, found.problem))
@@ -156,7 +171,7 @@ def media_of_files(
             medium = {"media_index": count[kind], "kind": kind, "uri": uri, "data": data}
             count[kind] += 1
             rows.append({"item_id": item_id, **medium})
-    yield pa.Table.from_pylist(rows, schema=MEDIA), problems, alike
+    yield MediaPart(pa.Table.from_pylist(rows, schema=MEDIA), problems, alike, lost)
 
 
 def _read(folder: tuple[pafs.FileSystem, str], name: str) -> bytes:

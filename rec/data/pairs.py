@@ -43,6 +43,10 @@ EVIDENCE = pa.schema(
         ("word", pa.string()),  # after HEARD what people searched or said, else of the text
     ]
 )
+_STAGES = (
+    *("read tags", "read user tags", "read searches", "read comments", "words of comments"),
+    *("label events", "label pairs"),
+)
 _LEDGER = "ledger"  # in place of a source: the row is `_told`
 HEARD = "~"  # no word starts with a sign
 
@@ -127,13 +131,19 @@ def build_pairs(
     reference = split.cutoff
     if reference is None and times:
         reference = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=max(times))
-    return Pairs(files, words, num_pairs, reference, ledger)
+    return Pairs(files, words, num_pairs, reference, in_order(ledger))
 
 
 def _told(ledger: Ledger, count: int) -> pa.Table:
     """A row of EVENTS that carries through the shuffle what was read."""
     row = {"item_id": "", "label": ledger.to_json(), "source": _LEDGER, "num_events": count}
     return pa.Table.from_pylist([row], schema=EVENTS)
+
+
+def in_order(ledger: Ledger) -> Ledger:
+    """The stages as rows pass them; they come in the order in which tasks happen to finish."""
+    stages = {name: ledger.stages[name] for name in _STAGES if name in ledger.stages}
+    return ledger.model_copy(update={"stages": stages | ledger.stages})
 
 
 def check_arrived(num_read: int, ledger: Ledger) -> None:
@@ -224,7 +234,10 @@ def join_events(block: pa.Table, split: Split, config: LabelEvents) -> tuple[pa.
     sums = [("num_events_sum", "sum"), ("event_time_max", "max"), ("coefficient_max", "max")]
     pairs = kept.group_by(keys).aggregate([*sums, ("tagged", "max"), ("clicked", "max")])
     pairs = pairs.rename_columns([*keys, *PAIRS.names[4:]])
-    ledger = Ledger().record("label events", num_in, num_events(pairs), dropped)
+    num_out = num_events(pairs)
+    ledger = Ledger().record("label events", num_in, num_out, dropped)
+    met = {"counted with another event of its item and label": num_out - pairs.num_rows}
+    ledger = ledger.record("label pairs", num_out, pairs.num_rows, met)
     return pairs.select(PAIRS.names).cast(PAIRS), ledger
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -13,8 +13,15 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from rec.artifacts import exists, filesystem, move_synced
+from rec.config import one_line
 
 ROW_GROUP_BYTES = 16 << 20
+# what reading a damaged file raises; the last where the name of a column is hit
+DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
+
+
+class ParquetError(ValueError):
+    """A Parquet file is damaged. Names file, row group, column and remedy."""
 
 
 class ParquetFile:
@@ -93,8 +100,65 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a file.
+
+    Raises:
+        ParquetError: it is damaged.
+    """
     files, path = filesystem(uri)
-    return pq.read_table(path, columns=columns, filesystem=files)
+    try:
+        return pq.read_table(path, columns=columns, filesystem=files)
+    except DAMAGE as error:
+        raise_machine(error)
+        where = damaged_part(files, path, columns)
+        raise ParquetError(_said(f"{uri}{where}", error)) from error
+
+
+def read_row_group(source: pq.ParquetFile, number: int, columns: list[str], uri: str) -> pa.Table:
+    """The columns of a row group, their values checked.
+
+    Raises:
+        ParquetError: it is damaged.
+    """
+    try:
+        table = source.read_row_group(number, columns=columns)
+        table.validate(full=True)
+    except DAMAGE as error:
+        raise_machine(error)
+        where = _damaged_column(source, number, columns)
+        raise ParquetError(_said(f"{uri}{where}", error)) from error
+    return table
+
+
+def raise_machine(error: Exception) -> None:
+    """Raise it where it speaks of the machine, by its type or a number, and not of contents."""
+    if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+        raise error
+
+
+def _said(place: str, error: Exception) -> str:
+    return f"{place}: cannot be read ({one_line(error)}); make the file again, or take it away"
+
+
+def damaged_part(files: pafs.FileSystem, path: str, columns: Iterable[str] | None = None) -> str:
+    """ ", row group 3, column 'x'": the first that cannot be read; "" where that is not known."""
+    try:
+        with files.open_input_file(path) as stream:
+            source = pq.ParquetFile(stream)
+            wanted = list(columns or source.schema_arrow.names)
+            found = (_damaged_column(source, i, wanted) for i in range(source.num_row_groups))
+            return next((where for where in found if where), "")
+    except DAMAGE:  # no Parquet file at all, or gone
+        return ""
+
+
+def _damaged_column(source: pq.ParquetFile, number: int, columns: Iterable[str]) -> str:
+    for name in columns:
+        try:
+            source.read_row_group(number, columns=[name]).validate(full=True)
+        except DAMAGE:
+            return f", row group {number}, column '{name}'"
+    return ""
 
 
 def stream_folder(uri: str) -> Iterator[pa.Table]:
@@ -115,8 +179,3 @@ def read_or_empty(uri: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
     if exists(uri):
         return read_table(uri, columns)
     return pa.schema([schema.field(name) for name in columns]).empty_table()
-
-
-def file_bytes(uri: str) -> int:
-    files, path = filesystem(uri)
-    return files.get_file_info(path).size

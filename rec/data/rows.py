@@ -3,15 +3,14 @@
     <out>/manifest.json
     <out>/<root>/train/shard-*.parquet, heldout/shard-*.parquet    CONTENT_ROWS
     <out>/<root>/tokenizer/      a Hugging Face folder
-    <out>/<root>/labels.parquet  the label vocabulary
-    <out>/<root>/label_edges/    which labels are on the same items
+    <out>/<root>/labels.parquet, label_edges/    the labels, and which are on the same items
     <out>/<root>/terms.parquet   words and in how many training texts they are
     <out>/<root>/duplicates/     items left out because they look like another one, and which
+    <out>/<root>/left_out/       all items that have no row, and why
     <out>/<root>/ledger.json     rows in, out and dropped, by stage
 
 Split, tokenizer, idf, labels and weights are fitted first, on the training side alone; then every
-item shard is a Ray task that reads its items, media and labels and writes its rows. Finished
-shards are kept when the job is run again.
+item shard is a Ray task. Finished shards are kept when the job is run again.
 """
 
 from __future__ import annotations
@@ -238,7 +237,9 @@ def write_rows(
         DropEmpty(config.min_tokens),
         AddLabels(labels),
     ]
-    rows, ledger = run_stages(stages, items)
+    rows, ledger, left_out = run_stages(stages, items)
+    if left_out.num_rows:
+        write_table(shard_file(place, "left_out", index), left_out)
     rows = rows.select(CONTENT_ROWS.names).cast(CONTENT_ROWS)
     rows = rows.take(np.argsort(stable_uniform(rows.column("item_id").to_pylist(), "order")))
     heldout = fitted.split.heldout(rows)
@@ -275,8 +276,7 @@ def _finish(
     """Balance the ledger, write it, publish."""
     ledger = Ledger()
     metrics: dict[str, Any] = {"num_labels": fitted.num_labels, "num_texts": fitted.num_texts}
-    cutoff = fitted.split.cutoff
-    metrics["cutoff"] = cutoff.isoformat() if cutoff else None
+    metrics["cutoff"] = fitted.split.cutoff.isoformat() if fitted.split.cutoff else None
     for side in ("train", "heldout"):
         found = [summary["counts"][side] for summary in summaries]
         metrics[side] = {name: sum(part[name] for part in found) for name in found[0]}

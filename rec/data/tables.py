@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rec.artifacts import exists, join, read_bytes
-from rec.config import Config
-
-LEDGER = "ledger.json"
+from rec.artifacts import LEDGER, FileEntry, exists, join, read_bytes
+from rec.config import Config, one_line
+from rec.data.ledger import Ledger
 
 
 class IngestError(ValueError):
@@ -23,13 +22,17 @@ class TableSize(Config):
 
 
 class Tables(Config):
-    """What a folder of tables holds: its ledger.json."""
+    """What a folder of tables holds: its ledger.json, which is ledger and manifest in one."""
 
     version: str  # names source, config and sizes; lineage of what is made from the tables
     kind: str
-    source: dict[str, Any]
+    source: dict[str, Any]  # config and fingerprint of the source: what they are made of
     num_shards: int
     tables: dict[str, TableSize]
+    schemas: dict[str, dict[str, str]] = {}  # table -> column -> type
+    # both are empty where a release that did not keep them has written some of the shards
+    ledger: Ledger = Ledger()  # rows by table, and files by whether they could be read
+    files: dict[str, FileEntry] = {}
     num_alike: int = 0  # frames of videos left out because another one looks the same
     num_problems: int  # what was left out, each a row of problems/
     problems: tuple[str, ...]  # the first of them
@@ -43,12 +46,18 @@ def read_tables(uri: str) -> Tables:
     """The ledger of finished tables.
 
     Raises:
-        IngestError: there is none.
+        IngestError: there is none, or it is cut short.
     """
     place = join(uri, LEDGER)
     if not exists(place):
         raise IngestError(f"{place}: not found; run jobs.ingest to write tables there")
-    return Tables.from_json(read_bytes(place).decode())
+    try:
+        return Tables.from_json(read_bytes(place).decode())
+    except ValueError as error:
+        raise IngestError(
+            f"{place}: not the ledger of tables ({one_line(error)}); restore it, or remove it and "
+            "run jobs.ingest again, which keeps the shards that are finished"
+        ) from error
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

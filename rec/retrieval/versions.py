@@ -25,6 +25,7 @@ from pyarrow import fs as pafs
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
+from rec.config import one_line
 from rec.retrieval.errors import StaleError
 
 KIND = "index"
@@ -107,8 +108,8 @@ def history(uri: str) -> list[Manifest]:
             manifest = Manifest.from_json(text)
         except ValueError as error:
             raise ArtifactError(
-                f"{info.path}: not a manifest: {error}; restore it, or remove it to give up that "
-                f"version"
+                f"{info.path}: not a manifest ({one_line(error)}); restore it, or remove it to "
+                "give up that version"
             ) from error
         found[manifest.version] = manifest
     if artifacts.exists(join(uri, artifacts.MANIFEST)):

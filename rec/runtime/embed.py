@@ -29,6 +29,7 @@ from tqdm import tqdm
 from rec import artifacts
 from rec.config import Config
 from rec.data.ledger import Ledger, StageCounts
+from rec.data.parquet import ParquetError
 from rec.data.tasks import stream
 from rec.models.content.encoder import KIND as ENCODER_KIND
 from rec.models.content.encoder import load_encoder
@@ -69,7 +70,7 @@ class _Embedder:
             try:
                 reports.append(self._embed(Partition.from_json(text)).to_json())
                 errors.append(None)
-            except (EmbedError, artifacts.ArtifactError) as error:
+            except (EmbedError, ParquetError, artifacts.ArtifactError) as error:
                 # Ray loses the type and cause of what an actor raises
                 reports.append(None)
                 errors.append(str(error))

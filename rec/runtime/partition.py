@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.batch import ContentBatch
-from rec.config import Config
+from rec.config import Config, one_line
 from rec.data.ledger import MAX_PROBLEMS, StageCounts
+from rec.data.parquet import DAMAGE, raise_machine, read_row_group
 from rec.features.content import ContentCollator, ContentInputs
 from rec.models.content.encoder import ContentEncoder
 from rec.schema import EMBEDDINGS
@@ -119,7 +120,7 @@ def embed_partition(
     left out, counted by reason and listed.
 
     Raises:
-        EmbedError: columns are missing, or it is no Parquet file.
+        EmbedError, ParquetError: columns are missing, it is no Parquet file, or a damaged one.
         ArtifactError: the file is not as published.
     """
     _verify(partition)
@@ -185,9 +186,10 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
     with files.open_input_file(path) as stream:
         try:
             source = pq.ParquetFile(stream, pre_buffer=True)  # buffers a row group at a time
-        except pa.ArrowInvalid as error:
+        except DAMAGE as error:
+            raise_machine(error)
             raise EmbedError(
-                f"{uri}: not a Parquet file ({error}); make it again or take it away"
+                f"{uri}: not a Parquet file ({one_line(error)}); make it again or take it away"
             ) from error
         with source:
             yield source
@@ -234,7 +236,7 @@ def _prepared(
     """Batches of every row group, rows of about equal size together."""
     first_row = 0
     for number in range(source.num_row_groups):
-        table = source.read_row_group(number, columns=SCHEMA.names).select(SCHEMA.names)
+        table = read_row_group(source, number, SCHEMA.names, path).select(SCHEMA.names)
         try:
             table = table.cast(SCHEMA)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

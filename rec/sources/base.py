@@ -75,8 +75,9 @@ class Source(Protocol):
         """Yield (table name, rows that passed `rec.schema.check`) in pieces of bounded size.
 
         What is left out (undecodable media, rows about unknown items) is yielded as rows of
-        `PROBLEMS` under the name "problems". An item stays when a medium of it is left out. Instead
-        of rows of media, a source may yield rows of `FILES`, an item's one after the other.
+        `PROBLEMS` under the name "problems", or, where each of them would have been a row of a
+        table, "problems:TABLE". An item stays when a medium of it is left out. Instead of rows of
+        media, a source may yield rows of `FILES`, an item's one after the other.
 
         Raises:
             SourceError: a file is absent or cannot be parsed.

@@ -72,7 +72,7 @@ class ExercisesSource(Config):
             ]
             media, problems = read_media(join(self.path, "frames"), names, present)
             yield "media", media
-            yield "problems", problem_table(problems)
+            yield "problems:media", problem_table(problems)
 
     def _exercises(self) -> list[_Exercise]:
         place = join(self.path, _FILE)

@@ -31,6 +31,12 @@ def read_file(folder: str, name: str, expected: str) -> bytes:
     try:
         return read_bytes(place)
     except (OSError, pa.ArrowInvalid) as error:
+        files, path = filesystem(folder)
+        if files.get_file_info(path).type == pafs.FileType.File:
+            above = folder.rstrip("/").rpartition("/")[0] or "."
+            raise SourceError(
+                f"{folder}: a file, expected {expected}; give the folder that it is in, {above}"
+            ) from error
         found = "cannot be read" if isinstance(error, PermissionError) else "not found"
         raise SourceError(f"{place}: {found}; expected {expected} ({error})") from error
 

@@ -66,12 +66,12 @@ class MovieLensSource(Config):
             names = [(i, 0, f"{i}.jpg") for i in ids if f"{i}.jpg" in posters]
             media, bad = read_media(join(self.path, "posters"), names, posters)
             yield "media", media
-            yield "problems", problem_table(bad)
+            yield "problems:media", problem_table(bad)
         for name, table, bad in (self._ratings(known), self._tags(known), self._relations(known)):
             for start, stop in ranges(*shard.bounds(table.num_rows), _EVENT_ROWS):
                 yield name, table.slice(start, stop - start)
             if shard.index == 0:
-                yield "problems", problem_table(bad)
+                yield f"problems:{name}", problem_table(bad)
 
     def _place(self, name: str) -> str:
         return join(self.path, name)

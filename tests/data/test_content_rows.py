@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -143,10 +144,31 @@ def test_every_item_is_a_row_or_dropped_with_a_reason(built: Path) -> None:
     assert len(train) + len(heldout) == 54
     ledger = Ledger.from_json((root / "ledger.json").read_text())
     assert ledger.stages["items to rows"].dropped == {"no text, frame or sound": 6}
+    empty = [f"i{n}" for n in range(0, NUM_ITEMS, 10)]
+    assert ledger.stages["drop empty"].dropped_ids == {"no text, frame or sound": tuple(empty)}
+    listed = [
+        row
+        for file in sorted((root / "left_out").iterdir())
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert listed == [{"item_id": x, "reason": "no text, frame or sound"} for x in empty]
     assert manifest.metrics["train"]["with_frames"] == len(train)
     schema = pq.read_schema(next((root / "train").iterdir()))
     assert schema.equals(CONTENT_ROWS)
     assert not list((built / "rows").glob("work-*"))
+
+
+def test_what_one_stage_gives_out_the_next_takes_in(built: Path) -> None:
+    _, root = open_artifact(str(built / "rows"), "content-rows")
+    stages = Ledger.from_json((root / "ledger.json").read_text()).stages
+    read = sum(stages[name].rows_out for name in ("read tags", "read searches"))
+    assert read == stages["label events"].rows_in > stages["label events"].rows_out
+    for one, two in (("label events", "label pairs"), ("label pairs", "item labels")):
+        assert stages[one].rows_out == stages[two].rows_in
+    rows = ["drop duplicates", "tokenise", "score terms", "add frames", "add sound"]
+    rows += ["drop empty", "add labels"]
+    for one, two in itertools.pairwise(rows):
+        assert stages[one].rows_out == stages[two].rows_in
 
 
 def test_the_split_is_by_time_and_shards_are_mixed(built: Path) -> None:

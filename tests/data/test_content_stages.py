@@ -46,7 +46,7 @@ def wav(seconds: float) -> bytes:
 )
 def test_frames_agree_with_a_plain_loop(rows: list[tuple[str, int]], limit: int) -> None:
     table = media(*[(item, index, "frame", f"{item}{index}".encode()) for item, index in rows])
-    result, _ = run_stages([AddFrames(table, limit)], ITEMS_ABC)
+    result, _, _ = run_stages([AddFrames(table, limit)], ITEMS_ABC)
     expected = []
     for item in "abc":
         own = sorted(index for owner, index in rows if owner == item)
@@ -61,7 +61,7 @@ def test_sound_that_fails_is_a_problem_and_the_next_one_serves() -> None:
         ("b", 0, "audio", wav(0.01)),
         ("c", 0, "frame", b"picture"),
     )
-    result, ledger = run_stages([AddSound(table, 2, 60.0)], ITEMS_ABC)
+    result, ledger, _ = run_stages([AddSound(table, 2, 60.0)], ITEMS_ABC)
     sizes = [len(value) for value in result.column("log_mel").to_pylist()]
     assert sizes == [2 * 96 * 64 * 2, 0, 0]
     assert ledger.num_problems == 2
@@ -72,36 +72,44 @@ def test_sound_that_fails_is_a_problem_and_the_next_one_serves() -> None:
 def test_items_with_nothing_to_encode_are_dropped_with_a_reason() -> None:
     table = pa.table(
         {
+            "item_id": ["words", "picture", "sound", "nothing"],
             "token_ids": pa.array([[2, 3], [], [], []], pa.list_(pa.int32())),
             "frames": pa.array([[], [b"x"], [], []], pa.list_(pa.large_binary())),
             "log_mel": pa.array([b"", b"", b"x", b""], pa.large_binary()),
         }
     )
-    kept, ledger = run_stages([DropEmpty()], table)
+    kept, ledger, left_out = run_stages([DropEmpty()], table)
     assert kept.num_rows == 3
     assert ledger.stages["drop empty"].dropped == {"no text, frame or sound": 1}
+    assert ledger.stages["drop empty"].dropped_ids == {"no text, frame or sound": ("nothing",)}
+    assert left_out.to_pylist() == [{"item_id": "nothing", "reason": "no text, frame or sound"}]
 
 
 def test_a_few_words_and_nothing_else_can_be_too_little() -> None:
     table = pa.table(
         {
+            "item_id": list("abcd"),
             "token_ids": pa.array([[2, 3], [2, 3], [2, 7, 3], []], pa.list_(pa.int32())),
             "frames": pa.array([[], [b"x"], [], []], pa.list_(pa.large_binary())),
             "log_mel": pa.array([b"", b"", b"", b""], pa.large_binary()),
         }
     )
-    kept, ledger = run_stages([DropEmpty(min_tokens=3)], table)
+    kept, ledger, _ = run_stages([DropEmpty(min_tokens=3)], table)
     assert kept.column("token_ids").to_pylist() == [[2, 3], [2, 7, 3]]
     assert ledger.stages["drop empty"].dropped == {
         "no text, frame or sound": 1,
         "fewer than 3 tokens, no frame, no sound": 1,
+    }
+    assert ledger.stages["drop empty"].dropped_ids == {
+        "no text, frame or sound": ("d",),
+        "fewer than 3 tokens, no frame, no sound": ("a",),
     }
 
 
 def test_items_without_labels_have_empty_lists() -> None:
     labels = pa.table([["c", "a"], [[4, 5], [1]], [[0.5, 2.0], [1.0]]], schema=ITEM_LABELS)
     for known, expected in ((labels, [[1], [], [4, 5]]), (labels.slice(0, 0), [[], [], []])):
-        result, _ = run_stages([AddLabels(known)], ITEMS_ABC)
+        result, _, _ = run_stages([AddLabels(known)], ITEMS_ABC)
         assert result.column("label_ids").to_pylist() == expected
 
 

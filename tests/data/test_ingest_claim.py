@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rec.data import ingest
-from rec.data.tables import IngestError, changes
+from rec.data.tables import IngestError, changes, read_tables
 from rec.data.tasks import marker
 from rec.sources import FolderSource
 
@@ -17,6 +17,15 @@ def test_changes_names_the_fields_that_differ_with_both_values() -> None:
     new = {"a": 1, "b": {"c": 4, "d": 3}, "f": 6}
     assert changes(old, new) == ("b.c: 2 there, 4 now; e: 5 there, None now; f: None there, 6 now")
     assert changes(old, old) == ""
+
+
+def test_a_ledger_that_is_cut_short_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "ledger.json").write_text('{"version": "a", "kind"')
+    with pytest.raises(
+        IngestError, match=r"ledger\.json: not the ledger of tables \(Invalid"
+    ) as told:
+        read_tables(str(tmp_path))
+    assert "\n" not in str(told.value)
 
 
 def test_a_folder_is_claimed_by_finished_shards_not_by_a_failed_start(tmp_path: Path) -> None:

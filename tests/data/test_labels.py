@@ -20,7 +20,7 @@ from rec.data.labels import (
     weigh,
 )
 from rec.data.ledger import Ledger, LedgerError
-from rec.data.pairs import PAIRS, check_arrived, join_events, join_words
+from rec.data.pairs import PAIRS, check_arrived, in_order, join_events, join_words
 from rec.data.parquet import write_table
 from rec.data.split import Split
 from rec.data.tables import shard_file
@@ -285,6 +285,7 @@ def test_what_makes_no_event_is_counted_by_reason(tmp_path: Path) -> None:
         "read tags": (2, 1),
         "read searches": (5, 1),
         "read comments": (4, 1),
+        "words of comments": (4, 3),
     }
     assert ledger.stages["read searches"].dropped == {
         "search that shows no item": 1,
@@ -308,6 +309,36 @@ def test_events_lost_on_their_way_are_missed() -> None:
     _, ledger = join_events(block.slice(0, 3), SPLIT, LabelEvents())
     with pytest.raises(LedgerError, match="3 label events were read and 2 came"):
         check_arrived(3, ledger)
+
+
+def test_what_one_stage_of_labels_gives_the_next_takes() -> None:
+    rows: list[dict[str, object]] = [{"item_id": "a", "shard": 0, "heldout": False}]
+    tag = {"item_id": "a", "label": "red", "source": "tag", "num_events": 1}
+    query = {**tag, "source": "query", "num_events": 5, "num_shown": 5}
+    rows += [tag, {**tag, "source": "user tag"}, query, {**tag, "label": "blue"}]
+    block = pa.Table.from_pylist(rows, schema=EVENTS)
+    pairs, ledger = join_events(block, SPLIT, LabelEvents())
+    stages = ledger.stages
+    assert (stages["label events"].rows_in, stages["label events"].rows_out) == (8, 8)
+    assert (stages["label pairs"].rows_in, stages["label pairs"].rows_out) == (8, 2)
+    assert stages["label pairs"].dropped == {"counted with another event of its item and label": 6}
+    assert pairs.num_rows == 2
+
+
+def test_stages_of_labels_are_listed_as_rows_pass_them() -> None:
+    names = ["label pairs", "read searches", "another", "label events", "read tags"]
+    ledger = Ledger(num_problems=1)
+    for name in names:
+        ledger = ledger.record(name, 2, 2)
+    told = in_order(ledger)
+    assert list(told.stages) == [
+        "read tags",
+        "read searches",
+        "label events",
+        "label pairs",
+        "another",
+    ]
+    assert told == ledger
 
 
 def test_no_items_give_no_words() -> None:

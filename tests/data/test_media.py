@@ -27,6 +27,7 @@ from rec.data.duplicates import (
     settled,
 )
 from rec.data.ingest import write_shard
+from rec.data.ledger import Ledger, StageCounts
 from rec.data.media import (
     MEDIA_INDEX,
     MediaConfig,
@@ -104,14 +105,15 @@ def test_files_become_media_of_their_items_and_bad_ones_problems(tmp_path: Path)
     rows.append(("c", str(tmp_path), "gone", 9))
     table = pa.table(list(zip(*rows, strict=True)), schema=FILES)
     parts = list(media_of_files(table, CONFIG))
-    media = pa.concat_tables([part for part, _, _ in parts])
+    media = pa.concat_tables([part.rows for part in parts])
     keys = [(r["item_id"], r["media_index"], r["kind"]) for r in media.to_pylist()]
     frames = [("a", n, "frame") for n in range(3)]
     assert keys == [*frames, ("c", 0, "log_mel")]
-    problems = [problem for _, found, _ in parts for problem in found]
+    problems = [problem for part in parts for problem in part.problems]
     assert [Path(place).name for place, _, _ in problems] == ["a2", "b1", "gone"]
     assert problems[1][2] == "empty file"
-    assert sum(alike for _, _, alike in parts) == 2
+    assert sum(part.num_alike for part in parts) == 2
+    assert sum(part.lost.total() for part in parts) == 3
 
 
 def test_a_file_that_a_decoder_fails_on_is_listed_and_the_others_are_read(
@@ -129,8 +131,8 @@ def test_a_file_that_a_decoder_fails_on_is_listed_and_the_others_are_read(
     monkeypatch.setattr(media, "decode_file", decode)
     rows = [(name, str(tmp_path), name, 9) for name in "ab"]
     parts = list(media_of_files(pa.table(list(zip(*rows, strict=True)), schema=FILES), CONFIG))
-    assert pa.concat_tables([part for part, _, _ in parts])["item_id"].to_pylist() == ["b"]
-    assert [reason for _, found, _ in parts for _, _, reason in found] == [
+    assert pa.concat_tables([part.rows for part in parts])["item_id"].to_pylist() == ["b"]
+    assert [reason for part in parts for _, _, reason in part.problems] == [
         "cannot be read: error: unpack requires a buffer of 4 bytes"
     ]
 
@@ -184,6 +186,12 @@ def test_a_shard_of_files_has_an_index_that_finds_every_row(tmp_path: Path) -> N
         for row in read_table(shard_file(out, "problems", shard.index)).to_pylist()
     ]
     assert [Path(row["place"]).name for row in listed] == ["c"]
+    ledger = Ledger()
+    for summary in summaries:
+        ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
+    files_read = StageCounts(rows_in=5, rows_out=4, dropped={"cannot be read": 1})
+    assert ledger.stages["files"] == files_read
+    assert ledger.stages["media"] == StageCounts(rows_in=5, rows_out=5)
 
 
 def test_patches_that_are_there_need_no_decoding() -> None:
@@ -199,7 +207,7 @@ def test_patches_that_are_there_need_no_decoding() -> None:
         },
     ]
     media = pa.Table.from_pylist(rows, schema=MEDIA)
-    table, ledger = run_stages([AddSound(media, 1, 60.0)], pa.table({"item_id": ["a"]}))
+    table, ledger, _ = run_stages([AddSound(media, 1, 60.0)], pa.table({"item_id": ["a"]}))
     assert table["log_mel"][0].as_py() == patches[2].tobytes()
     assert ledger.num_problems == 0
 
@@ -315,8 +323,10 @@ def test_items_that_look_like_another_are_found_and_dropped_with_a_reason() -> N
         {"item_id": "d", "duplicate_of": "b", "num_near": 1, "num_frames": 1},
     ]
     dropped = found["item_id"].combine_chunks()
-    kept, ledger = run_stages([DropDuplicates(dropped)], pa.table({"item_id": list(frames)}))
+    items = pa.table({"item_id": list(frames)})
+    kept, ledger, left_out = run_stages([DropDuplicates(dropped)], items)
     assert kept["item_id"].to_pylist() == ["a", "b", "e", "f"]
+    assert left_out["item_id"].to_pylist() == ["c", "d"]
     assert ledger.stages["drop duplicates"].dropped == {"looks like another item": 2}
 
 

@@ -45,9 +45,9 @@ def test_any_name_is_read_as_it_stands(place: tuple[str, pafs.FileSystem, str]) 
             assert name != "problems" or not piece.num_rows
             if name != "files":
                 continue
-            for media, problems, _ in media_of_files(piece, MediaConfig()):
-                assert not problems
-                for row in media.to_pylist():
+            for part in media_of_files(piece, MediaConfig()):
+                assert not part.problems
+                for row in part.rows.to_pylist():
                     pixels = cv2.imdecode(np.frombuffer(row["data"], np.uint8), 0)
                     shades[row["item_id"]] = round(float(pixels.mean()) / 30)
     assert shades == {f"i{shade}": shade for shade in range(len(NAMES))}

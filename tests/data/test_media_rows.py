@@ -69,7 +69,7 @@ def test_a_folder_becomes_rows_without_look_alikes_and_goes_on_where_it_was(
     assert {(row["item_id"], row["duplicate_of"]) for row in listed} == {
         (f"i{n}", f"i{n - 20:02d}") for n in range(20, 24)
     }
-    rows = [row for file in root.glob("*/shard-*.parquet") if file.parent.name != "duplicates"
+    rows = [row for side in ("train", "heldout") for file in (root / side).glob("*")
             for row in pq.read_table(file).to_pylist()]  # fmt: skip
     assert sorted(row["item_id"] for row in rows) == [f"i{n:02d}" for n in range(20)]
     # the latest are the look-alikes of the earliest, and nothing was fitted on what is left out

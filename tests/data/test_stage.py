@@ -41,12 +41,12 @@ class Rename:
 
 
 def test_counts_rows_in_out_and_dropped() -> None:
-    table, ledger = run_stages([KeepEven(), Rename("double")], TABLE)
+    table, ledger, _ = run_stages([KeepEven(), Rename("double")], TABLE)
     assert table.to_pydict() == {"value": [2, 4], "double": [4, 8]}
     assert ledger.stages["keep even"] == StageCounts(rows_in=4, rows_out=2, dropped={"odd": 2})
     assert ledger.stages["rename"] == StageCounts(rows_in=2, rows_out=2)
     assert ledger.problems == ("3 is odd",)
-    _, twice = run_stages([KeepEven()], TABLE, ledger)
+    _, twice, _ = run_stages([KeepEven()], TABLE, ledger)
     assert twice.stages["keep even"].dropped == {"odd": 4}
     assert twice.num_problems == 2
     assert "4 odd" in twice.table()
@@ -91,6 +91,15 @@ def test_merging_is_the_same_in_any_cut_and_survives_json(
     assert Ledger.from_json(whole.to_json()) == whole
     for stage in whole.stages.values():
         assert stage.rows_in == stage.rows_out + sum(stage.dropped.values())
+
+
+def test_keeps_few_ids_but_counts_all() -> None:
+    ids = tuple(map(str, range(MAX_PROBLEMS - 1)))
+    ledger = Ledger().record("empty", len(ids), 0, {"empty": len(ids)}, dropped_ids={"empty": ids})
+    twice = ledger.merge(ledger).stages["empty"]
+    assert twice.dropped == {"empty": 2 * len(ids)}
+    assert twice.dropped_ids == {"empty": (*ids, "0")}
+    assert "empty, the first of them: 0, 1, 2, 3, 4" in ledger.table()
 
 
 def test_keeps_few_problems_but_counts_all() -> None:

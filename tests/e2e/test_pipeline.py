@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import pipeline
-from rec.artifacts import read_manifest
+from rec.artifacts import file_entry, read_manifest, verify
 from rec.config import ConfigError
+from rec.data.ledger import Ledger
+from rec.data.tables import read_tables
 
 _SMALL = [
     "--recipe",
@@ -99,6 +102,46 @@ def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
     page = (out / "report" / "report.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")  # needs nothing from outside
+
+
+def balances(ledger: Ledger) -> bool:
+    stages = ledger.stages.values()
+    return bool(stages) and all(s.rows_in == s.rows_out + sum(s.dropped.values()) for s in stages)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_output_has_ledger_schema_hashes_and_lineage(finished: tuple[Path, str]) -> None:
+    run = finished[0]
+    tables = read_tables(str(run / "tables"))
+    assert balances(tables.ledger)
+    assert {name: tables.ledger.stages[name].rows_out for name in tables.tables} == {
+        name: size.num_rows for name, size in tables.tables.items()
+    }
+    assert tables.source["num_items"] == 160
+    on_disk = run.glob("tables/*/*.parquet")
+    assert set(tables.files) == {str(path.relative_to(run / "tables")) for path in on_disk}
+    for name, entry in tables.files.items():
+        assert file_entry(str(run / "tables" / name)) == entry
+        found = pq.read_schema(run / "tables" / name)
+        assert list(tables.schemas[name.split("/")[0]]) == found.names
+    made_of = {
+        "rows": {"tables"},
+        "embeddings": {"encoder", "rows"},
+        "users/behaviour": {"interactions"},
+        "users/sequences": {"behaviour"},
+    }
+    for output, lineage in made_of.items():
+        manifest = read_manifest(str(run / output))
+        verify(str(run / output), manifest)
+        assert set(manifest.lineage) == lineage
+        assert manifest.ledger is not None
+        text = (run / output / manifest.root / manifest.ledger).read_text()
+        assert balances(Ledger.from_json(text))
+        for file in manifest.files:
+            is_told = re.sub(r"\d+", "*", file) in manifest.schemas
+            assert is_told == file.endswith((".parquet", ".safetensors"))
 
 
 @pytest.mark.ray

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from jobs import embed, index, train
 from jobs.cli import Main, alone_in, tell_errors
 from rec.config import ConfigError
+from rec.data.parquet import ParquetError
 
 RECIPE = ["--recipe", "rec.recipes.sequence:debug"]
 
@@ -106,6 +107,10 @@ def test_a_full_disk_in_a_task_of_ray_data_is_told_in_a_line(
     assert main_that(full)() == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1] == "some: [Errno 28] No space left on device: '/out/part'"
+    damaged = ParquetError("/in/part, row group 0, column 'a': cannot be read")
+    assert main_that(damaged)() == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == "some: /in/part, row group 0, column 'a': cannot be read"
     with pytest.raises(RayError, match="a bug"):
         main_that(ZeroDivisionError("a bug"))()
 

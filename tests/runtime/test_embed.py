@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from damage import damage
 from pyarrow import fs as pafs
 
 from jobs import embed as job
 from rec import artifacts
 from rec.data.ledger import Ledger
+from rec.data.parquet import ParquetError
 from rec.features.content import ContentCollator, ContentInputs
 from rec.features.text import save_tokenizer, train_wordpiece
 from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfig, VisionConfig
@@ -251,6 +253,21 @@ def test_a_file_that_is_no_parquet_is_named(encoder: ContentEncoder, tmp_path: P
     (tmp_path / "rows" / "rows.parquet").write_bytes(b"cut short")
     with pytest.raises(EmbedError, match=r"rows\.parquet: not a Parquet file .*make it again"):
         embed_partition(encoder, partition, str(tmp_path / "out"), 4)
+
+
+def test_a_damaged_page_is_named_by_row_group_and_column(
+    encoder: ContentEncoder, encoder_uri: str, tmp_path: Path
+) -> None:
+    partition = write_partition(tmp_path / "rows", content_rows(0, 20))
+    path = tmp_path / "rows" / "rows.parquet"
+    damage(path, row_group=2, column="token_ids")
+    expected = r"rows\.parquet, row group 2, column 'token_ids': cannot be read \(.*\); make the"
+    with pytest.raises(ParquetError, match=expected):
+        embed_partition(encoder, partition, str(tmp_path / "out"), 4)
+    assert not (tmp_path / "out").exists()
+    actor = _Embedder(encoder_uri, encoder.version, str(tmp_path / "out"), EmbedConfig())
+    answer = actor(pa.table({"partition": [partition.to_json()]}))  # no trace, but its words
+    assert "row group 2, column 'token_ids'" in answer["error"][0].as_py()
 
 
 def test_an_altered_file_of_published_rows_is_refused(

@@ -49,7 +49,7 @@ def read(folder: Path, num_shards: int = 2) -> dict[str, pa.Table]:
     pieces: dict[str, list[pa.Table]] = {"items": [], "media": [], "problems": []}
     for shard in source.shards():
         for name, piece in source.read(shard):
-            pieces[name].append(piece)
+            pieces[name.partition(":")[0]].append(piece)
     return {name: pa.concat_tables(found) for name, found in pieces.items()}
 
 

@@ -64,6 +64,15 @@ def test_what_is_not_there_or_not_named_is_listed_and_no_path_leads_out(folder: 
     }
 
 
+def test_a_file_in_place_of_the_folder_is_told_with_the_folder(folder: Path) -> None:
+    with pytest.raises(SourceError) as told:
+        FolderSource(path=str(folder / "items.csv")).shards()
+    assert str(told.value) == (
+        f"{folder}/items.csv: a file, expected a folder with items.csv; give the folder that it is "
+        f"in, {folder}"
+    )
+
+
 def test_a_column_that_is_not_read_is_listed(folder: Path) -> None:
     csv = folder / "items.csv"
     csv.write_text(csv.read_text().replace("title", "titel", 1))

@@ -55,8 +55,9 @@ def read(folder: Path | str, num_shards: int = 2) -> dict[str, pa.Table]:
     pieces: dict[str, list[pa.Table]] = {name: [] for name in schemas}
     for shard in source.shards():
         for name, piece in source.read(shard):
-            assert piece.schema == schemas[name]
-            pieces[name].append(piece)
+            table = name.partition(":")[0]
+            assert piece.schema == schemas[table]
+            pieces[table].append(piece)
     return {name: pa.concat_tables(found) for name, found in pieces.items()}
 
 
