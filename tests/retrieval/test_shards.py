@@ -352,7 +352,7 @@ def test_a_stalled_shard_gives_a_partial_answer_in_time(
     assert not ((hits.rows >= 2000) & (hits.rows < 4000)).any()
     assert (hits.rows >= 0).all()
     for _ in range(6):  # more than the pool has threads
-        hits = slow.search(clustered(1), 10, deadline_s=3, exclude=exclude)
+        hits = slow.search(clustered(1), 10, deadline_s=0.5, exclude=exclude)
         assert hits.missing_shards == (1,)
     stalled.go.set()
     end = time.monotonic() + 30  # the search that was late is soon done
@@ -363,6 +363,25 @@ def test_a_stalled_shard_gives_a_partial_answer_in_time(
     pool.shutdown()
     with pytest.raises(QueryError, match="needs an index opened with a pool"):
         index.search(clustered(1), 10, deadline_s=1)
+
+
+def test_a_callers_deadline_makes_no_others_answer_partial(table: str, tmp_path: Path) -> None:
+    """Two threads for four shards, one of which is slow when a hurried caller leaves."""
+    index = built(table, tmp_path, factory="Flat", num_shards=4)
+    slow = Stalled(index.parts[2])  # type: ignore[arg-type]
+    pool = ThreadPoolExecutor(2)
+    shared = Index([*index.parts[:2], slow, index.parts[3]], index.manifest, pool=pool)
+    assert 2 in shared.search(clustered(1), 10, deadline_s=0.3).missing_shards
+    letting_go = threading.Timer(0.3, slow.go.set)
+    letting_go.start()
+    hits = shared.search(clustered(1), 10, deadline_s=60)
+    assert hits.missing_shards == ()
+    assert (hits.rows == index.search(clustered(1), 10).rows).all()
+    for _ in range(50):
+        shared.search(clustered(1), 10, deadline_s=0)
+        assert not shared.search(clustered(1), 10, deadline_s=60).partial
+    letting_go.join()
+    pool.shutdown()
 
 
 class SlowAgain(Stalled):
