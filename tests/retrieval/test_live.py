@@ -20,9 +20,10 @@ from rec.retrieval import versions
 from rec.retrieval.build import build_index
 from rec.retrieval.changes import Change, Delete, Put, decode, encode
 from rec.retrieval.errors import ChangeError, LogError
+from rec.retrieval.export import export
 from rec.retrieval.filters import All, Equal, Range
 from rec.retrieval.index import Index
-from rec.retrieval.live import LiveIndex, export
+from rec.retrieval.live import LiveIndex
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.tune import recall
 
