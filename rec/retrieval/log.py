@@ -6,7 +6,9 @@
 A record is a header (payload length, number, CRC-32 of the payload, CRC-32 of the header) and the
 payload. A record is on disk (fsync) before `append` returns. A last record that is shorter than
 its header says, or a header of zeros, is what a crash left half written: never acknowledged, and
-cut off. Anything else that does not check is damage, and refused, never skipped; so is a last
+cut off with a warning. (A file that lost whole records at its end looks the same: what was never
+written leaves no trace. Only the index can tell, where it has changes that the log has not.)
+Anything else that does not check is damage, and refused, never skipped; so is a last
 record whose length was written but not its contents, which cannot be told from damage.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import logging
 import os
 import struct
 import uuid
@@ -31,6 +34,7 @@ _HEADER_SIZE = _HEADER.size + _CRC.size
 _SUFFIX = ".log"
 LOG_FILE = "log.json"  # beside an index's manifest: which log its changes are in
 MAX_PAYLOAD = 1 << 30
+_log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -89,6 +93,7 @@ class ChangeLog:
     def _recover(self, start: int) -> None:
         segments = self._segments()
         expected: int | None = None
+        num_records = 0
         for segment in segments:
             first = int(segment.stem.split("-")[1])
             if expected is not None and first != expected:
@@ -99,15 +104,19 @@ class ChangeLog:
             expected = first
             end = 0
             for record, stop in self._scan(segment):
-                expected, end = record.number + 1, stop
+                expected, end, num_records = record.number + 1, stop, num_records + 1
             size = segment.stat().st_size
             if end < size:
                 if segment != segments[-1]:
                     raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
                 self._cut(segment, end)
                 self.torn_bytes = size - end
-        if expected is None and self._is_known:
-            raise self._another("no log")
+                torn = "a change that a crash left half written, which was never acknowledged"
+                _log.warning(
+                    "%s: dropped %d bytes after byte %d: %s", segment, size - end, end, torn
+                )
+        if self._is_known and not num_records:  # it is known once its first is on disk
+            raise self._another("an empty log" if segments else "no log")
         self.last = start if expected is None else expected - 1
         if segments and segments[-1].stat().st_size > 0:
             self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
