@@ -21,7 +21,7 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
-from rec.retrieval import versions
+from rec.retrieval import known_log, versions
 from rec.retrieval.ann import Ann, Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
@@ -88,7 +88,7 @@ def build_index(
             rows of the table itself, each without its own hit. They are kept in the version, so
             that a compaction tunes with them too.
         log_seq: live changes up to this number are in the table already; None = unknown, so that
-            opening it live makes all changes again, and is refused where the log has lost some.
+            opening it live makes all changes again.
         continued: the version that this continues (compaction).
         run: applies a function to tasks and yields the results in order.
         num_threads: OpenMP threads here; None = all.
@@ -98,7 +98,9 @@ def build_index(
 
     Raises:
         IndexBuildError: the table is empty, an (id, interest) repeats, a vector is not finite or
-            of another dimension, attributes are missing, or FAISS refuses the factory string.
+            of another dimension, attributes are missing, FAISS refuses the factory string, or the
+            log of live changes has lost some that the table does not say it has (log_seq).
+        LogError: log.json, which says that, is damaged.
         ArtifactError: a table is not there or not intact, or the index cannot be written.
     """
     builder = _Builder(embeddings_uri, out_uri, config or IndexConfig(), attributes_uri, run)
@@ -123,6 +125,7 @@ class _Builder:
         self._started = time.monotonic()
 
     def build(self, queries_uri: str | None) -> Manifest:
+        known_log.check_reaches(self._out, self.log_seq)  # before hours of work
         keys = checked_keys(self._table, self._embeddings)
         self._check_attributes()
         self._num_rows = keys.num_rows

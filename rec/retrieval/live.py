@@ -9,7 +9,6 @@ a crash happened.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -22,14 +21,15 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import versions
+from rec.retrieval import known_log, versions
 from rec.retrieval.build import Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
-from rec.retrieval.errors import LogError, StaleError
+from rec.retrieval.errors import ChangeError, LogError, StaleError
 from rec.retrieval.export import export
 from rec.retrieval.index import Index
-from rec.retrieval.log import LOG_FILE, ChangeLog
+from rec.retrieval.known_log import LOG_FILE, KnownLog
+from rec.retrieval.log import ChangeLog
 from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE
 from rec.retrieval.spec import IndexConfig
 
@@ -77,12 +77,10 @@ class LiveIndex:
         base = self._open()
         self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
-        place = join(uri, LOG_FILE)
-        known = json.loads(artifacts.read_bytes(place))["log"] if artifacts.exists(place) else None
-        self._log = ChangeLog(log_folder, self._about, start, known)
+        known = known_log.read(uri)
+        self._log = ChangeLog(log_folder, self._about, start, known.log if known else None)
         try:
-            if known is None:
-                artifacts.write_atomic(place, json.dumps({"log": self._log.identity}).encode())
+            self._make_known()
             self._state = self._replayed(base)
         except BaseException:
             self._log.close()
@@ -130,9 +128,23 @@ class LiveIndex:
         """`base` with the rest of the log on it."""
         overlay = Overlay(base)
         for record in self._log.replay(base.manifest.config["log_seq"]):
-            overlay.mark(decode(record.payload, base.dim))
+            try:
+                overlay.mark(decode(record.payload, base.dim))
+            except ChangeError as error:
+                raise LogError(
+                    f"{self._log.segment_of(record.number)}: change {record.number} does not fit "
+                    f"version {base.version} of {self._uri}: {error}. Build it again with the "
+                    f"attributes that changes have, or go back to the version before (jobs.index "
+                    f"--out {self._uri} --rollback)"
+                ) from error
         overlay.show()
         return overlay
+
+    def _make_known(self, through: int = 0) -> None:
+        """Say beside the manifest which log this is, and from where on once it forgets so far."""
+        known = KnownLog(log=self._log.identity, forgotten=self._log.first_kept(through) - 1)
+        if known != known_log.read(self._uri):
+            known_log.write(self._uri, known)
 
     def _start_worker(self) -> None:
         if self._worker is None or not self._worker.is_alive():
@@ -177,7 +189,10 @@ class LiveIndex:
             self.refresh()
             self._in_vain = 0.0
             versions.collect(self._uri, self._keep, self._grace_s)
-            self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
+            with versions.one_publisher(self._uri):  # who publishes sees what is forgotten
+                through = min(_log_seq(kept) for kept in versions.history(self._uri))
+                self._make_known(through)
+            self._log.forget(through)
             return manifest
         finally:
             self._compacting.release()

@@ -15,7 +15,6 @@ record whose length was written but not its contents, which cannot be told from 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import logging
 import os
@@ -27,12 +26,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from rec.retrieval.errors import LogError
+from rec.retrieval.known_log import LOG_FILE
 
 _HEADER = struct.Struct("<IQI")  # payload length, number, CRC of the payload
 _CRC = struct.Struct("<I")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _SUFFIX = ".log"
-LOG_FILE = "log.json"  # beside an index's manifest: which log its changes are in
 MAX_PAYLOAD = 1 << 30
 _log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class ChangeLog:
         expected: int | None = None
         num_records = 0
         for segment in segments:
-            first = int(segment.stem.split("-")[1])
+            first = _first_of(segment)
             if expected is not None and first != expected:
                 raise LogError(
                     f"{segment}: begins with record {first}, expected {expected}: a segment is "
@@ -131,7 +130,7 @@ class ChangeLog:
     def _scan(self, segment: Path) -> Iterator[tuple[Record, int]]:
         """The records of a segment and where each ends, up to a torn end."""
         size = segment.stat().st_size
-        number = int(segment.stem.split("-")[1]) - 1  # of the record that says what the log is of
+        number = _first_of(segment) - 1  # of the record that says what the log is of
         with open(segment, "rb") as stream:
             while (start := stream.tell()) + _HEADER_SIZE <= size:
                 header = stream.read(_HEADER_SIZE)
@@ -221,7 +220,7 @@ class ChangeLog:
             LogError: the log begins later than that, or is damaged.
         """
         segments = self._segments()
-        first = int(segments[0].stem.split("-")[1])
+        first = _first_of(segments[0])
         if after is None and first > 1:
             raise LogError(
                 f"{self._folder}: holds changes {first} to {self.last}, and the index does not say "
@@ -235,7 +234,7 @@ class ChangeLog:
                 f"{after}; restore the segments, or build the index again from a full table"
             )
         for segment, following in zip(segments, [*segments[1:], None], strict=True):
-            if following is not None and int(following.stem.split("-")[1]) <= after + 1:
+            if following is not None and _first_of(following) <= after + 1:
                 continue
             for place, (record, _) in enumerate(self._scan(segment)):
                 if place and record.number > after:  # the first says what the log is of
@@ -251,19 +250,33 @@ class ChangeLog:
             before.close()
 
     def _first_of_last(self) -> int:
-        return int(self._segments()[-1].stem.split("-")[1])
+        return _first_of(self._segments()[-1])
+
+    def first_kept(self, through: int = 0) -> int:
+        """Number of the first change that `forget` leaves."""
+        firsts = [_first_of(segment) for segment in self._segments()]
+        return max([firsts[0], *(first for first in firsts if first <= through + 1)])
+
+    def segment_of(self, number: int) -> Path:
+        """The file that has this change."""
+        return max(path for path in self._segments() if _first_of(path) <= number)
 
     def forget(self, through: int) -> None:
         """Remove segments that hold nothing above `through`."""
-        segments = self._segments()
-        for segment, following in itertools.pairwise(segments):
-            if int(following.stem.split("-")[1]) <= through + 1:
+        first = self.first_kept(through)
+        for segment in self._segments():
+            if _first_of(segment) < first:
                 segment.unlink()
 
     def close(self) -> None:
         self._broken = f"{self._folder}: this log is closed; open the index again"
         self._file.close()
         self._lock.close()
+
+
+def _first_of(segment: Path) -> int:
+    """Number of the first change that a segment is for."""
+    return int(segment.stem.split("-")[1])
 
 
 def _record(number: int, payload: bytes) -> bytes:

@@ -144,6 +144,8 @@ def test_forgets_whole_segments_only(tmp_path: Path) -> None:
     log = ChangeLog(tmp_path, ABOUT)
     log.forget(1)
     assert len(list(tmp_path.glob("*.log"))) == 2
+    assert (log.first_kept(1), log.first_kept(2)) == (1, 3)
+    assert [log.segment_of(n).name[-5:] for n in (2, 3)] == ["1.log", "3.log"]
     log.forget(2)
     assert [record.number for record in log.replay(2)] == [3, 4]
     with pytest.raises(LogError, match=r"holds changes 3 to 4.*--log-seq"):
