@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
-from rec.retrieval.ann import Effort, omp_get_max_threads, omp_threads
+from rec.retrieval.ann import omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
+from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
-from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
-from rec.retrieval.versions import KIND
+from rec.retrieval.shards import Shard
 
 
 class Hits:
@@ -116,28 +114,7 @@ class Index:
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
-        manifest, folder = artifacts.open_artifact(
-            uri, KIND, without=VECTORS_FILE, manifest=manifest
-        )
-        if model is not None and manifest.lineage.get("encoder") != model:
-            raise artifacts.ArtifactError(
-                f"{uri}: holds vectors of encoder {manifest.lineage.get('encoder')}, the queries "
-                f"come from {model}; embed the items with that encoder and build again"
-            )
-        effort = Effort(**json.loads((folder / EFFORT_FILE).read_text()))
-        stated = {name: manifest.config[name] for name in ("dimension", "num_rows")}
-        shards = [
-            Shard.read(folder / shard_name(number), effort, mmap)
-            for number in range(manifest.config["num_shards"])
-        ]
-        rows = sum(shard.size for shard in shards)
-        for shard in shards:
-            found = {"dimension": shard.ann.dim, "num_rows": rows}
-            if found != stated:
-                raise artifacts.ArtifactError(
-                    f"{uri}: the manifest states {stated}, the files have {found}; build the "
-                    f"index again"
-                )
+        shards, manifest = load(uri, mmap, model, manifest)
         return cls(shards, manifest, pool=pool)
 
     def __len__(self) -> int:
