@@ -22,7 +22,7 @@ import numpy as np
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import known_log, versions
-from rec.retrieval.ann import Ann, Effort, omp_threads
+from rec.retrieval.ann import Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     NUM_TRUE,
@@ -38,8 +38,9 @@ from rec.retrieval.fill import (
     without_self,
 )
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
-from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
+from rec.retrieval.spec import IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.training import train
 from rec.retrieval.tune import Tuner, Verdict, recall
 
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
@@ -260,20 +261,12 @@ class _Builder:
     def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
         if self.continued is not None and self.continued.trained is not None:
             return self.continued.trained
-        try:
-            ann = Ann.make(factory, held_out.queries.shape[1])
-        except ValueError as error:
-            raise IndexBuildError(str(error)) from error
-        if not ann.is_trained:
-            wanted = max(TRAIN_PER_LIST * ann.num_lists, 20_000)
-            rest = order if held_out.own[0] < 0 else order[len(held_out.own) :]
-            try:
-                ann.train(self._table.sample(np.sort(rest[:wanted])))
-            except RuntimeError as error:  # for instance more lists than training points
-                raise IndexBuildError(
-                    f"{self._embeddings}: FAISS refuses {factory}: {error}"
-                ) from error
-        return ann.to_bytes()
+        rest = order if held_out.own[0] < 0 else order[len(held_out.own) :]
+
+        def sample(num: int) -> np.ndarray:
+            return self._table.sample(np.sort(rest[:num]))
+
+        return train(factory, held_out.queries.shape[1], sample, self._embeddings)
 
     def _tune(
         self, shards: list[Shard], held_out: HeldOut, truth: np.ndarray
