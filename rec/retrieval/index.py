@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
+from rec.retrieval import filters
 from rec.retrieval.ann import omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
+from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, texts, whole
 from rec.retrieval.shards import Shard
 
 
@@ -161,7 +161,7 @@ class Index:
             num_threads: OpenMP threads of this search; more than 1 only where nothing else runs.
 
         Raises:
-            QueryError: a shape, a value, k or the filter is not as it should be.
+            QueryError: a shape, a value, k, the filter or the deadline is not as it should be.
         """
         if type(k) is not int:  # FAISS takes no other
             k = whole(k)
@@ -181,9 +181,9 @@ class Index:
             least = rows.item(-1) if len(rows) == 1 else rows[:, -1].min(initial=0)
             if least >= 0:  # else it must look on
                 return Hits(rows, scores, self)
-        if deadline_s is not None and self.pool is None:
-            raise QueryError("deadline_s needs an index opened with a pool")
-        due = None if deadline_s is None else time.monotonic() + deadline_s
+        if where is not None:
+            filters.check_kind(where)
+        due = due_at(deadline_s, self.pool is not None)
         dropped = self._excluded(exclude, len(queries))
         if not (dropped.size or self._num_dead or self.many):
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))

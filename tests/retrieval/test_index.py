@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tables import DIM, brute_force, clustered, embeddings, index_of
 from rec import artifacts
 from rec.retrieval import ann
 from rec.retrieval.build import build_index
-from rec.retrieval.errors import QueryError, UnknownIdError
+from rec.retrieval.errors import FilterError, IndexBuildError, QueryError, UnknownIdError
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
@@ -332,6 +334,33 @@ def test_query_of_wrong_shape(flat: tuple[Index, np.ndarray], shape: tuple[int, 
 def test_query_not_numbers(flat: tuple[Index, np.ndarray]) -> None:
     with pytest.raises(QueryError, match="not numbers"):
         flat[0].search(np.array([["a"] * DIM]), 5)
+
+
+def test_query_of_other_kinds(flat: tuple[Index, np.ndarray]) -> None:
+    index, vectors = flat
+    with pytest.raises(QueryError, match=r"not numbers.*complex"):
+        index.search(vectors[:1] + 1j, 5)
+    with pytest.raises(QueryError, match="not numbers"):
+        index.search(np.full((1, DIM), "1.5"), 5)
+    with pytest.raises(QueryError, match="query 0 has NaN or infinity"):
+        index.search(np.full((1, DIM), 1e300), 5)
+    expected = index.search(vectors[:2], 5).rows
+    for queries in (vectors[:2].astype(float), vectors[:2].tolist(), vectors[:2].astype(">f4")):
+        assert (index.search(queries, 5).rows == expected).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", [{"op": "equal", "column": "a", "value": 1}, "a = 1", 0, []])
+def test_where_that_is_no_filter(flat: tuple[Index, np.ndarray], where: Any) -> None:
+    with pytest.raises(FilterError, match=f"where is of type {type(where).__name__}, expected"):
+        flat[0].search(clustered(1), 5, where=where)
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, math.nan, -1, 1e9, "1", 1j])
+def test_deadline_that_is_none(flat: tuple[Index, np.ndarray], deadline_s: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        index = Index(flat[0].parts, flat[0].manifest, pool=pool)
+        with pytest.raises(QueryError, match=r"deadline_s is .*, expected seconds, 0 to 86400"):
+            index.search(clustered(1), 5, deadline_s=deadline_s)
 
 
 @pytest.mark.parametrize("k", [0, -1, 10_001, 100_000])
