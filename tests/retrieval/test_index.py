@@ -429,6 +429,21 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         Index.open(str(tmp_path / "k"))
 
 
+@pytest.mark.parametrize("name", ["dimension", "num_rows", "num_shards", "max_vectors_per_item"])
+@pytest.mark.parametrize("value", [None, "16", 0])
+def test_a_manifest_that_does_not_say_what_an_index_needs(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    uri = str(tmp_path / "i")
+    manifest = build_index(embeddings(tmp_path / "e", clustered(50)), uri)
+    manifest.config[name] = value
+    if value is None:
+        del manifest.config[name]
+    (tmp_path / "i" / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(artifacts.ArtifactError, match=rf"i/manifest\.json: {name} of .* {value!r}"):
+        Index.open(uri)
+
+
 def test_another_models_index_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     build_index(embeddings(tmp_path / "e", clustered(50)), uri)
