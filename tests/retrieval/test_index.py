@@ -501,9 +501,10 @@ def test_ragged_vectors_null_ids_and_missing_columns(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="row 1: a vector of 1 values, expected 2"):
         build_index(_one_part(tmp_path / "ragged", good), str(tmp_path / "i"))
-    unnamed = good.set_column(0, "id", pa.array([None, "b"]))
-    with pytest.raises(ValueError, match=r"part-0.parquet, row 0: the id is empty"):
-        build_index(_one_part(tmp_path / "unnamed", unnamed), str(tmp_path / "i"))
+    for row, ids in ((0, [None, "b"]), (1, ["b", ""])):
+        unnamed = good.set_column(0, "id", pa.array(ids))
+        with pytest.raises(IndexBuildError, match=f"part-0.parquet, row {row}: the id is empty"):
+            build_index(_one_part(tmp_path / f"unnamed-{row}", unnamed), str(tmp_path / "i"))
     with pytest.raises(ValueError, match=r"columns \['weight'\] are missing"):
         build_index(_one_part(tmp_path / "lacks", good.drop(["weight"])), str(tmp_path / "i"))
 
