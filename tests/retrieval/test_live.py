@@ -392,11 +392,21 @@ def test_what_a_change_is_refused_for(tmp_path: Path) -> None:
         (Put("a", np.full(DIM, np.inf)), "NaN or infinity"),
         (Put("a", good, {"langage": "en"}), r"no attributes \['langage'\]; there are \['language'"),
         (Put("a", good, {"age": "old"}), "attribute 'age' is 'old', expected int64"),
+        (Put("a", good, {"age": 1.5}), "attribute 'age' is 1.5, expected int64: not a whole"),
+        (Put("a", good, {"age": np.float32(1.5)}), "expected int64: not a whole number"),
+        (Put("a", good, {"age": True}), "attribute 'age' is True, expected int64"),
+        (Put("a", good.astype(complex)), "the vector is not numbers"),
+        (None, "change 1 is None, expected Put or Delete"),
+        ("a", "change 1 is 'a', expected Put or Delete"),
     ]:
         with pytest.raises(ChangeError, match=message):
-            index.apply([Put("fine", good), change])
+            index.apply([Put("fine", good), change])  # type: ignore[list-item]
+    for changes in (Delete("item-0"), None, iter([])):
+        with pytest.raises(ChangeError, match="in place of a list of changes"):
+            index.apply(changes)  # type: ignore[arg-type]
+    assert index.apply([Put("whole", good, {"age": 2.0})]) == 1
     assert "fine" not in index.index
-    assert index.last_change == 0
+    assert index.last_change == 1
     index.close()
 
 
