@@ -101,7 +101,9 @@ class Index:
         model: str | None = None,
         manifest: artifacts.Manifest | None = None,
     ) -> Index:
-        """Load the index at `uri`, local or s3://, after checking every file's sha256.
+        """Load the index at `uri`, local or s3://, after checking the sha256 of every file that it
+        reads. Vectors as they were given, which stand beside codes of them, are not read: a
+        compaction does, and checks them then.
 
         Args:
             mmap: map the files instead of reading them, for an index larger than memory.
