@@ -111,7 +111,8 @@ class Shard:
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
         fit = self._fit(where)
-        if exact or self.ann.is_flat or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
+        skips = self.ann.num_lists or self.ann.is_graph  # else it compares all codes anyway
+        if exact or not skips or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:

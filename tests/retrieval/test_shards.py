@@ -108,6 +108,13 @@ def test_filtered_flat_against_brute_force(
     assert np.isneginf(hits.scores[:, width:]).all()
 
 
+@pytest.mark.parametrize("factory", ["SQ8", "PQ16x4fs,RFlat", "PCA12,SQ8"])
+def test_filter_on_codes_without_lists(table: str, tmp_path: Path, factory: str) -> None:
+    index = built(table, tmp_path, factory=factory)
+    hits = index.search(clustered(5, seed=3), 10, where=Range(column="n", below=3000))
+    assert ((hits.rows >= 0) & (hits.rows < 3000)).all()
+
+
 @pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,PQ8x4fs,Refine(SQ8)", "HNSW16"])
 def test_filtered_approximate_search_keeps_its_recall(
     table: str, tmp_path: Path, factory: str
