@@ -516,6 +516,24 @@ def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
         build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
 
 
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("IDMap,Flat", "add does not make sense"),
+        ("IVF4,Flat,IDMap2", "add does not make sense"),
+        ("NSG8", "does not support incremental addition"),
+        ("IVF4,FlatDedup", "not implemented"),
+        ("ZnLattice2x4_4", "no code storage"),
+        ("OPQ8", "could not parse"),
+    ],
+)
+def test_factory_of_what_cannot_be_used(tmp_path: Path, factory: str, reason: str) -> None:
+    uri = embeddings(tmp_path / "e", clustered(300))
+    with pytest.raises(IndexBuildError, match=f"{factory}.*{reason}"):
+        build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
+    assert not list((tmp_path / "i").glob("*"))
+
+
 def test_k_of_other_kinds(tmp_path: Path) -> None:
     index = index_of(tmp_path, clustered(30))
     assert index.search(clustered(1), np.int64(3)).rows.shape == (1, 3)  # type: ignore[arg-type]
