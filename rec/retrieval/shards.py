@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
 from rec.retrieval.ann import Ann, Effort, ExactTop, mark_absent
+from rec.retrieval.lists import walk
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
@@ -116,42 +117,9 @@ class Shard:
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:
-            return self._walk(queries, k, effort or self.ann.effort, fit.per_list, fit.bits)
+            return walk(self.ann, queries, k, effort or self.ann.effort, fit.per_list, fit.bits)
         found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
-
-    def _walk(
-        self,
-        queries: np.ndarray,
-        k: int,
-        effort: Effort,
-        per_list: np.ndarray,
-        bits: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Look into lists at least as far as `effort` goes, and for each query on until those
-        passed hold enough rows, in enough lists: what fits may lie far from the query.
-
-        Args:
-            per_list: (lists,) rows that may be found in each.
-            bits: of these rows; None = all.
-        """
-        least_rows = min(4 * k, int(per_list.sum()))
-        least_lists = min(effort.nprobe, int(np.count_nonzero(per_list)))
-        rows = np.empty((len(queries), k), np.int64)
-        scores = np.empty((len(queries), k), np.float32)
-        waiting, nprobe = np.arange(len(queries)), effort.nprobe
-        while len(waiting):
-            nprobe = min(nprobe, self.ann.num_lists)
-            near = self.ann.nearest_lists(queries[waiting], nprobe)
-            held = np.where(near < 0, 0, per_list[near])
-            enough = (held.sum(axis=1) >= least_rows) & ((held > 0).sum(axis=1) >= least_lists)
-            enough |= nprobe == self.ann.num_lists
-            if len(now := waiting[enough]):
-                effort = effort._replace(nprobe=nprobe)
-                rows[now], scores[now] = self.ann.search(queries[now], k, effort, bits)
-            waiting, nprobe = waiting[~enough], 2 * nprobe
-        mark_absent(rows, scores)
-        return rows, scores
 
     def _completed(
         self,
@@ -167,7 +135,7 @@ class Shard:
             return found
         if self.ann.num_lists:
             per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
-            again = self._walk(queries[short], k, self.ann.effort, per_list, None)
+            again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)
         else:
             rows = np.arange(self.size) if fit is None else self._rows(fit)
             again = self._exact(queries[short], k, rows)
