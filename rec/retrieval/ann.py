@@ -29,6 +29,7 @@ class Effort(NamedTuple):
     nprobe: int = 1  # inverted lists looked into
     k_factor: float = 1  # candidates re-ranked by the refinement, as a multiple of k
     ef: int = 64  # HNSW's queue
+    margin: float = 0.0  # by how much a hit may score above its list's centre; for filters
 
 
 class Ann:
@@ -46,6 +47,7 @@ class Ann:
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
+        self._centres: np.ndarray | None = None
         self._was_read = False
         self._moved: list[np.ndarray] = []  # what FAISS has but a view of
         self.effort = Effort()
@@ -222,14 +224,25 @@ class Ann:
                     self._has_map = True
         return self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
 
-    def nearest_lists(self, vectors: np.ndarray, num: int) -> np.ndarray:
-        """(B, num) inverted lists in the order they are looked into; -1 where none is found."""
+    def nearest_lists(self, vectors: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B, num) inverted lists in the order they are looked into, -1 where none is found, and
+        the scores of their centres."""
+        return self._ivf.quantizer.search(self._turned(vectors), num)[::-1]
+
+    def list_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """(B, num_lists) scores of the centres of the inverted lists."""
+        if self._centres is None:
+            self._centres = self.centroids()  # made twice at worst
+        return faiss.pairwise_distances(self._turned(vectors), self._centres, _METRIC)
+
+    def _turned(self, vectors: np.ndarray) -> np.ndarray:
+        """As the quantiser takes them."""
         outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
         if isinstance(outer, faiss.IndexPreTransform):
             chain: Any = outer.chain
             for place in range(chain.size()):
                 vectors = faiss.downcast_VectorTransform(chain.at(place)).apply(vectors)
-        return self._ivf.quantizer.search(vectors, num)[1]
+        return vectors
 
     def list_of_rows(self) -> np.ndarray:
         """(size,) int32: the inverted list of each row."""

@@ -26,6 +26,7 @@ from rec.retrieval.ann import Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     NUM_TRUE,
+    Filled,
     HeldOut,
     ShardTask,
     checked_keys,
@@ -37,6 +38,7 @@ from rec.retrieval.fill import (
     true_rows,
     without_self,
 )
+from rec.retrieval.lists import margin
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
 from rec.retrieval.spec import IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
@@ -269,11 +271,12 @@ class _Builder:
         return train(factory, held_out.queries.shape[1], sample, self._embeddings)
 
     def _tune(
-        self, shards: list[Shard], held_out: HeldOut, truth: np.ndarray
+        self, shards: list[Shard], held_out: HeldOut, true: Filled
     ) -> tuple[Effort, dict[str, Any], Verdict]:
         """The effort to search with, what it reaches on the other half of the queries, and how
         it did on the first."""
         rng = np.random.default_rng(self._config.seed)
+        truth = true.rows
         half = rng.permutation(len(truth))
         tune, report = half[::2], half[1::2] if len(half) > 1 else half
 
@@ -287,7 +290,9 @@ class _Builder:
         ann, effort = shards[0].ann, Effort()
         with omp_threads(1):  # as it is searched when serving
             if ann.num_lists:
-                effort = tuner.lists(ann.num_lists, ann.refines)
+                known = truth[tune, :10], true.scores[tune, :10]
+                above = margin([shard.ann for shard in shards], held_out.queries[tune], *known)
+                effort = tuner.lists(ann.num_lists, ann.refines)._replace(margin=above)
             elif ann.is_graph:
                 effort = tuner.graph()
         rows = found(report, effort, NUM_TRUE - 1)

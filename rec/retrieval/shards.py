@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
 from rec.retrieval.ann import Ann, Effort, ExactTop, mark_absent
-from rec.retrieval.lists import walk
+from rec.retrieval.lists import search_fitting, walk
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
@@ -117,7 +117,8 @@ class Shard:
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:
-            return walk(self.ann, queries, k, effort or self.ann.effort, fit.per_list, fit.bits)
+            effort = effort or self.ann.effort
+            return search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits)
         found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
 
@@ -135,7 +136,7 @@ class Shard:
             return found
         if self.ann.num_lists:
             per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
-            again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)
+            again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)[:2]
         else:
             rows = np.arange(self.size) if fit is None else self._rows(fit)
             again = self._exact(queries[short], k, rows)

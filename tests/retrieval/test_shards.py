@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tables import DIM, brute_force, clustered, embeddings
+from tables import DIM, brute_force, clustered, embeddings, unit
 
 from rec import artifacts
 from rec.artifacts import ArtifactError
@@ -24,6 +24,7 @@ from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard, compares_all
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.table import EmbeddingTable, folder_of
+from rec.retrieval.tune import recall
 
 NUM = 6000
 
@@ -155,6 +156,32 @@ def test_filter_on_rows_far_from_the_queries(tmp_path: Path, factory: str) -> No
     found = np.mean([len(set(a) & set(b)) for a, b in zip(hits.rows, truth, strict=True)])
     if factory != "HNSW16":  # a graph promises as many hits as there are, not the best
         assert found / 10 >= 0.95
+
+
+@pytest.mark.parametrize("factory", ["IVF128,SQ8", "IVF128,PQ16x4fs,RFlat"])
+@pytest.mark.parametrize("where", ["by chance", "elsewhere"])
+def test_filter_that_leaves_few_neighbours_near_the_query(
+    tmp_path: Path, factory: str, where: str
+) -> None:
+    """Ten items to a centre: under a filter the ten nearest lie in many lists, of no order."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((1500, 32))
+    vectors, queries = (
+        unit(centres[np.arange(num) % 1500] + 0.3 * rng.standard_normal((num, 32)))
+        for num in (15_000, 200)
+    )
+    side = centres[:, 0] > 0.8
+    fits = rng.random(15_000) < 0.2 if where == "by chance" else side[np.arange(15_000) % 1500]
+    queries = queries if where == "by chance" else queries[centres[:200, 0] < -0.5]
+    config = IndexConfig(factory=factory, attributes=("fits",), recall_target=0.95)
+    uri = embeddings(tmp_path / "e", vectors, columns={"fits": fits.tolist()})
+    build_index(uri, str(tmp_path / "i"), config)
+    hits = Index.open(str(tmp_path / "i")).search(
+        queries, 10, where=Equal(column="fits", value=True)
+    )
+    rows = np.flatnonzero(fits)
+    truth = rows[brute_force(vectors[rows], queries, 10)]
+    assert recall(hits.rows, truth) >= 0.95
 
 
 def test_queries_beside_empty_lists_find_as_many_as_there_are(tmp_path: Path) -> None:
