@@ -27,6 +27,7 @@ INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attribute
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
+CHEAP_VALUES = 1 << 18  # numbers of vectors that are compared while lists would be looked into
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
@@ -113,7 +114,7 @@ class Shard:
             return self._exact(queries, k, np.arange(self.size))
         fit = self._fit(where)
         skips = self.ann.num_lists or self.ann.is_graph  # else it compares all codes anyway
-        if exact or not skips or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
+        if exact or not skips or compares_all(fit.num_rows, self.ann, k):
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:
@@ -254,11 +255,12 @@ def _bytes_of(key: str, fit: _Fit) -> int:
     return len(key) + fit.bits.nbytes + fit.per_list.nbytes
 
 
-def compares_all(matches: int, num_rows: int, k: int, is_graph: bool) -> bool:
+def compares_all(matches: int, ann: Ann, k: int) -> bool:
     """Whether a filtered search compares every row that matches, instead of looking into lists.
 
-    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner) or ten times k
-    it is both faster and exact. Above, a graph may lose hits that lie far from the query: it
-    cannot be led to them.
+    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner), ten times k, or
+    what takes no longer than to look into lists at all, it is both faster and exact. Above, a graph
+    may lose hits that lie far from the query: it cannot be led to them.
     """
-    return matches < max(10 * k, num_rows * (0.1 if is_graph else 0.05))
+    few = matches < max(10 * k, ann.size * (0.1 if ann.is_graph else 0.05))
+    return few or matches * ann.dim <= CHEAP_VALUES

@@ -83,6 +83,12 @@ def test_a_graph_cannot_be_merged(table: str, tmp_path: Path) -> None:
     assert (index.search(clustered(3), 2000).rows >= 0).all()
 
 
+@pytest.fixture
+def nothing_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that lists are looked into, however few the rows that fit."""
+    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)
+
+
 FILTERS = [
     (Range(column="n", below=30), lambda i: i < 30),
     (Equal(column="kind", value="k3"), lambda i: i % 7 == 3),
@@ -117,6 +123,7 @@ def test_filter_on_codes_without_lists(table: str, tmp_path: Path, factory: str)
 
 
 @pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,PQ8x4fs,Refine(SQ8)", "HNSW16"])
+@pytest.mark.usefixtures("nothing_is_cheap")
 def test_filtered_approximate_search_keeps_its_recall(
     table: str, tmp_path: Path, factory: str
 ) -> None:
@@ -137,6 +144,7 @@ def test_filtered_approximate_search_keeps_its_recall(
 @pytest.mark.parametrize(
     "factory", ["IVF64,SQ8", "IVF64,PQ8x4fs,Refine(SQ8)", "OPQ8,IVF64,PQ8x4fs,RFlat", "HNSW16"]
 )
+@pytest.mark.usefixtures("nothing_is_cheap")
 def test_filter_on_rows_far_from_the_queries(tmp_path: Path, factory: str) -> None:
     """French items lie on one side, the queries on the other."""
     vectors, queries = clustered(NUM), clustered(100, seed=0)
@@ -160,6 +168,7 @@ def test_filter_on_rows_far_from_the_queries(tmp_path: Path, factory: str) -> No
 
 @pytest.mark.parametrize("factory", ["IVF128,SQ8", "IVF128,PQ16x4fs,RFlat"])
 @pytest.mark.parametrize("where", ["by chance", "elsewhere"])
+@pytest.mark.usefixtures("nothing_is_cheap")
 def test_filter_that_leaves_few_neighbours_near_the_query(
     tmp_path: Path, factory: str, where: str
 ) -> None:
@@ -201,11 +210,18 @@ def test_few_rows_leave_some_to_train_on(tmp_path: Path, factory: str) -> None:
     assert manifest.metrics["num_queries"] == 50  # a fifth, half of it to tune with
 
 
-def test_plan() -> None:
-    assert compares_all(49_999, 1_000_000, 10, False)
-    assert not compares_all(50_000, 1_000_000, 10, False)
-    assert compares_all(90_000, 1_000_000, 10_000, False)
-    assert compares_all(90_000, 1_000_000, 10, True)
+def test_plan(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {}
+    for factory in ("IVF16,SQ8", "HNSW8"):
+        (shards[factory],) = built(table, tmp_path / factory, factory=factory).parts
+    lists, graph = (shard.ann for shard in shards.values() if isinstance(shard, Shard))
+    assert compares_all(6000, lists, 10)  # of 16 values: as fast as finding the lists
+    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)
+    assert compares_all(299, lists, 10)
+    assert not compares_all(300, lists, 10)
+    assert compares_all(599, graph, 10)
+    assert not compares_all(600, graph, 10)
+    assert compares_all(5000, lists, 1000)
 
 
 def test_filter_that_does_not_fit(table: str, tmp_path: Path) -> None:
