@@ -31,6 +31,7 @@ from jobs.cli import (
     add_overrides,
     add_task_memory,
     alone_in,
+    moment,
     parser,
     phase_bars,
     place,
@@ -66,7 +67,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--cutoff",
-        type=datetime.fromisoformat,
+        type=moment,
         required=True,
         help="training ends here, as 2026-01-08 or 2026-01-08T12:00+01:00; UTC without a zone",
     )

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import wraps
 from importlib import import_module
 from inspect import signature
@@ -241,6 +242,16 @@ def _gigabytes(text: str) -> float:
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r}: expected gigabytes, as 0.5 or 4")
     return number
+
+
+def moment(text: str) -> datetime:
+    """A time or a day; without a zone where none is told."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a time, as 2026-01-08 or 2026-01-08T12:00+01:00"
+        ) from None
 
 
 def count(text: str) -> int:

@@ -25,13 +25,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from datetime import datetime
 from typing import Any
 
 from jobs.cli import (
     add_overrides,
     add_task_memory,
     alone_in,
+    moment,
     parser,
     phase_bars,
     place,
@@ -71,13 +71,11 @@ def arguments() -> argparse.ArgumentParser:
     split = flags.add_mutually_exclusive_group(required=True)
     split.add_argument(
         "--cutoff",
-        type=datetime.fromisoformat,
+        type=moment,
         help="training ends here, as 2026-01-08 or 2026-01-08T12:00+01:00; UTC without a zone",
     )
     split.add_argument("--leave-one-out", action="store_true", help="instead of a split by time")
-    flags.add_argument(
-        "--test-cutoff", type=datetime.fromisoformat, help="validation ends here; with --cutoff"
-    )
+    flags.add_argument("--test-cutoff", type=moment, help="validation ends here; with --cutoff")
     flags.add_argument("--items", type=place, help="folder or file that tells of items")
     flags.add_argument("--content", type=place, help="an embedding table, a vector an item")
     flags.add_argument("--out", type=place, required=True, help="folder of the artifact")

@@ -100,9 +100,12 @@ def _check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 def check(recipe: Recipe[Any], world: int) -> None:
-    """Raise TrainError where the engine is not for as many ranks, or the batch cannot be cut
-    evenly into ranks and micro-batches."""
+    """Raise TrainError where the engine is not for as many ranks, the batch cannot be cut evenly
+    into ranks and micro-batches, or no loss counts."""
     train = recipe.train
+    if not any(recipe.weights.values()):
+        names = ", ".join(f"weights.{name}" for name in recipe.weights)
+        raise TrainError(f"every loss weighs 0, so nothing would be learned; raise one of {names}")
     if train.engine == "plain" and world > 1:
         raise TrainError(
             f"engine 'plain' is one process, this run has {world}; set train.engine to 'ddp' or "

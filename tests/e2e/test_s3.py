@@ -23,9 +23,9 @@ def test_rows_training_and_its_continuation_on_s3(
     ray_local: None, s3: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"{s3}/one"
-    assert job("ingest", "--out", run, "--set", "source.num_items=160", "source.num_shards=2") == 0
+    assert job("ingest", "--out", run, "--set", "source.num_items=80", "source.num_shards=2") == 0
     rows = read_manifest(f"{run}/rows", "content-rows")
-    assert rows.metrics["train"]["rows"] + rows.metrics["heldout"]["rows"] == 160
+    assert rows.metrics["train"]["rows"] + rows.metrics["heldout"]["rows"] == 80
     train = ["--rows", f"{run}/rows", "--out", run, "--set", "train.schedule=constant"]
     train += ["train.checkpoint_every=2", "train.validate_every=4"]
     assert job("train", *train, "train.steps=4") == 0

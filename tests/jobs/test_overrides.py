@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import train
+from jobs import behaviour, train
 from rec.config import ConfigError
 
 GIVEN = ["--recipe", "rec.recipes.sequence:debug", "--rows", "r", "--out", "o", "--set"]
@@ -46,6 +46,12 @@ def test_a_file_that_is_not_there_is_an_error(
     with pytest.raises(SystemExit):
         train.parser().parse_args([*GIVEN, f"@{tmp_path}/none.txt"])
     assert f"--set @{tmp_path}/none.txt" in capsys.readouterr().err
+
+
+def test_a_time_that_is_none_is_told_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        behaviour.arguments().parse_args(["--logs", "x", "--out", "y", "--cutoff", "yesterday"])
+    assert "'yesterday': expected a time, as 2026-01-08 or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

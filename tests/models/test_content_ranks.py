@@ -39,8 +39,8 @@ def test_micro_batches_by_gradcache_agree(content_rows: str, only: str, num_part
     )
 
 
-def each(recipe: ContentRecipe, rows: str) -> dict[str, dict[str, Tensor]]:
-    return {only: gradients(recipe, rows, only, 1) for only in [*TERMS, "all"]}
+def each(recipe: ContentRecipe, rows: str, terms: list[str]) -> dict[str, dict[str, Tensor]]:
+    return {only: gradients(recipe, rows, only, 1) for only in terms}
 
 
 @pytest.mark.slow
@@ -54,10 +54,12 @@ def each(recipe: ContentRecipe, rows: str) -> dict[str, dict[str, Tensor]]:
     ids=["ddp", "zero1", "zero2", "zero3"],
 )
 def test_every_term_agrees(content_rows: str, tmp_path: Path, world: int, engine: dict[str, Any]):
-    found = from_ranks(world, each, tmp_path, exact(**engine), content_rows)
+    # ZeRO gathers every parameter by itself, for seconds a term: of three ranks the sum has to do
+    terms = ["all"] if world == 3 and "zero_stage" in engine else [*TERMS, "all"]
+    found = from_ranks(world, each, tmp_path, exact(**engine), content_rows, terms)
     for only, values in found.items():
         assert_agrees(values, one_process(content_rows, only))
-    assert len(found) == len(TERMS) + 1
+    assert list(found) == terms
 
 
 @pytest.mark.slow

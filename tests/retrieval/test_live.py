@@ -97,12 +97,16 @@ def stored(index: LiveIndex, model: Model) -> Model:
     """The model with the vectors that the index has, near those that it was given."""
     known = Model()
     ids = sorted(model.items)
-    for item_id, rows in zip(ids, index.index.locate(ids), strict=True):
-        given, attributes = model.items[item_id]
-        vectors = index.index.reconstruct(rows)
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(given, axis=1)
-        assert ((vectors * given).sum(axis=1) > 0.9 * norms).all()
-        known.items[item_id] = vectors, attributes
+    if not ids:
+        return known
+    rows = index.index.locate(ids)
+    vectors = index.index.reconstruct(np.concatenate(rows))  # one by one, 1,000 steps take a minute
+    given = np.concatenate([model.items[item_id][0] for item_id in ids])
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(given, axis=1)
+    assert ((vectors * given).sum(axis=1) > 0.9 * norms).all()
+    of_items = np.split(vectors, np.cumsum([len(found) for found in rows])[:-1])
+    for item_id, found in zip(ids, of_items, strict=True):
+        known.items[item_id] = found, model.items[item_id][1]
     return known
 
 

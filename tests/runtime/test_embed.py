@@ -350,6 +350,7 @@ def test_job_embeds_every_row_and_does_it_once(
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == times
 
     # altered or removed parts are computed again, the others are not
+    config = EmbedConfig(num_actors=1, batch_size=5)
     (folder / "part-00001.parquet").write_bytes(b"scribble")
     (folder / "part-00003.parquet").unlink()
     again = embed(encoder_uri, rows_uri, out, config)
@@ -429,13 +430,25 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> 
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def unbroken(
+    ray_local: None, encoder_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, artifacts.Manifest]:
+    """Rows in twelve partitions, and what a run that nothing happens to makes of them."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    rows_uri = publish_rows(str(folder / "rows"), num_parts=12, num_rows=60)
+    return rows_uri, embed(encoder_uri, rows_uri, str(folder / "t"), EmbedConfig(num_actors=1))
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_driver_killed_midway_resumes_to_the_same_table(
-    ray_local: None, encoder_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unbroken: tuple[str, artifacts.Manifest],
+    encoder_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=60)
-    whole = embed(encoder_uri, rows_uri, str(tmp_path / "whole"), EmbedConfig(num_actors=2))
+    rows_uri, whole = unbroken
     out = tmp_path / "out"
     places = ["--encoder", encoder_uri, "--rows", rows_uri, "--out", str(out)]
     command = [*places, "--set", "num_actors=1"]
@@ -476,10 +489,9 @@ def test_driver_killed_midway_resumes_to_the_same_table(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_actor_killed_midway_is_made_good(
-    ray_local: None, encoder_uri: str, tmp_path: Path
+    unbroken: tuple[str, artifacts.Manifest], encoder_uri: str, tmp_path: Path
 ) -> None:
-    rows_uri = publish_rows(str(tmp_path / "rows"), num_parts=12, num_rows=60)
-    whole = embed(encoder_uri, rows_uri, str(tmp_path / "whole"), EmbedConfig(num_actors=2))
+    rows_uri, whole = unbroken
     out = tmp_path / "out"
     killed: list[int] = []
     standing: dict[str, int] = {}
@@ -533,8 +545,15 @@ def test_job_and_index_on_s3(
 
 
 def test_command_line_says_what_is_wrong(
-    encoder_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoder_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(job, "start_ray", lambda _: pytest.fail("Ray was started for it"))
+    nowhere = ["--encoder", str(tmp_path), "--rows", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert job.main(nowhere) == 1
+    assert f"embed: {tmp_path}: " in capsys.readouterr().err
     places = ["--encoder", encoder_uri, "--rows", str(tmp_path), "--out", str(tmp_path / "out")]
     assert job.main([*places, "--set", "batch_sise=3"]) == 1
     assert "no field 'batch_sise'; there are: batch_size" in capsys.readouterr().err

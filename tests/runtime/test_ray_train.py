@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -13,8 +15,8 @@ from typing import Any
 import pytest
 from tiny_recipe import TinyRecipe, write_rows
 
+from jobs import train as train_job
 from rec import artifacts
-from rec.runtime.stop import STOP
 from rec.runtime.train import TrainOutcome, train
 from rec.train.engine import MODEL_FILE, TrainError
 from rec.train.metrics import read_records
@@ -37,8 +39,11 @@ def recipe(**train: Any) -> TinyRecipe:
 
 
 def losses(outcome: TrainOutcome) -> list[dict[str, float]]:
-    records = read_records(outcome.logs)
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+    return _losses(outcome.logs)
+
+
+def _losses(logs: str) -> list[dict[str, float]]:
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(logs)]
 
 
 def killing(recipe: TinyRecipe, place: Path) -> TinyRecipe:
@@ -47,21 +52,24 @@ def killing(recipe: TinyRecipe, place: Path) -> TinyRecipe:
     return recipe.model_copy(update={"kill_file": str(place / "killed"), "kill_row": row})
 
 
-def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
+def test_a_killed_rank_of_two_ends_with_the_losses_of_the_unbroken_run(
     ray_local: None, tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path, misleading=True)
-    judged = {"weights": {"classify": 1.0, "contrast": 0.01}}
-    chosen = recipe(steps=24).model_copy(update=judged)
-    whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=0)
+    chosen = recipe(steps=24, engine="deepspeed", micro_batches=2)
+    chosen = chosen.model_copy(update={"weights": {"classify": 1.0, "contrast": 0.01}})
+    on_ctrl_c = signal.getsignal(signal.SIGINT)
+    whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=2)
+    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # what comes next can be interrupted too
     broken = train(
         killing(chosen, tmp_path),
         rows,
         str(tmp_path / "broken"),
-        num_workers=1,
+        num_workers=2,
         encoder=str(tmp_path / "encoder"),
     )
     assert (tmp_path / "killed").exists()
+    assert len(losses(whole)) == 24
     assert losses(broken) == losses(whole)
     assert broken.metrics == whole.metrics
     assert Path(broken.best).name == Path(whole.best).name == "step-00000006"
@@ -70,45 +78,44 @@ def test_a_killed_worker_ends_with_the_losses_of_the_unbroken_run(
     assert metrics["validation/total"] == losses(whole)[-1]["validation/total"]
 
 
-def test_a_killed_rank_of_two(ray_local: None, rows: str, tmp_path: Path) -> None:
-    chosen = recipe(engine="deepspeed", micro_batches=2)
-    on_ctrl_c = signal.getsignal(signal.SIGINT)
-    whole = train(chosen, rows, str(tmp_path / "whole"), num_workers=2)
-    assert signal.getsignal(signal.SIGINT) is on_ctrl_c  # what comes next can be interrupted too
-    broken = train(killing(chosen, tmp_path), rows, str(tmp_path / "broken"), num_workers=2)
-    assert (tmp_path / "killed").exists()
-    assert len(losses(whole)) == 12
-    assert losses(broken) == losses(whole)
-
-
-def test_a_stopped_run_goes_on_and_past_a_damaged_checkpoint(
-    ray_local: None, rows: str, tmp_path: Path
+def test_a_job_told_to_stop_goes_on_and_past_a_damaged_checkpoint(
+    ray_local: None, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    every = {"checkpoint_every": 4, "validate_every": 4, "keep_checkpoints": 3}
     run, log = tmp_path / "run", tmp_path / "run" / "train" / "logs" / "metrics.jsonl"
+
+    def job(out: Path, steps: int, *more: str) -> tuple[int, str, str]:
+        command = ["--recipe", "tiny_recipe:TinyRecipe", "--rows", rows, "--out", str(out), *more]
+        command += ["--set", f"train.steps={steps}", "train.schedule=constant"]
+        command += ["train.checkpoint_every=4", "train.validate_every=4"]
+        status = train_job.main([*command, "train.keep_checkpoints=3"])
+        return status, *capsys.readouterr()
 
     def ask() -> None:
         while not (log.exists() and len(log.read_bytes().splitlines()) > 4):
             time.sleep(0.1)
-        (run / "train" / STOP).touch()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=ask, daemon=True).start()
-    endless = recipe(steps=100_000, schedule="constant", **every)
-    stopped = train(endless, rows, str(run), num_workers=1)
-    assert stopped.stopped
-    assert 4 < stopped.step < 100_000
-    last = Path(stopped.last)
+    status, printed, _ = job(run, 100_000)
+    told = re.search(r"stopped after step (\d+); run the same command again", printed)
+    assert status == 0
+    assert told, printed
+    step = int(told[1])
+    assert 4 < step < 100_000
+    last = run / "train" / f"step-{step:08d}"
     file = last / MODEL_FILE
     file.write_bytes(file.read_bytes()[:100])
-    longer = recipe(steps=stopped.step + 3, schedule="constant", **every)
-    with pytest.raises(TrainError, match=f"^{last}: this checkpoint cannot be read .* remove the"):
-        train(longer, rows, str(run), num_workers=1)
+    status, _, error = job(run, step + 3)
+    assert status == 1
+    assert re.search(f"^train: {last}: this checkpoint cannot be read .* remove the", error, re.M)
     shutil.rmtree(last)
-    ended = train(longer, rows, str(run), num_workers=1)
-    assert (ended.stopped, ended.step) == (False, stopped.step + 3)
-    whole = train(longer, rows, str(tmp_path / "whole"), num_workers=0)
-    assert losses(ended) == losses(whole)
-    assert [r["step"] for r in losses(ended)] == list(range(1, ended.step + 1))
+    status, printed, _ = job(run, step + 3)
+    assert status == 0
+    assert f"finished    {step + 3} steps" in printed
+    assert job(tmp_path / "whole", step + 3, "--workers", "0")[0] == 0
+    ended, whole = (_losses(str(out / "train" / "logs")) for out in (run, tmp_path / "whole"))
+    assert ended == whole
+    assert [r["step"] for r in ended] == list(range(1, step + 4))
 
 
 def test_errors_that_would_come_again_are_not_retried(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import socket
 import tempfile
@@ -16,7 +17,12 @@ from torch.multiprocessing.spawn import start_processes
 
 _IMPORTED = [
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # brings all of torch.compile, unused
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "networkx",
+    "torch.utils.cpp_extension",
     "rec.train.deepspeed",
+    "rec.train.gradient",
     "rec.recipes.content",
     "transformers.models.bert.modeling_bert",
     "transformers.models.vit.modeling_vit",
@@ -51,6 +57,7 @@ def _start_server() -> None:
 def _rank(
     rank: int, world: int, port: int, store: str, work: Callable[..., None], args: Any
 ) -> None:
+    gc.freeze()  # DeepSpeed collects garbage for each engine, seconds of all that was imported
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",

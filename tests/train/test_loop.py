@@ -183,6 +183,14 @@ def test_batches_that_cannot_be_cut_are_refused(rows: str, tmp_path: Path) -> No
         here(recipe(micro_batches=5), rows, tmp_path)
 
 
+def test_losses_that_all_weigh_nothing_are_refused(rows: str, tmp_path: Path) -> None:
+    one = recipe().model_copy(update={"weights": {"classify": 0.0, "contrast": 0.01}})
+    assert here(one, rows, tmp_path / "one").step
+    none = recipe().model_copy(update={"weights": {"classify": 0.0, "contrast": 0.0}})
+    with pytest.raises(TrainError, match=r"raise one of weights\.classify, weights\.contrast"):
+        here(none, rows, tmp_path / "none")
+
+
 _TRAIN = """
 import sys
 sys.path.insert(0, {support!r})
