@@ -1,4 +1,4 @@
-"""The only use of FAISS: training, filling, searching and storing one inner-product index.
+"""FAISS: training, filling, searching and storing one inner-product index; see also `exact`.
 
 FAISS itself is silent where it should not be (NaN is accepted, k is unbounded, a wrong dimension
 is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
@@ -278,34 +278,6 @@ def _params(index: Any, effort: Effort, selector: Any) -> Any:
     if isinstance(index, faiss.IndexHNSW):
         return _faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
     return _faiss.SearchParameters(sel=selector)
-
-
-def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
-    """FAISS's score of no hit is a large number; here it is -inf."""
-    scores[rows < 0] = -np.inf
-
-
-class ExactTop:
-    """The k best rows of each query over vectors that arrive in batches (brute force)."""
-
-    def __init__(self, queries: np.ndarray, k: int) -> None:
-        self._queries, self._k, self._rows = queries, k, 0
-        self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
-
-    def add(self, vectors: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Take (n, D) vectors in; `rows` (n,) their numbers, None = those after the last."""
-        if len(vectors) and len(self._queries):
-            k = min(self._k, len(vectors))
-            scores, found = faiss.knn(self._queries, vectors, k, metric=_METRIC)
-            numbers = found + self._rows if rows is None else rows[found]
-            self._heap.add_result(scores, numbers.astype(np.int64, copy=False))
-        self._rows += len(vectors)
-
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) rows, best first, -1 where they are fewer than k; and scores, there -inf."""
-        self._heap.finalize()
-        mark_absent(self._heap.I, self._heap.D)
-        return self._heap.I, self._heap.D
 
 
 class omp_threads:

@@ -18,8 +18,9 @@ from pyarrow import fs as pafs
 from rec import artifacts
 from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, versions
-from rec.retrieval.ann import Ann, Effort, ExactTop
+from rec.retrieval.ann import Ann, Effort
 from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.exact import ExactTop
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import FILES, Shard, shard_name
 from rec.retrieval.table import EmbeddingTable, attributes_of, folder_of

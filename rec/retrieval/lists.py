@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rec.retrieval.ann import Ann, Effort, mark_absent
+from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.exact import mark_absent
 
 _BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries
 _MORE_CANDIDATES = 4

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
-from rec.retrieval.ann import Ann, Effort, ExactTop, mark_absent
+from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.exact import ExactTop, mark_absent
 from rec.retrieval.lists import search_fitting, walk
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
