@@ -2,7 +2,7 @@
 
     manifest.json        the version in use; replacing it, in one rename or put, is the swap
     history/VERSION.json the manifest of every version that was in use before, and is kept
-    log.json             which log has its live changes, once there was one
+    log.json             which log has its live changes and since when, once there was one
     v-.../               the files of one version, never written again
 
 A reader holds one version from its manifest on, so a swap or a step back under load mixes
