@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec import artifacts
-from rec.retrieval.ann import ExactTop, omp_threads
+from rec.retrieval.ann import omp_threads
+from rec.retrieval.exact import ExactTop
 from rec.schema import EMBEDDINGS
 
 K = 10

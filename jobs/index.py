@@ -23,7 +23,7 @@ from rec.artifacts import ArtifactError, Manifest
 from rec.config import ConfigError
 from rec.retrieval import versions
 from rec.retrieval.build import Runner, build_index
-from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.errors import IndexBuildError, LogError
 from rec.retrieval.spec import IndexConfig
 
 
@@ -111,7 +111,7 @@ def ray_runner(num_workers: int) -> Runner:
     return run_all
 
 
-@tell_errors("index", ArtifactError, ConfigError, IndexBuildError)
+@tell_errors("index", ArtifactError, ConfigError, IndexBuildError, LogError)
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     config = IndexConfig().override(given.set)

@@ -1,4 +1,4 @@
-"""The only use of FAISS: training, filling, searching and storing one inner-product index.
+"""FAISS: training, filling, searching and storing one inner-product index; see also `exact`.
 
 FAISS itself is silent where it should not be (NaN is accepted, k is unbounded, a wrong dimension
 is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
@@ -29,6 +29,7 @@ class Effort(NamedTuple):
     nprobe: int = 1  # inverted lists looked into
     k_factor: float = 1  # candidates re-ranked by the refinement, as a multiple of k
     ef: int = 64  # HNSW's queue
+    margin: float = 0.0  # by how much a hit may score above its list's centre; for filters
 
 
 class Ann:
@@ -46,6 +47,7 @@ class Ann:
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
+        self._centres: np.ndarray | None = None
         self._was_read = False
         self._moved: list[np.ndarray] = []  # what FAISS has but a view of
         self.effort = Effort()
@@ -222,14 +224,25 @@ class Ann:
                     self._has_map = True
         return self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
 
-    def nearest_lists(self, vectors: np.ndarray, num: int) -> np.ndarray:
-        """(B, num) inverted lists in the order they are looked into; -1 where none is found."""
+    def nearest_lists(self, vectors: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+        """(B, num) inverted lists in the order they are looked into, -1 where none is found, and
+        the scores of their centres."""
+        return self._ivf.quantizer.search(self._turned(vectors), num)[::-1]
+
+    def list_scores(self, vectors: np.ndarray) -> np.ndarray:
+        """(B, num_lists) scores of the centres of the inverted lists."""
+        if self._centres is None:
+            self._centres = self.centroids()  # made twice at worst
+        return faiss.pairwise_distances(self._turned(vectors), self._centres, _METRIC)
+
+    def _turned(self, vectors: np.ndarray) -> np.ndarray:
+        """As the quantiser takes them."""
         outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
         if isinstance(outer, faiss.IndexPreTransform):
             chain: Any = outer.chain
             for place in range(chain.size()):
                 vectors = faiss.downcast_VectorTransform(chain.at(place)).apply(vectors)
-        return self._ivf.quantizer.search(vectors, num)[1]
+        return vectors
 
     def list_of_rows(self) -> np.ndarray:
         """(size,) int32: the inverted list of each row."""
@@ -265,34 +278,6 @@ def _params(index: Any, effort: Effort, selector: Any) -> Any:
     if isinstance(index, faiss.IndexHNSW):
         return _faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
     return _faiss.SearchParameters(sel=selector)
-
-
-def mark_absent(rows: np.ndarray, scores: np.ndarray) -> None:
-    """FAISS's score of no hit is a large number; here it is -inf."""
-    scores[rows < 0] = -np.inf
-
-
-class ExactTop:
-    """The k best rows of each query over vectors that arrive in batches (brute force)."""
-
-    def __init__(self, queries: np.ndarray, k: int) -> None:
-        self._queries, self._k, self._rows = queries, k, 0
-        self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
-
-    def add(self, vectors: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Take (n, D) vectors in; `rows` (n,) their numbers, None = those after the last."""
-        if len(vectors) and len(self._queries):
-            k = min(self._k, len(vectors))
-            scores, found = faiss.knn(self._queries, vectors, k, metric=_METRIC)
-            numbers = found + self._rows if rows is None else rows[found]
-            self._heap.add_result(scores, numbers.astype(np.int64, copy=False))
-        self._rows += len(vectors)
-
-    def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) rows, best first, -1 where they are fewer than k; and scores, there -inf."""
-        self._heap.finalize()
-        mark_absent(self._heap.I, self._heap.D)
-        return self._heap.I, self._heap.D
 
 
 class omp_threads:

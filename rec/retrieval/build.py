@@ -21,11 +21,12 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
-from rec.retrieval import versions
-from rec.retrieval.ann import Ann, Effort, omp_threads
+from rec.retrieval import known_log, versions
+from rec.retrieval.ann import Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     NUM_TRUE,
+    Filled,
     HeldOut,
     ShardTask,
     checked_keys,
@@ -37,9 +38,11 @@ from rec.retrieval.fill import (
     true_rows,
     without_self,
 )
+from rec.retrieval.lists import margin
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
-from rec.retrieval.spec import TRAIN_PER_LIST, IndexConfig, factories
+from rec.retrieval.spec import IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.training import train
 from rec.retrieval.tune import Tuner, Verdict, recall
 
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
@@ -88,7 +91,7 @@ def build_index(
             rows of the table itself, each without its own hit. They are kept in the version, so
             that a compaction tunes with them too.
         log_seq: live changes up to this number are in the table already; None = unknown, so that
-            opening it live makes all changes again, and is refused where the log has lost some.
+            opening it live makes all changes again.
         continued: the version that this continues (compaction).
         run: applies a function to tasks and yields the results in order.
         num_threads: OpenMP threads here; None = all.
@@ -98,7 +101,9 @@ def build_index(
 
     Raises:
         IndexBuildError: the table is empty, an (id, interest) repeats, a vector is not finite or
-            of another dimension, attributes are missing, or FAISS refuses the factory string.
+            of another dimension, attributes are missing, FAISS refuses the factory string, or the
+            log of live changes has lost some that the table does not say it has (log_seq).
+        LogError: log.json, which says that, is damaged.
         ArtifactError: a table is not there or not intact, or the index cannot be written.
     """
     builder = _Builder(embeddings_uri, out_uri, config or IndexConfig(), attributes_uri, run)
@@ -123,6 +128,7 @@ class _Builder:
         self._started = time.monotonic()
 
     def build(self, queries_uri: str | None) -> Manifest:
+        known_log.check_reaches(self._out, self.log_seq)  # before hours of work
         keys = checked_keys(self._table, self._embeddings)
         self._check_attributes()
         self._num_rows = keys.num_rows
@@ -257,27 +263,20 @@ class _Builder:
     def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
         if self.continued is not None and self.continued.trained is not None:
             return self.continued.trained
-        try:
-            ann = Ann.make(factory, held_out.queries.shape[1])
-        except ValueError as error:
-            raise IndexBuildError(str(error)) from error
-        if not ann.is_trained:
-            wanted = max(TRAIN_PER_LIST * ann.num_lists, 20_000)
-            rest = order if held_out.own[0] < 0 else order[len(held_out.own) :]
-            try:
-                ann.train(self._table.sample(np.sort(rest[:wanted])))
-            except RuntimeError as error:  # for instance more lists than training points
-                raise IndexBuildError(
-                    f"{self._embeddings}: FAISS refuses {factory}: {error}"
-                ) from error
-        return ann.to_bytes()
+        rest = order if held_out.own[0] < 0 else order[len(held_out.own) :]
+
+        def sample(num: int) -> np.ndarray:
+            return self._table.sample(np.sort(rest[:num]))
+
+        return train(factory, held_out.queries.shape[1], sample, self._embeddings)
 
     def _tune(
-        self, shards: list[Shard], held_out: HeldOut, truth: np.ndarray
+        self, shards: list[Shard], held_out: HeldOut, true: Filled
     ) -> tuple[Effort, dict[str, Any], Verdict]:
         """The effort to search with, what it reaches on the other half of the queries, and how
         it did on the first."""
         rng = np.random.default_rng(self._config.seed)
+        truth = true.rows
         half = rng.permutation(len(truth))
         tune, report = half[::2], half[1::2] if len(half) > 1 else half
 
@@ -291,7 +290,9 @@ class _Builder:
         ann, effort = shards[0].ann, Effort()
         with omp_threads(1):  # as it is searched when serving
             if ann.num_lists:
-                effort = tuner.lists(ann.num_lists, ann.refines)
+                known = truth[tune, :10], true.scores[tune, :10]
+                above = margin([shard.ann for shard in shards], held_out.queries[tune], *known)
+                effort = tuner.lists(ann.num_lists, ann.refines)._replace(margin=above)
             elif ann.is_graph:
                 effort = tuner.graph()
         rows = found(report, effort, NUM_TRUE - 1)

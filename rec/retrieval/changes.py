@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval.errors import ChangeError
+from rec.retrieval.queries import as_floats
 
 _LENGTH = struct.Struct("<I")
 
@@ -42,6 +43,8 @@ def check(changes: Sequence[Change], dim: int, schema: pa.Schema) -> list[Change
     Raises:
         ChangeError: an id, a vector or an attribute is not as the index needs it.
     """
+    if isinstance(changes, Change) or not hasattr(changes, "__len__"):
+        raise ChangeError(f"{changes!r} in place of a list of changes")
     fit = [_checked(change, place, dim, schema) for place, change in enumerate(changes)]
     # what is taken is what a restart makes of the log: checked in that form as well
     again = decode(encode(fit), dim)
@@ -49,6 +52,8 @@ def check(changes: Sequence[Change], dim: int, schema: pa.Schema) -> list[Change
 
 
 def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
+    if not isinstance(change, Change):
+        raise ChangeError(f"change {place} is {change!r}, expected Put or Delete")
     name = f"change {place} (item {change.item_id!r})"
     if not isinstance(change.item_id, str) or not change.item_id:
         raise ChangeError(f"{name}: expected a text that is not empty as id")
@@ -59,7 +64,7 @@ def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
     if isinstance(change, Delete):
         return change
     try:
-        vectors = np.array(change.vectors, np.float32, ndmin=2, order="C")
+        vectors = np.array(as_floats(change.vectors), ndmin=2, order="C")
     except (TypeError, ValueError) as error:
         raise ChangeError(f"{name}: the vector is not numbers: {error}") from error
     if vectors.ndim != 2 or vectors.shape[1] != dim or not len(vectors):
@@ -103,6 +108,9 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
     if isinstance(value, str) and pa.types.is_temporal(kind):
         moment = datetime.fromisoformat(value)
         return moment.date() if pa.types.is_date(kind) else moment
+    is_fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
+    if is_fraction and pa.types.is_integer(kind):  # Arrow would cut it off
+        raise ValueError("not a whole number")
     return value
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec.retrieval.ann import ExactTop
 from rec.retrieval.errors import QueryError
+from rec.retrieval.exact import ExactTop
 from rec.retrieval.interests import quotas
 
 

@@ -6,7 +6,8 @@ alone call different pictures of one thing duplicates, hashes alone dark ones.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from hashlib import blake2b
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from rec.retrieval.queries import MAX_K
 
 _BATCH = 1024
 _FIRST_K = 16
+_MAX_PAIRS = 1 << 20  # looked at, and kept, at a time
 T = TypeVar("T", bound=Hashable)
 
 
@@ -70,35 +72,65 @@ def duplicate_groups(
         raise ValueError(f"hashes of shape {hashes.shape}, the index has {num_rows} rows")
     live = np.arange(num_rows) if index.dead is None else np.flatnonzero(~index.dead)
     least = min(rule.similarity, rule.similarity_alone)
-    pairs = [np.zeros((0, 2), np.int64)]
-    for start in range(0, len(live), _BATCH):
-        rows = live[start : start + _BATCH]
-        left, right, similarity = _candidates(index, rows, least)
+    first = np.arange(num_rows)
+    first[live] = _first_equal(index, live, hashes, hash_mask)
+    pairs, num_pairs = [np.zeros((0, 2), np.int64)], 0
+    for left, right, similarity in _candidates(index, live[first[live] == live], least):
         masks = hash_mask[left], hash_mask[right]
         alike = are_duplicates(similarity, (hashes[left], hashes[right]), masks, rule)
         pairs.append(np.stack([left, right], axis=1)[alike & (left != right)])
-    edges = np.concatenate(pairs)
-    graph = sparse.coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (num_rows,) * 2)
+        num_pairs += len(pairs[-1])
+        if num_pairs > _MAX_PAIRS:
+            first = _joined(first, np.concatenate(pairs))
+            pairs, num_pairs = pairs[:1], 0
+    return _joined(first, np.concatenate(pairs))
+
+
+def _first_equal(
+    index: Index, rows: np.ndarray, hashes: np.ndarray, hash_mask: np.ndarray
+) -> np.ndarray:
+    """(n,) of each row the first of the same vector and hash: thousands of equal rows would have
+    a pair for every two of them."""
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH]
+        kept = np.where(hash_mask[batch], hashes[batch], 0)
+        for row, vector, bits, has in zip(
+            batch.tolist(), index.reconstruct(batch), kept, hash_mask[batch], strict=True
+        ):
+            key = blake2b(vector.tobytes() + bits.tobytes() + has.tobytes(), digest_size=16)
+            first.append(seen.setdefault(key.digest(), row))
+    return np.array(first, np.int64)
+
+
+def _joined(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(rows,) of each row the smallest of its group, once the groups of each pair are one."""
+    size = len(first)
+    ends = np.concatenate([pairs[:, 0], np.arange(size)]), np.concatenate([pairs[:, 1], first])
+    graph = sparse.coo_array((np.ones(len(ends[0]), bool), ends), (size, size))
     _, group = csgraph.connected_components(graph, directed=False)
-    _, first = np.unique(group, return_index=True)
-    return first[group]
+    _, smallest = np.unique(group, return_index=True)
+    return smallest[group]
 
 
 def _candidates(
     index: Index, rows: np.ndarray, least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs (row, neighbour) of at least this similarity, wider where a row has many."""
     k = min(_FIRST_K, index.num_rows)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     while len(rows):
-        hits = index.search(index.reconstruct(rows), k)
-        near = hits.scores >= least
-        full = near[:, -1] & (k < min(MAX_K, index.num_rows))
-        place, column = np.nonzero(near & ~full[:, None])
-        found.append((rows[place], hits.rows[place, column], hits.scores[place, column]))
-        rows, k = rows[full], min(4 * k, MAX_K, index.num_rows)
-    left, right, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return left, right, similarity
+        more: list[np.ndarray] = []
+        step = min(_BATCH, max(1, _MAX_PAIRS // k))
+        for start in range(0, len(rows), step):
+            batch = rows[start : start + step]
+            hits = index.search(index.reconstruct(batch), k)
+            near = hits.scores >= least
+            full = near[:, -1] & (k < min(MAX_K, index.num_rows))
+            place, column = np.nonzero(near & ~full[:, None])
+            yield batch[place], hits.rows[place, column], hits.scores[place, column]
+            more.append(batch[full])
+        rows, k = np.concatenate(more), min(4 * k, MAX_K, index.num_rows)
 
 
 def first_of_group(items: Sequence[T], group_of: dict[T, Hashable]) -> list[int]:

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval import filters
-from rec.retrieval.ann import ExactTop
 from rec.retrieval.changes import Change, Put, table
+from rec.retrieval.exact import ExactTop
 from rec.retrieval.index import Index
 
 _FIRST_CAPACITY = 256

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from rec.retrieval.errors import QueryError
+from rec.retrieval.queries import whole
 
 _EXHAUSTED = 1e-6  # what is left of an item's own direction: less is rounding
 
@@ -30,7 +31,7 @@ def mmr(scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float = 0.7)
     Raises:
         QueryError: an argument is out of range or not finite.
     """
-    scores, vectors = _checked(scores, vectors, k, trade_off)
+    scores, vectors, k = _checked(scores, vectors, k, trade_off)
     num_taken = min(k, len(scores))
     taken = np.zeros(num_taken, np.int64)
     value = trade_off * scores
@@ -65,7 +66,7 @@ def dpp(scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float = 0.7)
     Raises:
         QueryError: an argument is out of range or not finite.
     """
-    scores, vectors = _checked(scores, vectors, k, trade_off)
+    scores, vectors, k = _checked(scores, vectors, k, trade_off)
     if trade_off >= 1:
         raise QueryError("trade_off is 1, expected below 1: that is the order of the scores")
     num_taken = min(k, len(scores))
@@ -94,7 +95,8 @@ def dpp(scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float = 0.7)
 
 def _checked(
     scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, int]:
+    k = whole(k)
     scores, vectors = np.asarray(scores, np.float64), np.asarray(vectors, np.float64)
     if vectors.ndim != 2 or scores.shape != vectors.shape[:1]:
         raise QueryError(
@@ -106,4 +108,4 @@ def _checked(
         raise QueryError(f"trade_off is {trade_off}, expected 0 to 1")
     if not (np.isfinite(scores).all() and np.isfinite(vectors).all()):
         raise QueryError("scores or vectors have NaN or infinity")
-    return scores, vectors
+    return scores, vectors, k

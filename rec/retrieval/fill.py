@@ -18,8 +18,9 @@ from pyarrow import fs as pafs
 from rec import artifacts
 from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, versions
-from rec.retrieval.ann import Ann, Effort, ExactTop
+from rec.retrieval.ann import Ann, Effort
 from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.exact import ExactTop
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import FILES, Shard, shard_name
 from rec.retrieval.table import EmbeddingTable, attributes_of, folder_of
@@ -59,7 +60,9 @@ def _staging(prefix: str) -> Iterator[str]:
 
 
 class Filled(NamedTuple):
-    rows: np.ndarray  # (Q, 101) the true neighbours among this shard's rows
+    """The true neighbours of the queries: 101 among a shard's rows, then 100 among all."""
+
+    rows: np.ndarray  # (Q, k), -1 where there are fewer
     scores: np.ndarray
 
 
@@ -163,8 +166,8 @@ def counts(table: EmbeddingTable, keys: pa.Table) -> dict[str, int]:
     }
 
 
-def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> np.ndarray:
-    """(Q, 100) true neighbours over all shards, the query itself left out."""
+def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> Filled:
+    """(Q, 100) true neighbours over all shards and their scores, the query itself left out."""
     rows = np.concatenate(
         [
             np.where(part.rows < 0, -1, part.rows + start)
@@ -174,7 +177,9 @@ def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> np
     )
     scores = np.concatenate([part.scores for part in filled], axis=1)
     best = np.argsort(np.where(rows < 0, np.inf, -scores), axis=1, kind="stable")[:, :NUM_TRUE]
-    return without_self(np.take_along_axis(rows, best, axis=1), held_out.own)
+    rows, scores = (np.take_along_axis(array, best, axis=1) for array in (rows, scores))
+    kept = _others(rows, held_out.own)
+    return Filled(*(array[kept].reshape(len(rows), -1) for array in (rows, scores)))
 
 
 def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
@@ -195,6 +200,11 @@ def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort
 
 def without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
     """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
+    return rows[_others(rows, own)].reshape(len(rows), rows.shape[1] - 1)
+
+
+def _others(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """(Q, k) which hits `without_self` leaves."""
     is_own = (rows == own[:, None]) & (own[:, None] >= 0)
     is_own[~is_own.any(axis=1), -1] = True
-    return rows[~is_own].reshape(len(rows), rows.shape[1] - 1)
+    return ~is_own

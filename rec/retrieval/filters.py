@@ -102,6 +102,15 @@ def parse(data: Any) -> Filter:
         raise FilterError(f"filter {place or '(top)'}: {first['msg']}") from error
 
 
+def check_kind(where: Any) -> None:
+    """Raises FilterError where it is no expression: JSON that was not parsed, say."""
+    if not isinstance(where, Equal | In | Range | All | AnyOf | Not):
+        raise FilterError(
+            f"where is of type {type(where).__name__}, expected a filter; `parse` makes one of "
+            f"decoded JSON"
+        )
+
+
 def _measure(data: Any, depth: int, nodes: list[int]) -> None:
     nodes[0] += 1
     if depth > MAX_DEPTH or nodes[0] > MAX_NODES:

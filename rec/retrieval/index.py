@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
-from rec.retrieval.ann import Effort, omp_get_max_threads, omp_threads
+from rec.retrieval import filters
+from rec.retrieval.ann import omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
+from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.originals import VECTORS_FILE
-from rec.retrieval.queries import MAX_EXCLUDED, checked, texts, whole
-from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
-from rec.retrieval.versions import KIND
+from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, texts, whole
+from rec.retrieval.shards import Shard
 
 
 class Hits:
@@ -103,7 +101,9 @@ class Index:
         model: str | None = None,
         manifest: artifacts.Manifest | None = None,
     ) -> Index:
-        """Load the index at `uri`, local or s3://, after checking every file's sha256.
+        """Load the index at `uri`, local or s3://, after checking the sha256 of every file that it
+        reads. Vectors as they were given, which stand beside codes of them, are not read: a
+        compaction does, and checks them then.
 
         Args:
             mmap: map the files instead of reading them, for an index larger than memory.
@@ -116,28 +116,7 @@ class Index:
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
-        manifest, folder = artifacts.open_artifact(
-            uri, KIND, without=VECTORS_FILE, manifest=manifest
-        )
-        if model is not None and manifest.lineage.get("encoder") != model:
-            raise artifacts.ArtifactError(
-                f"{uri}: holds vectors of encoder {manifest.lineage.get('encoder')}, the queries "
-                f"come from {model}; embed the items with that encoder and build again"
-            )
-        effort = Effort(**json.loads((folder / EFFORT_FILE).read_text()))
-        stated = {name: manifest.config[name] for name in ("dimension", "num_rows")}
-        shards = [
-            Shard.read(folder / shard_name(number), effort, mmap)
-            for number in range(manifest.config["num_shards"])
-        ]
-        rows = sum(shard.size for shard in shards)
-        for shard in shards:
-            found = {"dimension": shard.ann.dim, "num_rows": rows}
-            if found != stated:
-                raise artifacts.ArtifactError(
-                    f"{uri}: the manifest states {stated}, the files have {found}; build the "
-                    f"index again"
-                )
+        shards, manifest = load(uri, mmap, model, manifest)
         return cls(shards, manifest, pool=pool)
 
     def __len__(self) -> int:
@@ -184,7 +163,7 @@ class Index:
             num_threads: OpenMP threads of this search; more than 1 only where nothing else runs.
 
         Raises:
-            QueryError: a shape, a value, k or the filter is not as it should be.
+            QueryError: a shape, a value, k, the filter or the deadline is not as it should be.
         """
         if type(k) is not int:  # FAISS takes no other
             k = whole(k)
@@ -204,9 +183,9 @@ class Index:
             least = rows.item(-1) if len(rows) == 1 else rows[:, -1].min(initial=0)
             if least >= 0:  # else it must look on
                 return Hits(rows, scores, self)
-        if deadline_s is not None and self.pool is None:
-            raise QueryError("deadline_s needs an index opened with a pool")
-        due = None if deadline_s is None else time.monotonic() + deadline_s
+        if where is not None:
+            filters.check_kind(where)
+        due = due_at(deadline_s, self.pool is not None)
         dropped = self._excluded(exclude, len(queries))
         if not (dropped.size or self._num_dead or self.many):
             return Hits(*self._pooled(queries, k, where, exact, due, num_threads))

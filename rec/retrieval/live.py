@@ -9,35 +9,31 @@ a crash happened.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import originals, versions
+from rec.retrieval import known_log, versions
 from rec.retrieval.build import Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
-from rec.retrieval.errors import IndexBuildError, LogError, StaleError
+from rec.retrieval.errors import ChangeError, LogError, StaleError
+from rec.retrieval.export import export
 from rec.retrieval.index import Index
-from rec.retrieval.log import LOG_FILE, ChangeLog
-from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE, shard_name
+from rec.retrieval.known_log import LOG_FILE, KnownLog
+from rec.retrieval.log import ChangeLog
+from rec.retrieval.shards import QUERIES_FILE, TRAINED_FILE
 from rec.retrieval.spec import IndexConfig
-from rec.schema import EMBEDDINGS
 
 _RETRAIN_AT = 0.2  # rows added and removed since the quantiser was trained, as a share of all
-_EXPORT_ROWS = 16_384
 _log = logging.getLogger(__name__)
 
 
@@ -81,12 +77,10 @@ class LiveIndex:
         base = self._open()
         self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
-        place = join(uri, LOG_FILE)
-        known = json.loads(artifacts.read_bytes(place))["log"] if artifacts.exists(place) else None
-        self._log = ChangeLog(log_folder, self._about, start, known)
+        known = known_log.read(uri)
+        self._log = ChangeLog(log_folder, self._about, start, known.log if known else None)
         try:
-            if known is None:
-                artifacts.write_atomic(place, json.dumps({"log": self._log.identity}).encode())
+            self._make_known()
             self._state = self._replayed(base)
         except BaseException:
             self._log.close()
@@ -134,9 +128,23 @@ class LiveIndex:
         """`base` with the rest of the log on it."""
         overlay = Overlay(base)
         for record in self._log.replay(base.manifest.config["log_seq"]):
-            overlay.mark(decode(record.payload, base.dim))
+            try:
+                overlay.mark(decode(record.payload, base.dim))
+            except ChangeError as error:
+                raise LogError(
+                    f"{self._log.segment_of(record.number)}: change {record.number} does not fit "
+                    f"version {base.version} of {self._uri}: {error}. Build it again with the "
+                    f"attributes that changes have, or go back to the version before (jobs.index "
+                    f"--out {self._uri} --rollback)"
+                ) from error
         overlay.show()
         return overlay
+
+    def _make_known(self, through: int = 0) -> None:
+        """Say beside the manifest which log this is, and from where on once it forgets so far."""
+        known = KnownLog(log=self._log.identity, forgotten=self._log.first_kept(through) - 1)
+        if known != known_log.read(self._uri):
+            known_log.write(self._uri, known)
 
     def _start_worker(self) -> None:
         if self._worker is None or not self._worker.is_alive():
@@ -181,7 +189,10 @@ class LiveIndex:
             self.refresh()
             self._in_vain = 0.0
             versions.collect(self._uri, self._keep, self._grace_s)
-            self._log.forget(min(_log_seq(kept) for kept in versions.history(self._uri)))
+            with versions.one_publisher(self._uri):  # who publishes sees what is forgotten
+                through = min(_log_seq(kept) for kept in versions.history(self._uri))
+                self._make_known(through)
+            self._log.forget(through)
             return manifest
         finally:
             self._compacting.release()
@@ -257,52 +268,3 @@ def _about(base: Index) -> dict[str, object]:
 def _log_seq(manifest: Manifest) -> int:
     """The change up to which a version goes; one that does not know needs all of the log."""
     return int(manifest.config.get("log_seq") or 0)
-
-
-def export(index: Index, uri: str, folder: str) -> Manifest:
-    """Write what is live as an embedding table, attributes as further columns.
-
-    Args:
-        index: of the version published at `uri`, with changes on it.
-        uri: where the vectors as they were given are read, where the index holds codes alone.
-        folder: local, to write to.
-
-    Raises:
-        ArtifactError: the vectors are missing or altered.
-        IndexBuildError: nothing is live.
-    """
-    schema = pa.schema([*EMBEDDINGS, *index.parts[0].attributes.schema])
-    path = Path(folder, "rows", "part-00000.parquet")
-    path.parent.mkdir(parents=True)
-    first, written = 0, 0
-    with pq.ParquetWriter(path, schema) as writer:
-        for number, part in enumerate(index.parts):
-            start = 0
-            for vectors in _vectors(index, uri, number):
-                rows = np.arange(start, start + len(vectors))
-                start += len(vectors)
-                if index.dead is not None:
-                    rows = rows[~index.dead[first + rows]]
-                columns = [
-                    pa.array(part.ids(rows), pa.string()),
-                    pa.array(part.interests(rows), pa.int32()),
-                    pa.array(np.ones(len(rows), np.float32)),
-                    originals.as_lists(vectors[rows - (start - len(vectors))]),
-                    *part.attributes.take(pa.array(rows)).columns,
-                ]
-                writer.write_table(pa.table(columns, schema=schema))
-                written += len(rows)
-            first += part.size
-    if not written:
-        raise IndexBuildError(f"index {index.version}: nothing is live")
-    return artifacts.seal(folder, "rows", "embedding-table", lineage=index.manifest.lineage)
-
-
-def _vectors(index: Index, uri: str, number: int) -> Iterator[np.ndarray]:
-    """All vectors of a part in batches, as they were given."""
-    part, name = index.parts[number], f"{shard_name(number)}/{originals.VECTORS_FILE}"
-    if name in index.manifest.files:
-        yield from originals.read_published(uri, index.manifest, name, _EXPORT_ROWS)
-        return
-    for start in range(0, part.size, _EXPORT_ROWS):
-        yield part.vectors(np.arange(start, min(start + _EXPORT_ROWS, part.size)))

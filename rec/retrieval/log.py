@@ -6,15 +6,17 @@
 A record is a header (payload length, number, CRC-32 of the payload, CRC-32 of the header) and the
 payload. A record is on disk (fsync) before `append` returns. A last record that is shorter than
 its header says, or a header of zeros, is what a crash left half written: never acknowledged, and
-cut off. Anything else that does not check is damage, and refused, never skipped; so is a last
+cut off with a warning. (A file that lost whole records at its end looks the same: what was never
+written leaves no trace. Only the index can tell, where it has changes that the log has not.)
+Anything else that does not check is damage, and refused, never skipped; so is a last
 record whose length was written but not its contents, which cannot be told from damage.
 """
 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
+import logging
 import os
 import struct
 import uuid
@@ -24,13 +26,14 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from rec.retrieval.errors import LogError
+from rec.retrieval.known_log import LOG_FILE
 
 _HEADER = struct.Struct("<IQI")  # payload length, number, CRC of the payload
 _CRC = struct.Struct("<I")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _SUFFIX = ".log"
-LOG_FILE = "log.json"  # beside an index's manifest: which log its changes are in
 MAX_PAYLOAD = 1 << 30
+_log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
@@ -89,8 +92,9 @@ class ChangeLog:
     def _recover(self, start: int) -> None:
         segments = self._segments()
         expected: int | None = None
+        num_records = 0
         for segment in segments:
-            first = int(segment.stem.split("-")[1])
+            first = _first_of(segment)
             if expected is not None and first != expected:
                 raise LogError(
                     f"{segment}: begins with record {first}, expected {expected}: a segment is "
@@ -99,15 +103,19 @@ class ChangeLog:
             expected = first
             end = 0
             for record, stop in self._scan(segment):
-                expected, end = record.number + 1, stop
+                expected, end, num_records = record.number + 1, stop, num_records + 1
             size = segment.stat().st_size
             if end < size:
                 if segment != segments[-1]:
                     raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
                 self._cut(segment, end)
                 self.torn_bytes = size - end
-        if expected is None and self._is_known:
-            raise self._another("no log")
+                torn = "a change that a crash left half written, which was never acknowledged"
+                _log.warning(
+                    "%s: dropped %d bytes after byte %d: %s", segment, size - end, end, torn
+                )
+        if self._is_known and not num_records:  # it is known once its first is on disk
+            raise self._another("an empty log" if segments else "no log")
         self.last = start if expected is None else expected - 1
         if segments and segments[-1].stat().st_size > 0:
             self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
@@ -122,7 +130,7 @@ class ChangeLog:
     def _scan(self, segment: Path) -> Iterator[tuple[Record, int]]:
         """The records of a segment and where each ends, up to a torn end."""
         size = segment.stat().st_size
-        number = int(segment.stem.split("-")[1]) - 1  # of the record that says what the log is of
+        number = _first_of(segment) - 1  # of the record that says what the log is of
         with open(segment, "rb") as stream:
             while (start := stream.tell()) + _HEADER_SIZE <= size:
                 header = stream.read(_HEADER_SIZE)
@@ -212,7 +220,7 @@ class ChangeLog:
             LogError: the log begins later than that, or is damaged.
         """
         segments = self._segments()
-        first = int(segments[0].stem.split("-")[1])
+        first = _first_of(segments[0])
         if after is None and first > 1:
             raise LogError(
                 f"{self._folder}: holds changes {first} to {self.last}, and the index does not say "
@@ -226,7 +234,7 @@ class ChangeLog:
                 f"{after}; restore the segments, or build the index again from a full table"
             )
         for segment, following in zip(segments, [*segments[1:], None], strict=True):
-            if following is not None and int(following.stem.split("-")[1]) <= after + 1:
+            if following is not None and _first_of(following) <= after + 1:
                 continue
             for place, (record, _) in enumerate(self._scan(segment)):
                 if place and record.number > after:  # the first says what the log is of
@@ -242,19 +250,33 @@ class ChangeLog:
             before.close()
 
     def _first_of_last(self) -> int:
-        return int(self._segments()[-1].stem.split("-")[1])
+        return _first_of(self._segments()[-1])
+
+    def first_kept(self, through: int = 0) -> int:
+        """Number of the first change that `forget` leaves."""
+        firsts = [_first_of(segment) for segment in self._segments()]
+        return max([firsts[0], *(first for first in firsts if first <= through + 1)])
+
+    def segment_of(self, number: int) -> Path:
+        """The file that has this change."""
+        return max(path for path in self._segments() if _first_of(path) <= number)
 
     def forget(self, through: int) -> None:
         """Remove segments that hold nothing above `through`."""
-        segments = self._segments()
-        for segment, following in itertools.pairwise(segments):
-            if int(following.stem.split("-")[1]) <= through + 1:
+        first = self.first_kept(through)
+        for segment in self._segments():
+            if _first_of(segment) < first:
                 segment.unlink()
 
     def close(self) -> None:
         self._broken = f"{self._folder}: this log is closed; open the index again"
         self._file.close()
         self._lock.close()
+
+
+def _first_of(segment: Path) -> int:
+    """Number of the first change that a segment is for."""
+    return int(segment.stem.split("-")[1])
 
 
 def _record(number: int, payload: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -57,19 +57,30 @@ def in_time(
 ) -> tuple[Answers, tuple[int, ...]]:
     """What the parts answer by then, and the numbers of those that are late.
 
-    A part that still runs for a search whose time was over is late at once: with each search that
-    it is given one that hangs takes a thread of the pool, and soon all parts would be late.
+    A part that still runs for a search whose time was over is asked once that has ended: with each
+    search that it is given one that hangs takes a thread of the pool, and soon all parts would be
+    late.
     """
     before = {n: _overdue.get(part) for n, part in enumerate(parts) if due is not None}
-    held = {n for n, future in before.items() if future is not None and not future.done()}
-    futures = {pool.submit(search, part): n for n, part in enumerate(parts) if n not in held}
-    left = None if due is None else max(0.0, due - time.monotonic())
-    done, late = wait(futures, timeout=left)
+    held = {future: n for n, future in before.items() if future is not None and not future.done()}
+    waiting = set(held.values())
+    futures = {pool.submit(search, part): n for n, part in enumerate(parts) if n not in waiting}
+    while held:
+        ended, _ = wait(held, _left(due), FIRST_COMPLETED)
+        if not ended:
+            break
+        for number in map(held.pop, ended):
+            futures[pool.submit(search, parts[number])] = number
+    done, late = wait(futures, _left(due))
     for future in late:
         if not future.cancel():  # one that has not begun need not
             _overdue[parts[futures[future]]] = future
     answers = {futures[future]: future.result() for future in done}
-    return answers, tuple(sorted(held | {futures[future] for future in late}))
+    return answers, tuple(sorted([*held.values(), *(futures[future] for future in late)]))
+
+
+def _left(due: float | None) -> float | None:
+    return None if due is None else max(0.0, due - time.monotonic())
 
 
 def merge(

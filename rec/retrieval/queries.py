@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import time
 from math import isfinite
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from rec.retrieval.errors import QueryError
 
 MAX_K = 10_000
 MAX_EXCLUDED = 10_000
+MAX_DEADLINE_S = 86_400
+_FLOAT32 = np.dtype(float32)
 
 
 def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
@@ -24,7 +28,8 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
     if not 1 <= k <= MAX_K:
         raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
     try:
-        queries = ascontiguousarray(vectors, float32)
+        queries = vectors if getattr(vectors, "dtype", None) is _FLOAT32 else as_floats(vectors)
+        queries = ascontiguousarray(queries)
     except (TypeError, ValueError) as error:
         raise QueryError(f"query vectors are not numbers: {error}") from error
     if queries.ndim != 2 or queries.shape[1] != dim:
@@ -37,6 +42,26 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
     if not isfinite(flat.dot(flat)) and not (fine := np.isfinite(queries).all(axis=1)).all():
         raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
     return queries
+
+
+def as_floats(vectors: Any) -> np.ndarray:
+    """Raises TypeError where it is complex or no number; too large a one becomes infinity."""
+    with np.errstate(over="ignore"):
+        return np.asarray(vectors).astype(float32, casting="same_kind")
+
+
+def due_at(deadline_s: float | None, has_pool: bool) -> float | None:
+    """The moment by `time.monotonic` when an answer is due; None = no deadline."""
+    if deadline_s is None:
+        return None
+    if not has_pool:
+        raise QueryError("deadline_s needs an index opened with a pool")
+    if not isinstance(deadline_s, Real) or not 0 <= deadline_s <= MAX_DEADLINE_S:
+        raise QueryError(
+            f"deadline_s is {deadline_s!r}, expected seconds, 0 to {MAX_DEADLINE_S}; None = no "
+            f"deadline"
+        )
+    return time.monotonic() + deadline_s
 
 
 def texts(item_ids: Any) -> list[str]:

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
-from rec.retrieval.ann import Ann, Effort, ExactTop, mark_absent
+from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.exact import ExactTop, mark_absent
+from rec.retrieval.lists import search_fitting, walk
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
@@ -26,6 +28,7 @@ INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attribute
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
+CHEAP_VALUES = 1 << 18  # numbers of vectors that are compared while lists would be looked into
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
@@ -111,46 +114,15 @@ class Shard:
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
         fit = self._fit(where)
-        if exact or self.ann.is_flat or compares_all(fit.num_rows, self.size, k, self.ann.is_graph):
+        skips = self.ann.num_lists or self.ann.is_graph  # else it compares all codes anyway
+        if exact or not skips or compares_all(fit.num_rows, self.ann, k):
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:
-            return self._walk(queries, k, effort or self.ann.effort, fit.per_list, fit.bits)
+            effort = effort or self.ann.effort
+            return search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits)
         found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
-
-    def _walk(
-        self,
-        queries: np.ndarray,
-        k: int,
-        effort: Effort,
-        per_list: np.ndarray,
-        bits: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Look into lists at least as far as `effort` goes, and for each query on until those
-        passed hold enough rows, in enough lists: what fits may lie far from the query.
-
-        Args:
-            per_list: (lists,) rows that may be found in each.
-            bits: of these rows; None = all.
-        """
-        least_rows = min(4 * k, int(per_list.sum()))
-        least_lists = min(effort.nprobe, int(np.count_nonzero(per_list)))
-        rows = np.empty((len(queries), k), np.int64)
-        scores = np.empty((len(queries), k), np.float32)
-        waiting, nprobe = np.arange(len(queries)), effort.nprobe
-        while len(waiting):
-            nprobe = min(nprobe, self.ann.num_lists)
-            near = self.ann.nearest_lists(queries[waiting], nprobe)
-            held = np.where(near < 0, 0, per_list[near])
-            enough = (held.sum(axis=1) >= least_rows) & ((held > 0).sum(axis=1) >= least_lists)
-            enough |= nprobe == self.ann.num_lists
-            if len(now := waiting[enough]):
-                effort = effort._replace(nprobe=nprobe)
-                rows[now], scores[now] = self.ann.search(queries[now], k, effort, bits)
-            waiting, nprobe = waiting[~enough], 2 * nprobe
-        mark_absent(rows, scores)
-        return rows, scores
 
     def _completed(
         self,
@@ -166,7 +138,7 @@ class Shard:
             return found
         if self.ann.num_lists:
             per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
-            again = self._walk(queries[short], k, self.ann.effort, per_list, None)
+            again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)[:2]
         else:
             rows = np.arange(self.size) if fit is None else self._rows(fit)
             again = self._exact(queries[short], k, rows)
@@ -284,11 +256,12 @@ def _bytes_of(key: str, fit: _Fit) -> int:
     return len(key) + fit.bits.nbytes + fit.per_list.nbytes
 
 
-def compares_all(matches: int, num_rows: int, k: int, is_graph: bool) -> bool:
+def compares_all(matches: int, ann: Ann, k: int) -> bool:
     """Whether a filtered search compares every row that matches, instead of looking into lists.
 
-    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner) or ten times k
-    it is both faster and exact. Above, a graph may lose hits that lie far from the query: it
-    cannot be led to them.
+    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner), ten times k, or
+    what takes no longer than to look into lists at all, it is both faster and exact. Above, a graph
+    may lose hits that lie far from the query: it cannot be led to them.
     """
-    return matches < max(10 * k, num_rows * (0.1 if is_graph else 0.05))
+    few = matches < max(10 * k, ann.size * (0.1 if ann.is_graph else 0.05))
+    return few or matches * ann.dim <= CHEAP_VALUES

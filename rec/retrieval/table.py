@@ -104,6 +104,8 @@ class EmbeddingTable:
                 if table[column].null_count:
                     row = rows[np.asarray(pc.is_null(table[column])).argmax()]
                     raise IndexBuildError(f"{name}, row {row}: the {say} is empty")
+            if (empty := pc.index(table["id"], "").as_py()) >= 0:
+                raise IndexBuildError(f"{name}, row {rows[empty]}: the id is empty")
             chunks.append(
                 pa.table(
                     {

@@ -104,7 +104,9 @@ class Tuner:
         mean = recall(found, self._truth)
         error = float(shares.std() / np.sqrt(len(shares)))
         point = {
-            **effort._asdict(),
+            "nprobe": effort.nprobe,
+            "k_factor": effort.k_factor,
+            "ef": effort.ef,
             "recall@10": mean,
             "queries_per_s": round(len(found) / max(seconds, 1e-9), 1),  # of one run, wall clock
             "reached": mean - error >= self._target or mean >= 1,

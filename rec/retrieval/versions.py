@@ -2,7 +2,7 @@
 
     manifest.json        the version in use; replacing it, in one rename or put, is the swap
     history/VERSION.json the manifest of every version that was in use before, and is kept
-    log.json             which log has its live changes, once there was one
+    log.json             which log has its live changes and since when, once there was one
     v-.../               the files of one version, never written again
 
 A reader holds one version from its manifest on, so a swap or a step back under load mixes
@@ -26,7 +26,8 @@ from pyarrow import fs as pafs
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.config import one_line
-from rec.retrieval.errors import StaleError
+from rec.retrieval import known_log
+from rec.retrieval.errors import IndexBuildError, LogError, StaleError
 
 KIND = "index"
 _HISTORY = "history"
@@ -48,17 +49,21 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         StaleError: another version than `expect` is in use; the files are removed. On S3 a
             publisher that comes between the check and the put is not noticed: let one process
             publish there.
+        IndexBuildError: the log of live changes has lost some that the files do not have; the
+            files are removed.
+        LogError: log.json is damaged; the files are removed.
         ArtifactError: the files or the manifest cannot be written, or another process has been
             publishing for long; the files are removed unless they may be in use.
     """
     with ExitStack() as held:
         try:
             manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
-            held.enter_context(_one_publisher(uri))
+            held.enter_context(one_publisher(uri))
             if expect is not None and (found := current(uri)) != expect:
                 raise StaleError(f"{uri}: version {found} is in use, not {expect}: build on that")
+            known_log.check_reaches(uri, manifest.config.get("log_seq"))
             manifest.config["replaced"] = _replaced(uri, manifest)
-        except (OSError, ArtifactError, StaleError) as error:
+        except (OSError, ArtifactError, StaleError, IndexBuildError, LogError) as error:
             discard(uri, root)  # from here on it may be in use: then `collect` clears away
             if isinstance(error, OSError):
                 raise _unpublished(uri, root, error) from error
@@ -131,7 +136,7 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
     """
     intact: Manifest | None = None
     while True:
-        with _one_publisher(uri):
+        with one_publisher(uri):
             found = _to_roll_back_to(uri, to)
             if found == intact:  # nothing was published or removed while it was verified
                 _use(uri, found)
@@ -160,7 +165,7 @@ def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:
     What a publisher that died left behind goes too. Nothing written or last in use less than
     `grace_s` seconds ago is touched: it may be being built, or still be read.
     """
-    with _one_publisher(uri):
+    with one_publisher(uri):
         in_use = artifacts.read_manifest(uri, KIND)
         kept = history(uri)
         newest = kept[max(0, len(kept) - keep) :]
@@ -242,7 +247,7 @@ def _use(uri: str, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _one_publisher(uri: str, wait_s: float = 30) -> Iterator[None]:
+def one_publisher(uri: str, wait_s: float = 30) -> Iterator[None]:
     """Only one process at a time changes which version is in use; nothing to hold on S3.
 
     The lock is the operating system's, so a publisher that dies lets go of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,34 @@ def test_a_group_larger_than_the_first_look(tmp_path: Path) -> None:
     )
     assert set(groups[copies]) == {copies.min()}
     assert (groups == copies.min()).sum() == 100
+
+
+def test_thousands_of_equal_vectors_take_little_memory(tmp_path: Path) -> None:
+    """Every two of them are a pair; so are two of those that are all but equal."""
+    rng = np.random.default_rng(2)
+    vectors = clustered(4500)
+    vectors[:3000] = vectors[0]
+    vectors[3000:4000] = vectors[4000] + 1e-4 * rng.standard_normal((1000, 16))
+    index = index_of(tmp_path, vectors)
+    tracemalloc.start()
+    groups = duplicate_groups(index, rule=DuplicateRule(similarity_alone=0.999))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(groups[:3000]) == {0}
+    assert set(groups[3000:4001]) == {3000}
+    assert len(set(groups[4001:])) > 400
+    assert peak < 150e6
+
+
+def test_equal_vectors_of_other_pictures_are_told_apart(tmp_path: Path) -> None:
+    vectors = clustered(6)
+    vectors[:] = vectors[0]
+    hashes = np.array([0, 0, 2**40 - 1, 2**40 - 1, 0, 7], np.uint64)
+    has = np.array([True, True, True, True, False, True])
+    index = index_of(tmp_path, vectors)
+    found = duplicate_groups(index, hashes, np.ones(6, bool), RULE)
+    assert found.tolist() == [0, 0, 2, 2, 0, 0]
+    assert duplicate_groups(index, hashes, has, RULE).tolist() == [0] * 6  # one has no picture
 
 
 def test_first_of_each_group_stays() -> None:

@@ -132,6 +132,8 @@ def test_what_is_refused(
 
 def test_nothing_to_choose_from() -> None:
     for choose in (mmr, dpp):
+        with pytest.raises(QueryError, match=r"k is 2\.5, expected a whole number"):
+            choose(np.ones(3), np.eye(3), 2.5)  # type: ignore[arg-type]
         assert choose(np.zeros(0), np.zeros((0, 4)), 3).tolist() == []
     with pytest.raises(QueryError, match="below 1"):
         dpp(np.ones(3), np.eye(3), 2, 1)

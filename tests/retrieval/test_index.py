@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tables import DIM, brute_force, clustered, embeddings, index_of
 from rec import artifacts
 from rec.retrieval import ann
 from rec.retrieval.build import build_index
-from rec.retrieval.errors import QueryError, UnknownIdError
+from rec.retrieval.errors import FilterError, IndexBuildError, QueryError, UnknownIdError
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
@@ -334,6 +336,33 @@ def test_query_not_numbers(flat: tuple[Index, np.ndarray]) -> None:
         flat[0].search(np.array([["a"] * DIM]), 5)
 
 
+def test_query_of_other_kinds(flat: tuple[Index, np.ndarray]) -> None:
+    index, vectors = flat
+    with pytest.raises(QueryError, match=r"not numbers.*complex"):
+        index.search(vectors[:1] + 1j, 5)
+    with pytest.raises(QueryError, match="not numbers"):
+        index.search(np.full((1, DIM), "1.5"), 5)
+    with pytest.raises(QueryError, match="query 0 has NaN or infinity"):
+        index.search(np.full((1, DIM), 1e300), 5)
+    expected = index.search(vectors[:2], 5).rows
+    for queries in (vectors[:2].astype(float), vectors[:2].tolist(), vectors[:2].astype(">f4")):
+        assert (index.search(queries, 5).rows == expected).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", [{"op": "equal", "column": "a", "value": 1}, "a = 1", 0, []])
+def test_where_that_is_no_filter(flat: tuple[Index, np.ndarray], where: Any) -> None:
+    with pytest.raises(FilterError, match=f"where is of type {type(where).__name__}, expected"):
+        flat[0].search(clustered(1), 5, where=where)
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, math.nan, -1, 1e9, "1", 1j])
+def test_deadline_that_is_none(flat: tuple[Index, np.ndarray], deadline_s: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        index = Index(flat[0].parts, flat[0].manifest, pool=pool)
+        with pytest.raises(QueryError, match=r"deadline_s is .*, expected seconds, 0 to 86400"):
+            index.search(clustered(1), 5, deadline_s=deadline_s)
+
+
 @pytest.mark.parametrize("k", [0, -1, 10_001, 100_000])
 def test_k_out_of_range(flat: tuple[Index, np.ndarray], k: int) -> None:
     with pytest.raises(QueryError, match=f"k is {k}, expected 1 to 10000"):
@@ -400,6 +429,21 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
         Index.open(str(tmp_path / "k"))
 
 
+@pytest.mark.parametrize("name", ["dimension", "num_rows", "num_shards", "max_vectors_per_item"])
+@pytest.mark.parametrize("value", [None, "16", 0])
+def test_a_manifest_that_does_not_say_what_an_index_needs(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    uri = str(tmp_path / "i")
+    manifest = build_index(embeddings(tmp_path / "e", clustered(50)), uri)
+    manifest.config[name] = value
+    if value is None:
+        del manifest.config[name]
+    (tmp_path / "i" / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(artifacts.ArtifactError, match=rf"i/manifest\.json: {name} of .* {value!r}"):
+        Index.open(uri)
+
+
 def test_another_models_index_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     build_index(embeddings(tmp_path / "e", clustered(50)), uri)
@@ -457,9 +501,10 @@ def test_ragged_vectors_null_ids_and_missing_columns(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="row 1: a vector of 1 values, expected 2"):
         build_index(_one_part(tmp_path / "ragged", good), str(tmp_path / "i"))
-    unnamed = good.set_column(0, "id", pa.array([None, "b"]))
-    with pytest.raises(ValueError, match=r"part-0.parquet, row 0: the id is empty"):
-        build_index(_one_part(tmp_path / "unnamed", unnamed), str(tmp_path / "i"))
+    for row, ids in ((0, [None, "b"]), (1, ["b", ""])):
+        unnamed = good.set_column(0, "id", pa.array(ids))
+        with pytest.raises(IndexBuildError, match=f"part-0.parquet, row {row}: the id is empty"):
+            build_index(_one_part(tmp_path / f"unnamed-{row}", unnamed), str(tmp_path / "i"))
     with pytest.raises(ValueError, match=r"columns \['weight'\] are missing"):
         build_index(_one_part(tmp_path / "lacks", good.drop(["weight"])), str(tmp_path / "i"))
 
@@ -469,6 +514,24 @@ def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
     uri = embeddings(tmp_path / "e", clustered(300))
     with pytest.raises(ValueError, match=factory):
         build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("IDMap,Flat", "add does not make sense"),
+        ("IVF4,Flat,IDMap2", "add does not make sense"),
+        ("NSG8", "does not support incremental addition"),
+        ("IVF4,FlatDedup", "not implemented"),
+        ("ZnLattice2x4_4", "no code storage"),
+        ("OPQ8", "could not parse"),
+    ],
+)
+def test_factory_of_what_cannot_be_used(tmp_path: Path, factory: str, reason: str) -> None:
+    uri = embeddings(tmp_path / "e", clustered(300))
+    with pytest.raises(IndexBuildError, match=f"{factory}.*{reason}"):
+        build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
+    assert not list((tmp_path / "i").glob("*"))
 
 
 def test_k_of_other_kinds(tmp_path: Path) -> None:

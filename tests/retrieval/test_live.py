@@ -16,13 +16,14 @@ import pytest
 from tables import DIM, brute_force, clustered, embeddings
 
 from rec import artifacts
-from rec.retrieval import versions
+from rec.retrieval import known_log, versions
 from rec.retrieval.build import build_index
 from rec.retrieval.changes import Change, Delete, Put, decode, encode
-from rec.retrieval.errors import ChangeError, LogError
+from rec.retrieval.errors import ChangeError, IndexBuildError, LogError
+from rec.retrieval.export import export
 from rec.retrieval.filters import All, Equal, Range
 from rec.retrieval.index import Index
-from rec.retrieval.live import LiveIndex, export
+from rec.retrieval.live import LiveIndex
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.tune import recall
 
@@ -395,11 +396,21 @@ def test_what_a_change_is_refused_for(tmp_path: Path) -> None:
         (Put("a", np.full(DIM, np.inf)), "NaN or infinity"),
         (Put("a", good, {"langage": "en"}), r"no attributes \['langage'\]; there are \['language'"),
         (Put("a", good, {"age": "old"}), "attribute 'age' is 'old', expected int64"),
+        (Put("a", good, {"age": 1.5}), "attribute 'age' is 1.5, expected int64: not a whole"),
+        (Put("a", good, {"age": np.float32(1.5)}), "expected int64: not a whole number"),
+        (Put("a", good, {"age": True}), "attribute 'age' is True, expected int64"),
+        (Put("a", good.astype(complex)), "the vector is not numbers"),
+        (None, "change 1 is None, expected Put or Delete"),
+        ("a", "change 1 is 'a', expected Put or Delete"),
     ]:
         with pytest.raises(ChangeError, match=message):
-            index.apply([Put("fine", good), change])
+            index.apply([Put("fine", good), change])  # type: ignore[list-item]
+    for changes in (Delete("item-0"), None, iter([])):
+        with pytest.raises(ChangeError, match="in place of a list of changes"):
+            index.apply(changes)  # type: ignore[arg-type]
+    assert index.apply([Put("whole", good, {"age": 2.0})]) == 1
     assert "fine" not in index.index
-    assert index.last_change == 0
+    assert index.last_change == 1
     index.close()
 
 
@@ -512,14 +523,71 @@ def test_a_table_of_unknown_age_is_refused_once_changes_are_forgotten(tmp_path: 
         index.apply([Delete(f"item-{number}")])
         index.compact()
     uri, table = str(tmp_path / "i"), str(tmp_path / "e")
-    build_index(table, uri, CONFIG)
-    with pytest.raises(LogError, match="--log-seq"):
-        index.refresh()
-    assert "item-0" not in index.index
+    in_use = versions.current(uri)
+    for log_seq in (None, 1):
+        with pytest.raises(IndexBuildError, match=f"{uri}: .*--log-seq"):
+            build_index(table, uri, CONFIG, log_seq=log_seq)
+    index.close()
+    live(tmp_path).close()  # what was refused is in nobody's way
+    assert versions.current(uri) == in_use
     build_index(table, uri, CONFIG, log_seq=2)
-    index.refresh()
+    index = live(tmp_path)
     found = [f"item-{number}" in index.index for number in range(3)]
     assert found == [True, True, False]
+    index.close()
+
+
+def test_a_publisher_sees_what_was_forgotten_while_it_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    live(tmp_path).close()
+    uri, real = str(tmp_path / "i"), versions.publish
+    in_use, known = artifacts.read_manifest(uri), known_log.read(uri)
+    assert known is not None
+
+    def late(*places: Any, **about: Any) -> Any:
+        known_log.write(uri, known.model_copy(update={"forgotten": 1}))
+        return real(*places, **about)
+
+    monkeypatch.setattr(versions, "publish", late)
+    with pytest.raises(IndexBuildError, match="--log-seq"):
+        build_index(str(tmp_path / "e"), uri, CONFIG)
+    assert [root.name for root in (tmp_path / "i").glob("v-*")] == [in_use.root]
+    assert artifacts.read_manifest(uri) == in_use
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'{"log": 3}', b"\xff"])
+def test_a_damaged_name_of_the_log_is_told_by_file(tmp_path: Path, content: bytes) -> None:
+    start(tmp_path)
+    live(tmp_path).close()
+    (tmp_path / "i" / "log.json").write_bytes(content)
+    with pytest.raises(LogError, match=r"i/log\.json: .*restore it, or remove it"):
+        live(tmp_path)
+    with pytest.raises(LogError, match=r"i/log\.json"):
+        build_index(str(tmp_path / "e"), str(tmp_path / "i"), CONFIG)
+    (tmp_path / "i" / "log.json").unlink()
+    index = live(tmp_path)
+    assert len(index.index) == 60
+    index.close()
+
+
+def test_changes_of_an_attribute_that_a_version_lacks_are_told_by_file(tmp_path: Path) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    index.apply([Delete("item-0")])
+    index.apply([Put("a", clustered(1)[0], {"age": 3})])
+    build_index(str(tmp_path / "e"), str(tmp_path / "i"), IndexConfig(attributes=("language",)))
+    message = r"0001\.log: change 2 .* no attributes \['age'\]; .*--rollback"
+    with pytest.raises(LogError, match=message):
+        index.refresh()
+    assert "a" in index.index
+    index.close()
+    with pytest.raises(LogError, match=message):
+        live(tmp_path)
+    versions.rollback(str(tmp_path / "i"))
+    index = live(tmp_path)
+    assert "a" in index.index
     index.close()
 
 

@@ -71,6 +71,30 @@ def test_cut_anywhere_keeps_the_whole_records(
     log.close()
 
 
+def test_a_torn_end_is_dropped_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, PAYLOADS)
+    (path,) = tmp_path.glob("*.log")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-100])
+    assert held(tmp_path) == list(enumerate(PAYLOADS[:3], 1))
+    (warning,) = caplog.messages
+    end = size - 20 - len(PAYLOADS[3])
+    assert warning.startswith(f"{path}: dropped {size - 100 - end} bytes after byte {end}: ")
+    assert len(held(tmp_path)) == len(caplog.messages) + 2  # nothing more to drop
+
+
+@pytest.mark.parametrize("left", [0, 10])
+def test_a_known_log_that_is_empty_has_lost_its_changes(tmp_path: Path, left: int) -> None:
+    """It becomes known once its first record is on disk."""
+    filled(tmp_path, PAYLOADS)
+    (path,) = tmp_path.glob("*.log")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(LogError, match="an empty log, the changes of this index are in log abc"):
+        ChangeLog(tmp_path, ABOUT, identity="abc")
+
+
 def test_unwritten_space_at_the_end_is_torn(tmp_path: Path) -> None:
     filled(tmp_path, PAYLOADS)
     (path,) = tmp_path.glob("*.log")
@@ -120,6 +144,8 @@ def test_forgets_whole_segments_only(tmp_path: Path) -> None:
     log = ChangeLog(tmp_path, ABOUT)
     log.forget(1)
     assert len(list(tmp_path.glob("*.log"))) == 2
+    assert (log.first_kept(1), log.first_kept(2)) == (1, 3)
+    assert [log.segment_of(n).name[-5:] for n in (2, 3)] == ["1.log", "3.log"]
     log.forget(2)
     assert [record.number for record in log.replay(2)] == [3, 4]
     with pytest.raises(LogError, match=r"holds changes 3 to 4.*--log-seq"):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tables import DIM, brute_force, clustered, embeddings
+from tables import DIM, brute_force, clustered, embeddings, unit
 
 from rec import artifacts
 from rec.artifacts import ArtifactError
@@ -24,6 +24,7 @@ from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard, compares_all
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.table import EmbeddingTable, folder_of
+from rec.retrieval.tune import recall
 
 NUM = 6000
 
@@ -82,6 +83,12 @@ def test_a_graph_cannot_be_merged(table: str, tmp_path: Path) -> None:
     assert (index.search(clustered(3), 2000).rows >= 0).all()
 
 
+@pytest.fixture
+def nothing_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that lists are looked into, however few the rows that fit."""
+    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)
+
+
 FILTERS = [
     (Range(column="n", below=30), lambda i: i < 30),
     (Equal(column="kind", value="k3"), lambda i: i % 7 == 3),
@@ -108,7 +115,15 @@ def test_filtered_flat_against_brute_force(
     assert np.isneginf(hits.scores[:, width:]).all()
 
 
+@pytest.mark.parametrize("factory", ["SQ8", "PQ16x4fs,RFlat", "PCA12,SQ8"])
+def test_filter_on_codes_without_lists(table: str, tmp_path: Path, factory: str) -> None:
+    index = built(table, tmp_path, factory=factory)
+    hits = index.search(clustered(5, seed=3), 10, where=Range(column="n", below=3000))
+    assert ((hits.rows >= 0) & (hits.rows < 3000)).all()
+
+
 @pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,PQ8x4fs,Refine(SQ8)", "HNSW16"])
+@pytest.mark.usefixtures("nothing_is_cheap")
 def test_filtered_approximate_search_keeps_its_recall(
     table: str, tmp_path: Path, factory: str
 ) -> None:
@@ -129,6 +144,7 @@ def test_filtered_approximate_search_keeps_its_recall(
 @pytest.mark.parametrize(
     "factory", ["IVF64,SQ8", "IVF64,PQ8x4fs,Refine(SQ8)", "OPQ8,IVF64,PQ8x4fs,RFlat", "HNSW16"]
 )
+@pytest.mark.usefixtures("nothing_is_cheap")
 def test_filter_on_rows_far_from_the_queries(tmp_path: Path, factory: str) -> None:
     """French items lie on one side, the queries on the other."""
     vectors, queries = clustered(NUM), clustered(100, seed=0)
@@ -150,6 +166,33 @@ def test_filter_on_rows_far_from_the_queries(tmp_path: Path, factory: str) -> No
         assert found / 10 >= 0.95
 
 
+@pytest.mark.parametrize("factory", ["IVF128,SQ8", "IVF128,PQ16x4fs,RFlat"])
+@pytest.mark.parametrize("where", ["by chance", "elsewhere"])
+@pytest.mark.usefixtures("nothing_is_cheap")
+def test_filter_that_leaves_few_neighbours_near_the_query(
+    tmp_path: Path, factory: str, where: str
+) -> None:
+    """Ten items to a centre: under a filter the ten nearest lie in many lists, of no order."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((1500, 32))
+    vectors, queries = (
+        unit(centres[np.arange(num) % 1500] + 0.3 * rng.standard_normal((num, 32)))
+        for num in (15_000, 200)
+    )
+    side = centres[:, 0] > 0.8
+    fits = rng.random(15_000) < 0.2 if where == "by chance" else side[np.arange(15_000) % 1500]
+    queries = queries if where == "by chance" else queries[centres[:200, 0] < -0.5]
+    config = IndexConfig(factory=factory, attributes=("fits",), recall_target=0.95)
+    uri = embeddings(tmp_path / "e", vectors, columns={"fits": fits.tolist()})
+    build_index(uri, str(tmp_path / "i"), config)
+    hits = Index.open(str(tmp_path / "i")).search(
+        queries, 10, where=Equal(column="fits", value=True)
+    )
+    rows = np.flatnonzero(fits)
+    truth = rows[brute_force(vectors[rows], queries, 10)]
+    assert recall(hits.rows, truth) >= 0.95
+
+
 def test_queries_beside_empty_lists_find_as_many_as_there_are(tmp_path: Path) -> None:
     """Few of the lists hold nearly all rows, so that their mean length says little."""
     rng = np.random.default_rng(0)
@@ -167,11 +210,18 @@ def test_few_rows_leave_some_to_train_on(tmp_path: Path, factory: str) -> None:
     assert manifest.metrics["num_queries"] == 50  # a fifth, half of it to tune with
 
 
-def test_plan() -> None:
-    assert compares_all(49_999, 1_000_000, 10, False)
-    assert not compares_all(50_000, 1_000_000, 10, False)
-    assert compares_all(90_000, 1_000_000, 10_000, False)
-    assert compares_all(90_000, 1_000_000, 10, True)
+def test_plan(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {}
+    for factory in ("IVF16,SQ8", "HNSW8"):
+        (shards[factory],) = built(table, tmp_path / factory, factory=factory).parts
+    lists, graph = (shard.ann for shard in shards.values() if isinstance(shard, Shard))
+    assert compares_all(6000, lists, 10)  # of 16 values: as fast as finding the lists
+    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)
+    assert compares_all(299, lists, 10)
+    assert not compares_all(300, lists, 10)
+    assert compares_all(599, graph, 10)
+    assert not compares_all(600, graph, 10)
+    assert compares_all(5000, lists, 1000)
 
 
 def test_filter_that_does_not_fit(table: str, tmp_path: Path) -> None:
@@ -352,7 +402,7 @@ def test_a_stalled_shard_gives_a_partial_answer_in_time(
     assert not ((hits.rows >= 2000) & (hits.rows < 4000)).any()
     assert (hits.rows >= 0).all()
     for _ in range(6):  # more than the pool has threads
-        hits = slow.search(clustered(1), 10, deadline_s=3, exclude=exclude)
+        hits = slow.search(clustered(1), 10, deadline_s=0.5, exclude=exclude)
         assert hits.missing_shards == (1,)
     stalled.go.set()
     end = time.monotonic() + 30  # the search that was late is soon done
@@ -363,6 +413,25 @@ def test_a_stalled_shard_gives_a_partial_answer_in_time(
     pool.shutdown()
     with pytest.raises(QueryError, match="needs an index opened with a pool"):
         index.search(clustered(1), 10, deadline_s=1)
+
+
+def test_a_callers_deadline_makes_no_others_answer_partial(table: str, tmp_path: Path) -> None:
+    """Two threads for four shards, one of which is slow when a hurried caller leaves."""
+    index = built(table, tmp_path, factory="Flat", num_shards=4)
+    slow = Stalled(index.parts[2])  # type: ignore[arg-type]
+    pool = ThreadPoolExecutor(2)
+    shared = Index([*index.parts[:2], slow, index.parts[3]], index.manifest, pool=pool)
+    assert 2 in shared.search(clustered(1), 10, deadline_s=0.3).missing_shards
+    letting_go = threading.Timer(0.3, slow.go.set)
+    letting_go.start()
+    hits = shared.search(clustered(1), 10, deadline_s=60)
+    assert hits.missing_shards == ()
+    assert (hits.rows == index.search(clustered(1), 10).rows).all()
+    for _ in range(50):
+        shared.search(clustered(1), 10, deadline_s=0)
+        assert not shared.search(clustered(1), 10, deadline_s=60).partial
+    letting_go.join()
+    pool.shutdown()
 
 
 class SlowAgain(Stalled):

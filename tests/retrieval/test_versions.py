@@ -277,7 +277,7 @@ def test_files_are_read_while_others_may_publish(
     real, others = getattr(artifacts, step), []
 
     def slow(*places: Any, **about: Any) -> Any:
-        with versions._one_publisher(uri, wait_s=0):
+        with versions.one_publisher(uri, wait_s=0):
             others.append(1)
         return real(*places, **about)
 
@@ -328,9 +328,9 @@ def test_a_publisher_that_waits_in_vain_leaves_nothing_behind(
 ) -> None:
     uri = str(tmp_path / "i")
     first = publish(tmp_path, 0)
-    real = versions._one_publisher
+    real = versions.one_publisher
     with real(uri), monkeypatch.context() as patch:
-        patch.setattr(versions, "_one_publisher", lambda uri: real(uri, wait_s=0.1))
+        patch.setattr(versions, "one_publisher", lambda uri: real(uri, wait_s=0.1))
         with pytest.raises(ArtifactError, match=r"has been publishing for 0\.1 s"):
             publish(tmp_path, 1)
     assert len(list((tmp_path / "i").glob("v-*"))) == 1

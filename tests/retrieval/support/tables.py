@@ -23,6 +23,10 @@ def clustered(num_items: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((50, dim))
     vectors = centres[rng.integers(0, 50, num_items)] + 0.5 * rng.standard_normal((num_items, dim))
+    return unit(vectors)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -1,0 +1,104 @@
+"""How many inverted lists to look into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.exact import mark_absent
+
+_BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries
+_MORE_CANDIDATES = 4
+
+
+def margin(
+    anns: Sequence[Ann], queries: np.ndarray, truth: np.ndarray, scores: np.ndarray
+) -> float:
+    """How far the neighbours of held-out queries score above the centres of the lists that they
+    are in; all but a twentieth of them score less.
+
+    Args:
+        anns: shards of inverted lists.
+        queries: (Q, D).
+        truth: (Q, k) rows over all shards, -1 where there are fewer; with their `scores`.
+    """
+    above, start = [np.zeros(1)], 0
+    for ann in anns:
+        query, place = np.nonzero((truth >= start) & (truth < start + ann.size))
+        lists = ann.list_of_rows()[truth[query, place] - start]
+        above.append(scores[query, place] - ann.list_scores(queries)[query, lists])
+        start += ann.size
+    return float(np.quantile(np.concatenate(above), _BELOW_MARGIN))
+
+
+def search_fitting(
+    ann: Ann, queries: np.ndarray, k: int, effort: Effort, per_list: np.ndarray, bits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Look as `walk` does, then once more where better hits may lie further off: into all lists
+    whose centres come within the effort's margin of the k-th score that was found.
+
+    Where the nearest rows fit, those lists were looked into already. Where they do not, hits lie
+    in lists that are nearly all as far from the query, and many rows score nearly the same: the
+    refinement, where there is one, then takes four times as many.
+
+    Args:
+        per_list, bits: see `walk`.
+    """
+    rows, scores, looked, edge = walk(ann, queries, k, effort, per_list, bits)
+    there = int(per_list.sum())
+    least = scores[:, min(k, max(there, 1)) - 1] - effort.margin
+    again = (edge >= least) & (looked < ann.num_lists)
+    if ann.refines:
+        again |= looked > effort.nprobe
+    if again.any():
+        wanted = (ann.list_scores(queries[again]) >= least[again, None]).sum(axis=1)
+        # few different numbers, so that queries are searched together
+        wanted = np.ceil(2 ** (np.ceil(2 * np.log2(wanted + 1)) / 2)).astype(np.int64)
+        looked[again] = np.clip(wanted, looked[again], ann.num_lists)
+        k_factor = max(effort.k_factor, min(_MORE_CANDIDATES * effort.k_factor, there / k))
+        for nprobe in np.unique(looked[again]):
+            now = again & (looked == nprobe)
+            further = effort._replace(nprobe=int(nprobe), k_factor=k_factor)
+            rows[now], scores[now] = ann.search(queries[now], k, further, bits)
+        mark_absent(rows, scores)
+    return rows, scores
+
+
+def walk(
+    ann: Ann,
+    queries: np.ndarray,
+    k: int,
+    effort: Effort,
+    per_list: np.ndarray,
+    bits: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Look into lists at least as far as `effort` goes, and for each query on until those
+    passed hold enough rows, in enough lists: what fits may lie far from the query. Returns
+    (B, k) rows and scores, and (B,) into how many lists it looked and the score of the last
+    one's centre.
+
+    Args:
+        per_list: (lists,) rows that may be found in each.
+        bits: of these rows; None = all.
+    """
+    least_rows = min(4 * k, int(per_list.sum()))
+    least_lists = min(effort.nprobe, int(np.count_nonzero(per_list)))
+    rows = np.empty((len(queries), k), np.int64)
+    scores = np.empty((len(queries), k), np.float32)
+    looked, edge = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.float32)
+    waiting, nprobe = np.arange(len(queries)), effort.nprobe
+    while len(waiting):
+        nprobe = min(nprobe, ann.num_lists)
+        near, centres = ann.nearest_lists(queries[waiting], nprobe)
+        held = np.where(near < 0, 0, per_list[near])
+        enough = (held.sum(axis=1) >= least_rows) & ((held > 0).sum(axis=1) >= least_lists)
+        enough |= nprobe == ann.num_lists
+        if len(now := waiting[enough]):
+            effort = effort._replace(nprobe=nprobe)
+            rows[now], scores[now] = ann.search(queries[now], k, effort, bits)
+            looked[now], edge[now] = nprobe, centres[enough, -1]
+        waiting, nprobe = waiting[~enough], 2 * nprobe
+    mark_absent(rows, scores)
+    return rows, scores, looked, edge

@@ -1,0 +1,56 @@
+"""Train an index on a sample: the quantiser and codebook that all its shards share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rec.retrieval.ann import Ann
+from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.spec import TRAIN_PER_LIST
+
+_TRIED = 128
+
+
+def train(factory: str, dim: int, sample: Callable[[int], np.ndarray], place: str) -> bytes:
+    """The index, trained and empty.
+
+    Args:
+        sample: gives at most so many (n, dim) vectors to learn from.
+        place: where they come from, for errors.
+
+    Raises:
+        IndexBuildError: FAISS refuses the factory string, has too few vectors for it, or makes of
+            it what cannot be filled in parts, searched, read and decoded.
+    """
+    try:
+        ann = Ann.make(factory, dim)
+    except ValueError as error:
+        raise IndexBuildError(str(error)) from error
+    if not ann.is_trained:
+        try:
+            ann.train(sample(max(TRAIN_PER_LIST * ann.num_lists, 20_000)))
+        except RuntimeError as error:  # for instance more lists than training points
+            raise IndexBuildError(f"{place}: FAISS refuses {factory}: {error}") from error
+    trained = ann.to_bytes()
+    try:
+        _try_out(trained, dim)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).split(": ")[-1]
+        raise IndexBuildError(
+            f"FAISS factory {factory!r} makes an index that cannot be used here: {reason}; leave "
+            f"that part out, or take factory=auto"
+        ) from error
+    return trained
+
+
+def _try_out(trained: bytes, dim: int) -> None:
+    """What building and searching does, on vectors by chance: not every kind in FAISS can."""
+    vectors = np.random.default_rng(0).standard_normal((2 * _TRIED, dim)).astype(np.float32)
+    ann = Ann.from_bytes(trained)
+    for part in (vectors[:_TRIED], vectors[_TRIED:]):
+        ann.add(part)
+    ann = Ann.from_bytes(ann.to_bytes())
+    ann.search(vectors[:1], 1)
+    ann.reconstruct(np.arange(ann.size))
