@@ -63,22 +63,15 @@ def list_tree(folder: str, expected: str) -> dict[str, int]:
     return {info.path[start:]: info.size for info in found if info.type == pafs.FileType.File}
 
 
-def fingerprint(folder: str) -> str:
+def fingerprint(folder: str, expected: str) -> str:
     """Changes with the contents of the files directly below `folder` that hold its tables (.csv,
-    .json) and with names and sizes of all files; "" where there is no such folder."""
+    .json) and with names and sizes of all files; SourceError when it is no folder."""
     files, path = filesystem(folder)
-    try:
-        found = files.get_file_info(pafs.FileSelector(path, recursive=True))
-    except OSError:  # reading says what is wrong
-        return ""
-    digest, start = hashlib.sha256(), len(path.rstrip("/")) + 1
-    for info in sorted(found, key=lambda info: info.path):
-        name = info.path[start:]
-        if info.type != pafs.FileType.File:
-            continue
-        digest.update(f"{name}\0{info.size}\n".encode(errors="surrogateescape"))
+    digest = hashlib.sha256()
+    for name, size in sorted(list_tree(folder, expected).items()):
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
         if "/" not in name and name.endswith((".csv", ".json")):
-            with files.open_input_stream(info.path) as stream:
+            with files.open_input_stream(f"{path.rstrip('/')}/{name}") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
     return digest.hexdigest()[:16]

@@ -64,7 +64,7 @@ class FolderSource(Config):
     num_shards: int | None = Field(default=None, ge=1)  # None: some hundred items with files each
 
     def contents(self) -> str:
-        return fingerprint(self.path)
+        return fingerprint(self.path, _EXPECTED)
 
     def shards(self) -> list[Shard]:
         number = self.num_shards

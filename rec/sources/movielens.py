@@ -45,7 +45,7 @@ class MovieLensSource(Config):
     num_shards: int = Field(default=4, ge=1)
 
     def contents(self) -> str:
-        return fingerprint(self.path)
+        return fingerprint(self.path, _EXPECTED)
 
     def shards(self) -> list[Shard]:
         return [Shard(i, self.num_shards) for i in range(self.num_shards)]

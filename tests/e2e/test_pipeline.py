@@ -191,6 +191,19 @@ def test_a_wrong_source_recipe_or_override_is_refused(capsys: pytest.CaptureFixt
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_wrong_path_is_told_before_anything_starts(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "items.csv").write_text("item_id\na")
+    for path in (tmp_path / "none", tmp_path / "items.csv"):
+        given = ["--source", "folder", "--path", str(path), "--out", str(tmp_path / "out"), *more]
+        assert pipeline.main(given) == 1
+        told = f"pipeline: {path}: not a folder; expected a folder with items.csv"
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_can_be_shown_and_read_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline.main(["--out", "unused", "--show", "--set", "recipe.train.steps=7"]) == 0
     config = pipeline.PipelineConfig.from_json(capsys.readouterr().out)
