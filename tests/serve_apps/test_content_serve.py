@@ -1,205 +1,94 @@
-"""The service on Ray Serve, over real HTTP; the checked-in configuration; the launcher."""
+"""Both services on one Ray Serve, over real HTTP: answers, refusals, swaps of versions, kills."""
 
 from __future__ import annotations
 
 import base64
-import inspect
 import json
-import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import cv2
 import httpx2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
+from sides import K, Side, questions, two_sides
+from under_load import asking, kill_one
 
-from rec.artifacts import ArtifactError
 from rec.client import Client, RequestError
-from rec.config import ConfigError
 from serve_apps.keys import new_key
 
-CONFIG = Path(__file__).parents[2] / "serve_apps" / "config.yaml"
+ADMIN, ADMIN_LINE = new_key("keeper", "admin")
+READ, READ_LINE = new_key("reader", rate_per_s=1e6)
+REPLICA = "ray::ServeReplica:content:"
+NUM_REPLICAS = {"Encoder": 1, "Knn": 2, "Gateway": 2}
+# python -m serve_apps with as many replicas, for which it has no setting
+COMMAND = f"""
+from serve_apps import app
+for name, number in {NUM_REPLICAS}.items():
+    setattr(app, name, getattr(app, name).options(num_replicas=number))
+from serve_apps.__main__ import main
+raise SystemExit(main())
+"""
 
 
 def call(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    with Client(url) as client:
+    with Client(url, key=READ) as client:
         return client.call(path, body)
 
 
-def test_the_checked_in_configuration_is_one_that_serve_takes() -> None:
-    from ray.serve.schema import ServeDeploySchema
-
-    from serve_apps import app, items_app, recommend_app
-    from serve_apps.deployment import COMMON, LOGGING
-    from serve_apps.guard import Access
-    from serve_apps.recommend_gateway import PATH
-
-    config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
-    content, recommend = config.applications
-    assert content.import_path == "serve_apps.app:build"
-    assert app.ServeArgs.model_validate(content.args).limits == app.Limits()
-    assert app.ServeArgs.model_validate(content.args).access.rate_per_s == Access().rate_per_s
-    assert content.args["access"] == recommend.args["access"]
-    assert config.logging_config is not None
-    assert {name: getattr(config.logging_config, name) for name in LOGGING} == LOGGING
-    assert (recommend.import_path, recommend.route_prefix) == (
-        "serve_apps.recommend_app:build",
-        PATH,
-    )
-    limits = recommend_app.RecommendArgs.model_validate(recommend.args).limits
-    assert limits == recommend_app.RecommendLimits()
-    # Ray converts `args` only where the annotation is a class and not a string
-    assert inspect.signature(app.build).parameters["args"].annotation is app.ServeArgs
-    taken = inspect.signature(recommend_app.build).parameters["args"].annotation
-    assert taken is recommend_app.RecommendArgs
-    for application, deployments in (
-        (content, (app.Encoder, app.Knn, items_app.Items, app.Gateway)),
-        (recommend, (recommend_app.Recommend, recommend_app.RecommendGateway)),
-    ):
-        stated = {d.name: d for d in application.deployments}
-        assert set(stated) == {code.name for code in deployments}
-        for code in deployments:
-            assert stated[code.name].max_ongoing_requests == code.max_ongoing_requests == 64
-            assert stated[code.name].max_queued_requests == code.max_queued_requests == 256
-            full = stated[code.name].backpressure_config.model_dump()
-            assert full == COMMON["backpressure_config"]
-
-
-@pytest.mark.parametrize("setting", ["max_batch=0", "batch_wait_ms=-1", "timeout_s=0"])
-def test_numbers_that_no_service_can_have_are_refused(setting: str) -> None:
-    from serve_apps.app import ServeArgs
-    from serve_apps.recommend_app import RecommendArgs
-
-    for args in (
-        ServeArgs(encoder="e", index="i"),
-        RecommendArgs(encoder="e", index="i", rows="r"),
-    ):
-        with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}: Input should be"):
-            args.override([setting])
-
-
-# The command first: a second service on the Ray of `url` would be refused.
-
-
-def _command(served: Any, *more: str) -> list[str]:
-    encoder, index = served.encoder_uri, served.index_uri
-    return [sys.executable, "-m", "serve_apps", "--encoder", encoder, "--index", index,
-            "--address", "local", "--port", "0", *more]  # fmt: skip
-
-
-@pytest.fixture
-def cluster(ray_local: None) -> str:
-    """Address of a Ray without a service."""
-    import ray
-
-    return ray.get_runtime_context().gcs_address
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_command_answers_one_question_and_stops(
-    served: Any, cluster: str, tmp_path: Path
-) -> None:
-    titles = {"item_id": served.ids, "title": [f"The {text}" for text in served.texts]}
-    (tmp_path / "items").mkdir()
-    pq.write_table(pa.table(titles), tmp_path / "items" / "shard-00000.parquet")
-    (tmp_path / "poster.png").write_bytes(served.pictures[4])
-    done = subprocess.run(
-        _command(served, "--ask", served.texts[4], "--ask-image", f"{tmp_path}/poster.png",
-                 "--k", "3", "--titles", f"{tmp_path}/items", "--address", cluster),
-        capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    best = next(i for i, line in enumerate(lines) if line.startswith("nearest to")) + 1
-    assert lines[best].split() == ["1.000", "item-4", "The", *served.texts[4].split()]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--haproxy"]])
-def test_the_command_serves_until_sigterm(
-    served: Any, more: list[str], cluster: str, tmp_path: Path
-) -> None:
-    more = more or ["--address", cluster]  # one of them with a Ray of its own
-    key, keys_line = new_key("tester")
-    (tmp_path / "keys.txt").write_text(keys_line)
-    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
-    large = cv2.imencode(".png", noise)[1].tobytes()
-    assert len(large) > 5_000_000  # gRPC's own limit is 4 MiB
-    with subprocess.Popen(
-        _command(served, "--keys", str(tmp_path / "keys.txt"), *more),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=CONFIG.parents[1],
-    ) as process:
-        assert process.stdout is not None
-        line = next(text for text in process.stdout if text.startswith("serving at "))
-        url = line.split()[2]
-        with pytest.raises(RequestError, match="401 no_key"):
-            call(url, "/v1/version")
-        with Client(url, key=key) as client:
-            vectors = client.embed([large]).vectors
-            np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
-            with pytest.raises(RequestError, match=r"422 .*not a picture"):
-                client.embed([b"hi"])
-            asked = client.knn(served.vectors[:2], k=2)
-        assert [one.ids[0] for one in asked.results] == served.ids[:2]
-        os.kill(process.pid, signal.SIGTERM)
-        rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "requests under way are finished first" in rest
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_damaged_index_is_named_when_a_replica_refuses_it(
-    served: Any, cluster: str, tmp_path: Path
-) -> None:
-    index = Path(shutil.copytree(served.index_uri, tmp_path / "index"))
-    file = next(index.rglob("index.faiss"))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    command = _command(served, "--index", str(index), "--address", cluster, "--no-keys")
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=CONFIG.parents[1], check=False
-    )
-    assert done.returncode == 1
-    assert "the service did not start" in done.stderr
-    assert f"{file}" in done.stderr
-    assert "publish again" in done.stderr
+class Running(NamedTuple):
+    url: str
+    process: subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
-def url(ray_local: None, served: Any, recommendable: Any, tables: str) -> Iterator[str]:
-    from serve_apps.app import Limits, ServeArgs
-    from serve_apps.guard import Access
-    from serve_apps.launch import serving
-    from serve_apps.recommend_app import RecommendArgs
+def running(
+    ray_local: None,
+    served: Any,
+    recommendable: Any,
+    tables: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Running]:
+    """Both services, by the command, on the Ray of this process."""
+    import ray
 
-    limits = Limits(max_inputs=4, max_k=20, max_body_bytes=200_000)
-    off = Access(off=True)
-    places = {"encoder": served.encoder_uri, "index": served.index_uri, "items": tables}
-    args = ServeArgs(**places, limits=limits, access=off)
-    users = RecommendArgs(**recommendable["sasrec"].model_dump(), access=off)
-    with serving(args, users, port=0) as url:
-        yield url
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    keys.write_text(f"{ADMIN_LINE}\n{READ_LINE}\n")
+    users = recommendable["sasrec"]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "--port", "0", "--keys", str(keys),
+         "--address", ray.get_runtime_context().gcs_address,
+         "--encoder", served.encoder_uri, "--index", served.index_uri, "--items", tables,
+         "--user-encoder", users.encoder, "--item-index", users.index, "--sequences", users.rows,
+         "--set", "limits.max_inputs=4", "limits.max_k=20", "limits.max_body_bytes=200_000"],
+        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            line = next(text for text in process.stdout if text.startswith("serving at "))
+            yield Running(line.split()[2], process)
+        finally:
+            process.send_signal(signal.SIGTERM)  # nothing where it has ended
+            process.communicate(timeout=120)
+
+
+@pytest.fixture(scope="module")
+def url(running: Running) -> str:
+    return running.url
+
+
+@pytest.fixture(scope="module")
+def sides(
+    served: Any, make_encoder: Any, publish_index: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Side, Side]:
+    return two_sides(served, make_encoder, publish_index, tmp_path_factory.mktemp("next"))
 
 
 @pytest.mark.ray
@@ -266,8 +155,10 @@ def test_items_and_the_page_over_http(served: Any, url: str) -> None:
 
     listed = call(url, "/v1/items?limit=2")
     assert [one["title"] for one in listed["items"]] == [served.texts[-1], served.texts[-2]]
-    with urllib.request.urlopen(url + listed["items"][0]["picture"]) as answer:
-        assert answer.read() == served.pictures[-1]
+    files = {listed["items"][0]["picture"]: served.pictures[-1]}
+    files |= {"/": page_files()["index.html"], "/explorer/main.js": page_files()["main.js"]}
+    for path, data in files.items():
+        assert httpx2.get(url + path, headers={"Authorization": f"Bearer {READ}"}).content == data
     lonely = "only/in the table ü"  # an id that an address has to quote
     assert call(url, f"/v1/items/{quote(lonely, safe='')}")["item_id"] == lonely
     order = np.argsort(-(served.vectors @ served.vectors[3]))
@@ -280,9 +171,6 @@ def test_items_and_the_page_over_http(served: Any, url: str) -> None:
     assert len(call(url, "/v1/recommend/users?limit=4")["users"]) == 4
     told = call(url, "/v1/recommend", {"user": "user3", "reasons": 2, "k": 3})
     assert [len(one["item_ids"]) for one in told["reasons"]] == [2, 2, 2]
-    for path, name in (("/", "index.html"), ("/explorer/main.js", "main.js")):
-        with urllib.request.urlopen(url + path) as answer:
-            assert answer.read() == page_files()[name]
 
 
 @pytest.mark.ray
@@ -321,7 +209,7 @@ def test_ids_lines_and_metrics_of_requests(url: str) -> None:
     import ray
     from ray._private.worker import _global_node
 
-    headers = {"X-Request-ID": "found-again", "Authorization": "Bearer SECRETKEY"}
+    headers = {"X-Request-ID": "found-again", "Authorization": f"Bearer {READ}"}
     body = {"queries": [{"item_id": "SECRETBODY"}]}
     with httpx2.Client(base_url=url, headers=headers) as client:
         answer = client.post("/v1/knn", json=body)
@@ -341,7 +229,7 @@ def test_ids_lines_and_metrics_of_requests(url: str) -> None:
     for file in logs.rglob("*"):
         if file.is_file():
             text = file.read_bytes()
-            assert b"SECRETKEY" not in text, file
+            assert READ.encode() not in text, file
             assert b"SECRETBODY" not in text, file
     (node,) = [one for one in ray.nodes() if one["Alive"]]
     metrics = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
@@ -366,94 +254,109 @@ def test_a_second_service_on_the_same_cluster_is_refused(served: Any, url: str) 
     assert call(url, "/healthz") == {"status": "ok"}  # the first one is left alone
 
 
-def test_a_mismatched_pair_is_refused_before_ray_starts(
-    served: Any, publish_index: Any, tmp_path: Path
-) -> None:
-    from serve_apps.app import ServeArgs
-    from serve_apps.launch import serving
-
-    index = publish_index(tmp_path, served.ids, served.vectors, "0" * 16)
-    args = ServeArgs(encoder=served.encoder_uri, index=index)
-    with pytest.raises(ArtifactError, match="vectors of encoder 0000"), serving(args, port=0):
-        pytest.fail("it started")
+@pytest.fixture
+def admin(url: str) -> Iterator[Client]:
+    with Client(url, key=ADMIN, timeout_s=120) as client:
+        yield client
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ([], "no API keys: make one with python -m serve_apps.keys"),
-        (["--no-keys", "--host", "0.0.0.0"], "--no-keys: 0.0.0.0 is no loopback interface"),
-        (["--keys", "nowhere.txt"], "nowhere.txt: keys cannot be read"),
-    ],
-)
-def test_no_service_without_keys_starts_by_accident(
-    served: Any,
-    more: list[str],
-    said: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from serve_apps.__main__ import main
-
-    monkeypatch.delenv("RAYCALL_API_KEYS", raising=False)
-    artifacts = ["--encoder", served.encoder_uri, "--index", served.index_uri]
-    assert main([*artifacts, "--port", "0", *more]) == 1
-    assert said in capsys.readouterr().err
+@pytest.fixture
+def asks(served: Any, sides: tuple[Side, Side]) -> list[Callable[[Client], None]]:
+    return questions(served, sides)
 
 
+def refused(client: Client, path: str, body: dict[str, Any]) -> RequestError:
+    with pytest.raises(RequestError) as told:
+        client.call(path, body)
+    return told.value
+
+
+def swap_to(admin: Client, to: Side, text: str) -> None:
+    """Swap, and hold what is told then to it: all replicas have it, and all answers are of it."""
+    swapped = admin.call("/v1/admin/swap", {"encoder": to.encoder, "index": to.index})
+    assert swapped["current"]["model_version"] == to.model_version
+    assert all(one["up_to_date"] for one in swapped["replicas"])
+    assert admin.knn_content([text], k=K).model_version == to.model_version
+    assert admin.call("/v1/version")["model_version"] == to.model_version
+
+
+def go_back(admin: Client, to: Side) -> None:
+    back = admin.call("/v1/admin/rollback", {})
+    assert back["current"]["model_version"] == to.model_version
+
+
+@pytest.mark.ray
 @pytest.mark.slow
-def test_the_command_says_what_is_wrong(served: Any, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "serve_apps", "--encoder", str(tmp_path), "--index", "x"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=CONFIG.parents[1], check=False
-    )
-    assert done.returncode == 1
-    assert "manifest.json: not found" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ([], "nothing to serve: give --encoder, --index, or --user-encoder"),
-        (["--encoder", "a"], "--index: missing; --encoder, --index go together"),
-        (["--sequences", "a"], "--user-encoder, --item-index: missing"),
-        (["--items", "t"], "nothing to serve"),
-        (
-            ["--user-encoder", "a", "--item-index", "b", "--sequences", "c", "--items", "t"],
-            "--items needs --encoder",
-        ),
-        (["--encoder", "a", "--index", "b", "--ask-user", "u"], "--ask-user needs --user-encoder"),
-        (
-            ["--user-encoder", "a", "--item-index", "b", "--sequences", "c", "--ask", "t"],
-            "--ask and --ask-image need --encoder",
-        ),
-        (["--encoder", "a", "--index", "b", "--set", "users.limits.max_k=3"], "are not served"),
-        (["--encoder", "a", "--index", "b", "--keys", "k", "--no-keys"], "give one of them"),
-    ],
-)
-def test_the_command_serves_whole_parts(
-    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_swaps_and_steps_back_under_load(
+    served: Any,
+    sides: tuple[Side, Side],
+    url: str,
+    admin: Client,
+    asks: list[Callable[[Client], None]],
+    publish_index: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
-    from serve_apps.__main__ import main
+    first, second = sides
+    torn = publish_index(tmp_path, served.ids[:6], served.vectors[:6], first.model_version)
+    file = next(Path(torn).rglob("index.faiss"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with asking(asks, url, READ) as callers:
+        with Client(url, key=READ) as reader:
+            assert refused(reader, "/v1/admin/rollback", {}).status == 403
+        callers.go_on(5)
+        versions = admin.call("/v1/admin/versions")
+        assert versions["current"]["model_version"] == first.model_version
+        assert len(versions["replicas"]) == sum(NUM_REPLICAS.values())
+        told = refused(admin, "/v1/admin/rollback", {})
+        assert (told.status, told.code) == (409, "nothing_before")
 
-    assert main(given) == 1
-    assert said in capsys.readouterr().err
+        for _ in range(2):
+            swap_to(admin, second, served.texts[0])
+            callers.go_on(5)
+            go_back(admin, first)
+            callers.go_on(5)
+
+        told = refused(admin, "/v1/admin/swap", {"index": torn})
+        assert (told.status, told.code) == (409, "swap_failed")
+        assert "Knn" in told.message
+        assert str(file) in told.message
+        told = refused(admin, "/v1/admin/swap", {"index": second.index})
+        assert (told.status, told.code) == (422, "unusable_artifact")
+        versions = admin.call("/v1/admin/versions")
+        assert versions["current"]["model_version"] == first.model_version
+        assert (versions["last"]["what"], versions["last"]["done"]) == ("swap", False)
+        callers.go_on(5)
 
 
-@pytest.mark.parametrize("reuse", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
-def test_a_port_that_is_taken_is_refused_before_ray_starts(served: Any, reuse: int) -> None:
-    from serve_apps.app import ServeArgs
-    from serve_apps.guard import Access
-    from serve_apps.launch import ServiceError, serving
+@pytest.mark.ray
+@pytest.mark.slow
+def test_no_request_fails_when_a_replica_or_the_controller_is_killed(
+    served: Any,
+    sides: tuple[Side, Side],
+    url: str,
+    admin: Client,
+    asks: list[Callable[[Client], None]],
+) -> None:
+    """The client asks again; a replica that starts later takes what is in use, not what was
+    deployed."""
+    first, second = sides
+    swap_to(admin, second, served.texts[0])
+    with asking(asks, url, READ) as callers:
+        # the controller in between: it has to go on with what it finds
+        kill_one(callers, f"{REPLICA}Knn", NUM_REPLICAS["Knn"])
+        kill_one(callers, "ray::ServeController", 1)
+        kill_one(callers, f"{REPLICA}Gateway", NUM_REPLICAS["Gateway"])
+        assert admin.call("/v1/version")["model_version"] == second.model_version
+        go_back(admin, first)
+        callers.go_on(5)
 
-    access = Access(off=True)
-    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, access=access)
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, reuse, 1)
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        told = pytest.raises(ServiceError, match=f"port {port} of 127.0.0.1: .*another --port")
-        with told, serving(args, port=port):
-            pass
+
+@pytest.mark.ray
+def test_the_command_stops_on_sigterm(running: Running) -> None:
+    """The last one: there is no service afterwards."""
+    running.process.send_signal(signal.SIGTERM)
+    rest, _ = running.process.communicate(timeout=120)
+    assert running.process.returncode == 0
+    assert "requests under way are finished first" in rest

@@ -1,7 +1,9 @@
-"""Callers that ask without pause while something happens to the service."""
+"""Callers that ask while something happens to the service, and what is killed under them."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ class Callers:
         self.failures: list[tuple[float, RequestError]] = []  # seconds of the monotonic clock
         self.wrong: list[BaseException] = []
         self.answered = [0] * len(asks)
+        self.pause_s = 0.0  # of each after an answer
         self._over = threading.Event()
         self._url = url
         self._how: dict[str, Any] = {"key": key, "patience_s": patience_s}
@@ -56,6 +59,7 @@ class Callers:
                     return
                 else:
                     self.answered[number] += 1
+                    time.sleep(self.pause_s)
 
     def go_on(self, least: int, timeout_s: float = 60) -> None:
         """Until each caller has been answered `least` times more."""
@@ -65,6 +69,15 @@ class Callers:
             assert not self.wrong, self.wrong
             assert time.monotonic() < deadline, (self.answered, wanted, self.failures[-3:])
             time.sleep(0.05)
+
+    @contextmanager
+    def slower(self) -> Iterator[None]:
+        """Ask five times a second each: what starts meanwhile needs the processor."""
+        self.pause_s = 0.2
+        try:
+            yield
+        finally:
+            self.pause_s = 0.0
 
 
 @contextmanager
@@ -93,3 +106,19 @@ def pids(start: str, root: int | None = None) -> list[int]:
             if "".join(one.cmdline()).startswith(start):
                 found.append(one.pid)
     return found
+
+
+def kill_one(callers: Callers, start: str, number: int, root: int | None = None) -> None:
+    """Kill, under full load, one of `number` processes whose command line begins so; returns when
+    another is in its place and all callers are still answered."""
+    callers.go_on(5)
+    victims = pids(start, root)
+    assert len(victims) == number
+    os.kill(victims[0], signal.SIGKILL)
+    callers.go_on(10)
+    deadline = time.monotonic() + 90
+    with callers.slower():
+        while victims[0] in (left := pids(start, root)) or len(left) < number:
+            assert time.monotonic() < deadline, f"{start}: {len(left)} of {number}"
+            time.sleep(0.2)
+    callers.go_on(10)
