@@ -18,7 +18,6 @@ import sys
 from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
 from rec.artifacts import ArtifactError, Manifest, read_manifest
 from rec.config import ConfigError
-from rec.models.content.encoder import KIND as CONTENT
 from rec.models.sequence.encoder import KIND as USERS
 from rec.runtime.embed import EmbedConfig, embed
 from rec.runtime.item_vectors import publish_item_vectors
@@ -79,7 +78,6 @@ def main(argv: list[str] | None = None) -> int:
         with alone_in(given.out):
             run_items(given.encoder, given.out)
         return 0
-    read_manifest(given.encoder, CONTENT)  # a wrong place is told before Ray is started
     start_ray(given)
     with alone_in(given.out):
         run(given.encoder, given.rows, given.out, config)

@@ -562,15 +562,8 @@ def test_job_and_index_on_s3(
 
 
 def test_command_line_says_what_is_wrong(
-    encoder_uri: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    encoder_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "start_ray", lambda _: pytest.fail("Ray was started for it"))
-    nowhere = ["--encoder", str(tmp_path), "--rows", str(tmp_path), "--out", str(tmp_path / "o")]
-    assert job.main(nowhere) == 1
-    assert f"embed: {tmp_path}" in capsys.readouterr().err
     places = ["--encoder", encoder_uri, "--rows", str(tmp_path), "--out", str(tmp_path / "out")]
     assert job.main([*places, "--set", "batch_sise=3"]) == 1
     assert "no field 'batch_sise'; there are: batch_size" in capsys.readouterr().err
