@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 
 from rec.client import Client, RequestError
 from rec.config import ConfigError
@@ -33,6 +34,13 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def _is_running() -> bool:
+    try:
+        return bool(serve.status().proxies)
+    except RayActorError:  # this process has asked before, and that Serve has ended since
+        return False
 
 
 def _await_healthy(url: str, path: str, timeout_s: float) -> None:
@@ -139,7 +147,7 @@ def serving(
     started = connected and _connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        if serve.status().proxies:
+        if _is_running():
             raise ServiceError(
                 "Serve already runs on this Ray cluster with its own host and port; deploy to it "
                 "with `serve deploy serve_apps/config.yaml`"

@@ -109,7 +109,7 @@ def test_the_content_service(content: TestClient, served: Any) -> None:
     good = st.tuples(st.sampled_from(served.texts), st.none() | st.just(served.pictures[0]))
     images = st.sampled_from([base64.b64encode(file).decode() for file in files]) | TEXT
     vectors = st.lists(st.floats(-9, 9, width=32), min_size=16, max_size=16) | st.just([1.0])
-    items = st.sampled_from(["item-1", "nobody"])
+    items = st.sampled_from(["item-1", "item-11", "nobody", "nobody"])
     contents = one(text=st.sampled_from(served.texts)) | one(text=texts) | one(image=images)
     hints: Hints = {
         "ContentInput": contents,

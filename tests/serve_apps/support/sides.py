@@ -58,9 +58,12 @@ def questions(served: Any, sides: tuple[Side, Side]) -> list[Callable[[Client], 
     by_model = {one.model_version: one for one in sides}
     texts, first = served.texts, sides[0]
 
-    def held(found: Found, text: str) -> None:
+    def held(found: Found) -> None:
         """A text's neighbours come of an encoder and of an index, which must be of one release."""
-        assert found.results[0].ids == by_model[found.model_version].nearest[text]
+        assert found.results[0].ids == by_model[found.model_version].nearest[texts[0]]
+
+    def ask_text(client: Client) -> None:
+        held(client.knn_content(texts[:1], k=K))
 
     def ask_vector(client: Client) -> None:
         found = client.knn(served.vectors[3:4], k=K)
@@ -74,9 +77,6 @@ def questions(served: Any, sides: tuple[Side, Side]) -> list[Callable[[Client], 
                 return
             raise
         assert found.model_version == first.model_version
-        held(found, texts[0])
+        held(found)
 
-    plain = [
-        lambda client, text=text: held(client.knn_content([text], k=K), text) for text in texts[:1]
-    ]
-    return [*plain, ask_vector, ask_pinned]
+    return [ask_text, ask_vector, ask_pinned]
