@@ -5,14 +5,15 @@ An artifact is a folder, local or on S3:
     manifest.json             written last, in one rename (local) or one put (S3)
     <root>/...                the files; a new version goes to a new root, aside of the old
 
-The manifest lists every file with its sha256, so a reader never sees half of a version, and a
-truncated or altered file is refused by name. It tells the columns of tables, names the ledger of
-their rows, and says what all was made of.
+The manifest lists every file with its sha256, and tells its own, so a reader never sees half of a
+version, and a truncated or altered file is refused by name. It tells the columns of tables, names
+the ledger of their rows, and says what all was made of.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ from rec.config import Config, one_line
 from rec.file_schemas import schemas_of
 
 MANIFEST = "manifest.json"
+_OWN = "sha256"  # of the manifest's other fields, as its file tells it
 LEDGER = "ledger.json"  # of rows in, out and dropped by reason (rec.data.ledger)
 _CHUNK = 1 << 20
 # a manifest from elsewhere must not lead out of its folder, nor out of the cache
@@ -72,6 +74,28 @@ class Manifest(Config):
     created_at: str = ""
     raycall: str = __version__
     format: int = 1
+
+    def to_json(self) -> str:
+        """With the sha256 of all that it says: it stands for the files, and nothing for it."""
+        told = json.loads(super().to_json())
+        return json.dumps({**told, _OWN: _digest(told)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises ValueError where it is not as it was written; those of before told no sha256."""
+        try:
+            told = json.loads(text)
+        except ValueError:
+            return super().from_json(text)  # which says in other words what is wrong
+        own = told.pop(_OWN, None) if isinstance(told, dict) else None
+        manifest = super().from_json(json.dumps(told))
+        if own is not None and own != _digest(told):
+            raise ValueError("altered since it was written")
+        return manifest
+
+
+def _digest(told: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:

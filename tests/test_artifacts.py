@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -222,6 +223,33 @@ def test_an_artifact_can_be_moved(tmp_path: Path) -> None:
 def test_manifest_round_trip() -> None:
     manifest = Manifest(kind="index", version="0" * 16, root="r", files={})
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed() -> None:
+    manifest = Manifest(
+        kind="index",
+        version="0" * 16,
+        root="r",
+        files={},
+        config={"log_seq": 1},
+        metrics={"x": 0.1},
+    )
+    data = manifest.to_json().encode()
+    for place in range(len(data)):
+        for bit in range(8):
+            altered = bytearray(data)
+            altered[place] ^= 1 << bit
+            with contextlib.suppress(ValueError):
+                assert Manifest.from_json(altered.decode()) == manifest
+    with pytest.raises(ValueError, match="altered since it was written"):
+        Manifest.from_json(data.decode().replace('"log_seq": 1', '"log_seq": 5'))
+
+
+def test_a_manifest_from_before_they_told_their_own_sha256_is_read() -> None:
+    manifest = Manifest(kind="index", version="0" * 16, root="r", files={})
+    told = json.loads(manifest.to_json())
+    del told["sha256"]
+    assert Manifest.from_json(json.dumps(told)) == manifest
 
 
 @pytest.mark.parametrize(
