@@ -104,16 +104,10 @@ class EmbeddingTable:
                 if table[column].null_count:
                     row = rows[np.asarray(pc.is_null(table[column])).argmax()]
                     raise IndexBuildError(f"{name}, row {row}: the {say} is empty")
-            if (empty := pc.index(table["id"], "").as_py()) >= 0:
+            ids = table["id"].cast(pa.large_string())  # may be numbers, or a dictionary
+            if (empty := pc.index(ids, "").as_py()) >= 0:
                 raise IndexBuildError(f"{name}, row {rows[empty]}: the id is empty")
-            chunks.append(
-                pa.table(
-                    {
-                        "id": table["id"].cast(pa.large_string()),
-                        "interest": table["interest"].cast(pa.int32()),
-                    }
-                )
-            )
+            chunks.append(pa.table({"id": ids, "interest": table["interest"].cast(pa.int32())}))
         return pa.concat_tables(chunks).combine_chunks()
 
     def places(self, item_id: str) -> list[str]:

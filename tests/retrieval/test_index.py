@@ -509,6 +509,22 @@ def test_ragged_vectors_null_ids_and_missing_columns(tmp_path: Path) -> None:
         build_index(_one_part(tmp_path / "lacks", good.drop(["weight"])), str(tmp_path / "i"))
 
 
+@pytest.mark.parametrize(
+    "ids", [pa.array([12, 34]), pa.array(["12", "34"]).dictionary_encode()], ids=["int", "dict"]
+)
+def test_ids_that_are_numbers_or_encoded_become_texts(tmp_path: Path, ids: pa.Array) -> None:
+    table = pa.table(
+        {
+            "id": ids,
+            "interest": pa.array([0, 0], pa.int32()),
+            "weight": pa.array([1, 1], pa.float32()),
+            "vector": pa.array([[1.0, 0.0], [0.0, 1.0]], pa.list_(pa.float32())),
+        }
+    )
+    build_index(_one_part(tmp_path / "e", table), str(tmp_path / "i"))
+    assert Index.open(str(tmp_path / "i")).ids(np.arange(2)).tolist() == ["12", "34"]
+
+
 @pytest.mark.parametrize("factory", ["IVF", "Nonsense", "IVF4,PQ3", "IVF4096,Flat"])
 def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
     uri = embeddings(tmp_path / "e", clustered(300))
