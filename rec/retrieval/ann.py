@@ -45,6 +45,10 @@ class Ann:
         self.dim: int = self._index.d
         self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
+        # codes without lists are all compared anyway; of additive ones FAISS filters none
+        codes = None if self._ivf is None else faiss.downcast_index(self._ivf)
+        additive = isinstance(codes, faiss.IndexIVFAdditiveQuantizer)
+        self.takes_bits = self.is_graph or (self.num_lists > 0 and not additive)
         self._has_map = self._ivf is None or self.refines
         self._making_map = Lock()
         self._centres: np.ndarray | None = None
@@ -200,7 +204,7 @@ class Ann:
             vectors: (B, D) float32, contiguous.
             k: at least 1.
             effort: None = as set.
-            bits: a bit a row, lowest first (`np.packbits`); rows of 0 are not found.
+            bits: a bit a row, lowest first (`np.packbits`), 1 = may be found; where `takes_bits`.
         """
         params = None
         if effort is not None or bits is not None:
@@ -212,11 +216,8 @@ class Ann:
         return rows, scores
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) vectors as the index stores them: approximate where it quantises.
-
-        Inverted lists need a map of rows to places for that (8 bytes a row), made at the first
-        call.
-        """
+        """(n, D) vectors as the index stores them: approximate where it quantises. For inverted
+        lists the first call makes a map of rows to places (8 bytes a row)."""
         if not self._has_map:
             with self._making_map:
                 if not self._has_map:

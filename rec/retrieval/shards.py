@@ -28,7 +28,7 @@ INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attribute
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
-CHEAP_VALUES = 1 << 18  # numbers of vectors that are compared while lists would be looked into
+CHEAP_VALUES = 1 << 18  # numbers of vectors compared in the time that lists would take
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
@@ -114,8 +114,7 @@ class Shard:
         if where is None:
             return self._exact(queries, k, np.arange(self.size))
         fit = self._fit(where)
-        skips = self.ann.num_lists or self.ann.is_graph  # else it compares all codes anyway
-        if exact or not skips or compares_all(fit.num_rows, self.ann, k):
+        if exact or not self.ann.takes_bits or compares_all(fit.num_rows, self.ann, k):
             return self._exact(queries, k, self._rows(fit))
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:

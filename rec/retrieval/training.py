@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rec.retrieval.ann import Ann
+from rec.retrieval.ann import Ann, Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.spec import TRAIN_PER_LIST
 
@@ -53,4 +53,6 @@ def _try_out(trained: bytes, dim: int) -> None:
         ann.add(part)
     ann = Ann.from_bytes(ann.to_bytes())
     ann.search(vectors[:1], 1)
+    if ann.num_lists or ann.is_graph:
+        ann.search(vectors[:1], 1, Effort())  # more than is tuned for: a large k, a filter
     ann.reconstruct(np.arange(ann.size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -539,13 +540,15 @@ def test_factory_that_faiss_refuses(tmp_path: Path, factory: str) -> None:
         ("IVF4,Flat,IDMap2", "add does not make sense"),
         ("NSG8", "does not support incremental addition"),
         ("IVF4,FlatDedup", "not implemented"),
+        ("IVF4,RQ4x4fs", "search params not supported"),
+        ("HNSW8_2+PQ4", "search params not supported"),
         ("ZnLattice2x4_4", "no code storage"),
         ("OPQ8", "could not parse"),
     ],
 )
 def test_factory_of_what_cannot_be_used(tmp_path: Path, factory: str, reason: str) -> None:
-    uri = embeddings(tmp_path / "e", clustered(300))
-    with pytest.raises(IndexBuildError, match=f"{factory}.*{reason}"):
+    uri = embeddings(tmp_path / "e", clustered(400))
+    with pytest.raises(IndexBuildError, match=f"{re.escape(factory)}.*{reason}"):
         build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory))
     assert not list((tmp_path / "i").glob("*"))
 

@@ -115,10 +115,16 @@ def test_filtered_flat_against_brute_force(
     assert np.isneginf(hits.scores[:, width:]).all()
 
 
-@pytest.mark.parametrize("factory", ["SQ8", "PQ16x4fs,RFlat", "PCA12,SQ8"])
-def test_filter_on_codes_without_lists(table: str, tmp_path: Path, factory: str) -> None:
-    index = built(table, tmp_path, factory=factory)
-    hits = index.search(clustered(5, seed=3), 10, where=Range(column="n", below=3000))
+@pytest.mark.parametrize(
+    "factory", ["SQ8", "PQ16x4fs,RFlat", "PCA12,SQ8", "IVF8,RQ2x4", "IVF8,RQ2x4,RFlat"]
+)
+@pytest.mark.usefixtures("nothing_is_cheap")
+def test_filter_on_codes_that_faiss_cannot_filter(table: str, tmp_path: Path, factory: str) -> None:
+    index, queries = built(table, tmp_path, factory=factory), clustered(5, seed=3)
+    hits = index.search(queries, 10, where=Range(column="n", below=3000))
+    stored = index.reconstruct(np.arange(3000))
+    scores = -np.sort(-(queries @ stored.T), axis=1)[:, :10]
+    np.testing.assert_allclose(hits.scores, scores, rtol=1e-5)
     assert ((hits.rows >= 0) & (hits.rows < 3000)).all()
 
 
