@@ -90,7 +90,7 @@ def _first_equal(
     index: Index, rows: np.ndarray, hashes: np.ndarray, hash_mask: np.ndarray
 ) -> np.ndarray:
     """(n,) of each row the first of the same vector and hash: thousands of equal rows would have
-    a pair for every two of them."""
+    a pair for every two of them. A vector of zeros is none, and equal to no other."""
     seen: dict[bytes, int] = {}
     first: list[int] = []
     for start in range(0, len(rows), _BATCH):
@@ -100,7 +100,7 @@ def _first_equal(
             batch.tolist(), index.reconstruct(batch), kept, hash_mask[batch], strict=True
         ):
             key = blake2b(vector.tobytes() + bits.tobytes() + has.tobytes(), digest_size=16)
-            first.append(seen.setdefault(key.digest(), row))
+            first.append(seen.setdefault(key.digest(), row) if vector.any() else row)
     return np.array(first, np.int64)
 
 

@@ -100,6 +100,14 @@ def test_equal_vectors_of_other_pictures_are_told_apart(tmp_path: Path) -> None:
     assert duplicate_groups(index, hashes, has, RULE).tolist() == [0] * 6  # one has no picture
 
 
+def test_items_without_a_vector_are_no_duplicates(tmp_path: Path) -> None:
+    """Zeros, where there was nothing to embed."""
+    vectors = clustered(30)
+    vectors[[5, 9, 20]] = 0
+    groups = duplicate_groups(index_of(tmp_path, vectors), rule=DuplicateRule(similarity_alone=1))
+    assert groups.tolist() == list(range(30))
+
+
 def test_first_of_each_group_stays() -> None:
     groups = {"a": 1, "b": 1, "c": 2, "e": 1}
     assert first_of_group(["b", "x", "a", "c", "x", "e"], groups) == [0, 1, 3, 4]
