@@ -109,7 +109,8 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
         moment = datetime.fromisoformat(value)
         return moment.date() if pa.types.is_date(kind) else moment
     is_fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
-    if is_fraction and pa.types.is_integer(kind):  # Arrow would cut it off
+    if is_fraction and (pa.types.is_integer(kind) or pa.types.is_temporal(kind)):
+        # Arrow would cut it off
         raise ValueError("not a whole number")
     return value
 

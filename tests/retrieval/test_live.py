@@ -18,7 +18,7 @@ from tables import DIM, brute_force, clustered, embeddings
 from rec import artifacts
 from rec.retrieval import known_log, versions
 from rec.retrieval.build import build_index
-from rec.retrieval.changes import Change, Delete, Put, decode, encode
+from rec.retrieval.changes import Change, Delete, Put, check, decode, encode
 from rec.retrieval.errors import ChangeError, IndexBuildError, LogError
 from rec.retrieval.export import export
 from rec.retrieval.filters import All, Equal, Range
@@ -761,6 +761,13 @@ def test_a_batch_with_an_id_that_is_no_text_changes_nothing(tmp_path: Path) -> N
         index.apply([*(Delete(f"item-{i}") for i in range(8)), Put("\ud800", clustered(1)[0])])
     assert (index.last_change, len(index.index)) == (0, 60)
     index.close()
+
+
+def test_a_time_is_no_fraction() -> None:
+    schema = pa.schema([("day", pa.date32()), ("at", pa.timestamp("s"))])
+    for name in schema.names:
+        with pytest.raises(ChangeError, match=f"'{name}' is 1.5.*: not a whole number"):
+            check([Put("a", clustered(1)[0], {name: 1.5})], DIM, schema)
 
 
 def test_changes_as_bytes() -> None:
