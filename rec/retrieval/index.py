@@ -158,8 +158,8 @@ class Index:
             exclude: for each query the ids to leave out, at most 10,000; ids that are not in the
                 index do no harm.
             exact: compare every vector, as the index stores them.
-            deadline_s: answer by then with the shards that are done, and say which are not;
-                needs a pool.
+            deadline_s: answer by then with the shards that are done, and say which are not; while
+                one hangs every answer takes as long as that. Needs a pool.
             num_threads: OpenMP threads of this search; more than 1 only where nothing else runs.
 
         Raises:

@@ -167,6 +167,8 @@ class LiveIndex:
 
         Raises:
             ArtifactError: the new version cannot be written; the one in use stays.
+            LogError: as on opening; or log.json cannot be written: the new version is in use, and
+                the log keeps all that it has.
         """
         if not self._compacting.acquire(blocking=False):
             return None

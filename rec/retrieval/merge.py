@@ -61,10 +61,14 @@ def in_time(
     search that it is given one that hangs takes a thread of the pool, and soon all parts would be
     late.
     """
-    before = {n: _overdue.get(part) for n, part in enumerate(parts) if due is not None}
-    held = {future: n for n, future in before.items() if future is not None and not future.done()}
-    waiting = set(held.values())
-    futures = {pool.submit(search, part): n for n, part in enumerate(parts) if n not in waiting}
+    held: dict[Future[Any], int] = {}
+    futures: dict[Future[Any], int] = {}
+    for number, part in enumerate(parts):
+        overdue = None if due is None else _overdue.get(part)
+        if overdue is None or overdue.done():
+            futures[pool.submit(search, part)] = number
+        else:
+            held[overdue] = number
     while held:
         ended, _ = wait(held, _left(due), FIRST_COMPLETED)
         if not ended:

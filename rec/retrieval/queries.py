@@ -47,7 +47,7 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
 def as_floats(vectors: Any) -> np.ndarray:
     """Raises TypeError where it is complex or no number; too large a one becomes infinity."""
     with np.errstate(over="ignore"):
-        return np.asarray(vectors).astype(float32, casting="same_kind")
+        return np.asarray(vectors).astype(float32, casting="same_kind", copy=False)
 
 
 def due_at(deadline_s: float | None, has_pool: bool) -> float | None:
