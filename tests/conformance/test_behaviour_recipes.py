@@ -303,8 +303,10 @@ def test_content_that_the_rows_lack_is_refused(sequence_rows: str, tmp_path: Pat
     import shutil
 
     shutil.copytree(sequence_rows, tmp_path / "rows")
-    manifest = tmp_path / "rows" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"content_dim": 6', '"content_dim": 0'))
+    made = read_manifest(str(tmp_path / "rows"))
+    assert made.metrics["content_dim"] == 6
+    without = made.model_copy(update={"metrics": {**made.metrics, "content_dim": 0}})
+    (tmp_path / "rows" / "manifest.json").write_text(without.to_json())
     recipe = sequence.debug().override(['inputs.features=["content"]'])
     with pytest.raises(ConfigError, match="made without content vectors"):
         recipe.build(str(tmp_path / "rows"))

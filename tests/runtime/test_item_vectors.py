@@ -91,7 +91,7 @@ def test_rows_go_with_the_other_kind_of_encoder(
         embed(encoder, str(tmp_path), str(tmp_path / "items"))
     assert main(["--encoder", str(tmp_path), "--out", "x"]) == 1
     assert "not found; expected a published artifact" in capsys.readouterr().err
-    manifest = Path(encoder, "manifest.json")
-    manifest.write_text(manifest.read_text().replace("sequence-encoder", "content-encoder"))
+    other = read_manifest(encoder).model_copy(update={"kind": "content-encoder"})
+    Path(encoder, "manifest.json").write_text(other.to_json())
     assert main(places) == 1
     assert "give --rows" in capsys.readouterr().err
