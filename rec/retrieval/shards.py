@@ -119,8 +119,9 @@ class Shard:
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:
             effort = effort or self.ann.effort
-            return search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits)
-        found = self.ann.search(queries, k, effort, fit.bits)
+            found = search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits)
+        else:
+            found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
 
     def _completed(
@@ -130,20 +131,24 @@ class Shard:
         found: tuple[np.ndarray, np.ndarray],
         fit: _Fit | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`found`, and again with more effort where a query has fewer hits than there are."""
+        """`found`, and again where a query has fewer hits than there are: with more effort, then by
+        brute force. A scan of four-bit codes finds nothing where all sums of its table are equal
+        or nearly: of a query of zeros, or of 1e-38, or among rows that are all the same."""
         there = self.size if fit is None else fit.num_rows
-        mark_absent(*found)
-        if not (short := found[0][:, min(k, there) - 1] < 0).any():
+        rows, scores = found
+        mark_absent(rows, scores)
+        last = min(k, there) - 1
+        if not (short := rows[:, last] < 0).any():
             return found
-        if self.ann.num_lists:
+        if self.ann.num_lists and fit is None:
             per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
-            again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)[:2]
-        else:
-            rows = np.arange(self.size) if fit is None else self._rows(fit)
-            again = self._exact(queries[short], k, rows)
-        for old, new in zip(found, again, strict=True):
-            old[short] = new
-        return found
+            again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)
+            rows[short], scores[short] = again[:2]
+            short = rows[:, last] < 0
+        if short.any():
+            every = np.arange(self.size) if fit is None else self._rows(fit)
+            rows[short], scores[short] = self._exact(queries[short], k, every)
+        return rows, scores
 
     def _effort(self, k: int, matches: int) -> Effort | None:
         """More than was tuned for where k is large or few rows match; None = as tuned."""

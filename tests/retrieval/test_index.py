@@ -20,6 +20,7 @@ from rec import artifacts
 from rec.retrieval import ann
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import FilterError, IndexBuildError, QueryError, UnknownIdError
+from rec.retrieval.filters import Equal
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
@@ -313,6 +314,39 @@ def test_auto_tries_on_until_one_does_without_strain(
     assert manifest.config["factory"] == "IVF64,SQ8"
     assert manifest.metrics["recall@10"] > 0.95
     assert [p.name for p in (tmp_path / "i").glob("v-*")] == [manifest.root]
+
+
+@pytest.fixture(scope="module", params=["clustered", "constant"])
+def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Four-bit codes, which FAISS scans by a table of eight-bit sums."""
+    folder = tmp_path_factory.mktemp("scanned")
+    vectors = clustered(2000) if request.param == "clustered" else np.ones((2000, DIM), "f4")
+    halves = [["a", "b"][i % 2] for i in range(2000)]
+    config = IndexConfig(
+        factory="IVF8,PQ8x4fs,RFlat", attributes=("half",), num_queries=10, recall_target=0.5
+    )
+    uri = embeddings(folder / "e", vectors, columns={"half": halves})
+    build_index(uri, str(folder / "i"), config)
+    return Index.open(str(folder / "i"))
+
+
+@pytest.mark.parametrize("value", [0, 1e-45, 1e-38, 1e-30])
+@pytest.mark.parametrize("k", [3, 100])
+def test_a_query_of_next_to_nothing_finds_any_items(
+    scanned: Index, value: float, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)  # so that lists are looked into
+    queries = np.vstack([clustered(1, seed=1), np.full((1, DIM), value, "f4")])
+    out = [["item-0", "item-7"], scanned.search(queries, 2).ids[1].tolist()]
+    for where in (None, Equal(column="half", value="a")):
+        for exclude in (None, out):
+            ids = scanned.search(queries, k, where=where, exclude=exclude).ids
+            scores = scanned.search(queries, k, where=where, exclude=exclude).scores
+            for row in range(2):
+                assert len({*ids[row]} - {None}) == k
+                assert where is None or all(int(i[5:]) % 2 == 0 for i in ids[row])
+                assert exclude is None or not {*ids[row]} & {*out[row]}
+            np.testing.assert_allclose(scores[1], 0, atol=1e-28)
 
 
 # what is refused --------------------------------------------------------------------------------
