@@ -29,6 +29,8 @@ demo: $(READY)
 	$(BIN)/python -m jobs.pipeline --out $(OUT) --set source.num_items=2000
 	@echo "== report: $(OUT)/report/report.html"
 
+# hundreds of processes of Ray import the project: the first leaves its bytecode to all others
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
