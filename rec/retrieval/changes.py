@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval.errors import ChangeError
-from rec.retrieval.queries import as_floats
+from rec.retrieval.queries import as_floats, unfit
 
 _LENGTH = struct.Struct("<I")
 
@@ -71,8 +71,8 @@ def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
         raise ChangeError(
             f"{name}: vectors of shape {np.shape(change.vectors)}, expected ({dim},) or (n, {dim})"
         )
-    if not np.isfinite(vectors).all():
-        raise ChangeError(f"{name}: the vector has NaN or infinity")
+    if (found := unfit(vectors)) is not None:
+        raise ChangeError(f"{name}: the vector has {found[1]}")
     table(change.attributes, 1, schema, name)
     return Put(change.item_id, vectors, change.attributes)
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import operator
 import time
-from math import isfinite
 from numbers import Real
 from typing import Any
 
 import numpy as np
-from numpy import ascontiguousarray, float32
+from numpy import ascontiguousarray, float32, vdot
 
 from rec.retrieval.errors import QueryError
 
 MAX_K = 10_000
 MAX_EXCLUDED = 10_000
 MAX_DEADLINE_S = 86_400
+MAX_NORM = 1e18  # of a vector: inner products of two, and sums of many, then fit float32
+_MAX_SQUARES = MAX_NORM**2
 _FLOAT32 = np.dtype(float32)
 
 
@@ -23,7 +24,8 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
     """`vectors` as FAISS takes them.
 
     Raises:
-        QueryError: k is out of range, or the vectors are not (B, dim) finite numbers.
+        QueryError: k is out of range, or the vectors are not (B, dim) finite numbers, of a norm
+            up to `MAX_NORM`.
     """
     if not 1 <= k <= MAX_K:
         raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
@@ -37,11 +39,22 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
             f"query vectors have shape {np.shape(vectors)}, expected (B, {dim}): the index's "
             f"dimension is {dim}"
         )
-    flat = queries.ravel()
-    # squares whose sum is finite have no NaN or infinity in them; else they may overflow
-    if not isfinite(flat.dot(flat)) and not (fine := np.isfinite(queries).all(axis=1)).all():
-        raise QueryError(f"query {(~fine).argmax()} has NaN or infinity")
+    # neither NaN nor a sum that overflows is below the bound; and vdot warns of neither
+    if not vdot(queries, queries) <= _MAX_SQUARES and (found := unfit(queries)) is not None:
+        raise QueryError(f"query {found[0]} has {found[1]}")
     return queries
+
+
+def unfit(vectors: np.ndarray) -> tuple[int, str] | None:
+    """The first of (n, D) float32 vectors that no index takes, and what it has; None = all fit."""
+    fine = np.einsum("ij,ij->i", vectors, vectors) <= _MAX_SQUARES  # einsum warns of no overflow
+    if fine.all():
+        return None
+    row = int((~fine).argmax())
+    if not np.isfinite(vectors[row]).all():
+        return row, "NaN or infinity"
+    norm = np.linalg.norm(vectors[row].astype(np.float64))
+    return row, f"a norm of {norm:.3g}, expected at most {MAX_NORM:g}: inner products overflow"
 
 
 def as_floats(vectors: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.queries import unfit
 from rec.schema import EMBEDDINGS
 
 _BATCH_ROWS = 16_384
@@ -140,10 +141,10 @@ class EmbeddingTable:
                 )
             values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
             vectors = np.ascontiguousarray(values.reshape(-1, dim))
-            if not (finite := np.isfinite(vectors).all(axis=1)).all():
+            if (found := unfit(vectors)) is not None:
                 raise IndexBuildError(
-                    f"{name}, row {rows[(~finite).argmax()]}: the vector has NaN or infinity; "
-                    f"embed again, or drop the row"
+                    f"{name}, row {rows[found[0]]}: the vector has {found[1]}; embed again, or "
+                    f"drop the row"
                 )
             yield vectors
 

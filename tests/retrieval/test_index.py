@@ -360,6 +360,32 @@ def test_query_not_finite(flat: tuple[Index, np.ndarray], bad: float) -> None:
         flat[0].search(queries, 5)
 
 
+@pytest.mark.parametrize("bad", [3e38, -3e38, 1.1e18])
+def test_query_whose_inner_products_overflow(flat: tuple[Index, np.ndarray], bad: float) -> None:
+    queries = clustered(3)
+    queries[1, 4] = bad
+    norm = re.escape(f"{abs(bad):.3g}")
+    with pytest.raises(QueryError, match=rf"query 1 has a norm of {norm}, expected at most 1e\+18"):
+        flat[0].search(queries, 5)
+
+
+def test_the_longest_vectors_are_taken(tmp_path: Path) -> None:
+    vectors = clustered(500) * np.float32(0.99e18)
+    index = index_of(tmp_path, vectors)
+    hits = index.search(vectors, 3)  # a sum of all their squares overflows
+    assert hits.ids[:, 0].tolist() == [f"item-{i}" for i in range(500)]
+    assert np.isfinite(hits.scores).all()
+
+
+def test_vectors_whose_inner_products_overflow_are_refused_by_row(tmp_path: Path) -> None:
+    vectors = clustered(12)
+    vectors[9] = 3e38
+    uri = embeddings(tmp_path / "e", vectors)
+    message = r"part-00002.parquet, row 1: the vector has a norm of 1.2e\+39, expected at most 1e"
+    with pytest.raises(IndexBuildError, match=message):
+        build_index(uri, str(tmp_path / "i"))
+
+
 @pytest.mark.parametrize("shape", [(2, DIM + 1), (DIM,), (1, 1, DIM)])
 def test_query_of_wrong_shape(flat: tuple[Index, np.ndarray], shape: tuple[int, ...]) -> None:
     with pytest.raises(QueryError, match=r"expected \(B, 16\): the index's dimension is 16"):

@@ -394,6 +394,7 @@ def test_what_a_change_is_refused_for(tmp_path: Path) -> None:
         (Put("a", np.zeros((0, DIM))), "shape"),
         (Put("a", np.full(DIM, np.nan)), "NaN or infinity"),
         (Put("a", np.full(DIM, np.inf)), "NaN or infinity"),
+        (Put("a", np.full(DIM, 3e38)), r"item 'a'\): the vector has a norm of 1.2e\+39, expected"),
         (Put("a", good, {"langage": "en"}), r"no attributes \['langage'\]; there are \['language'"),
         (Put("a", good, {"age": "old"}), "attribute 'age' is 'old', expected int64"),
         (Put("a", good, {"age": 1.5}), "attribute 'age' is 1.5, expected int64: not a whole"),
