@@ -1,4 +1,4 @@
-"""log.json beside an index: which log its live changes are in, and since which change."""
+"""log.json beside an index: which log its live changes are in, from which change to which file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class KnownLog(Config):
 
     log: str  # its identity
     forgotten: int = Field(default=0, ge=0)  # changes up to this number are no longer in it
+    newest: int = Field(default=0, ge=0)  # change that its newest segment begins with; 0 = unknown
 
 
 def read(uri: str) -> KnownLog | None:

@@ -78,7 +78,9 @@ class LiveIndex:
         self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
         known = known_log.read(uri)
-        self._log = ChangeLog(log_folder, self._about, start, known.log if known else None)
+        held = (known.log, known.newest) if known else (None, 0)
+        self._log = ChangeLog(log_folder, self._about, start, *held)
+        self._is_told = False  # whether the index knows the newest segment of the log
         try:
             self._make_known()
             self._state = self._replayed(base)
@@ -106,6 +108,8 @@ class LiveIndex:
             LogError: the log cannot be written; nothing was changed.
         """
         with self._lock:
+            if not self._is_told:
+                self._make_known()
             base = self._state.base
             checked = check(changes, base.dim, base.parts[0].attributes.schema)
             number = self._log.append(encode(checked))
@@ -141,10 +145,13 @@ class LiveIndex:
         return overlay
 
     def _make_known(self, through: int = 0) -> None:
-        """Say beside the manifest which log this is, and from where on once it forgets so far."""
-        known = KnownLog(log=self._log.identity, forgotten=self._log.first_kept(through) - 1)
+        """Say beside the manifest which log this is, its newest segment, and from where on it has
+        changes once it forgets so far."""
+        forgotten = self._log.first_kept(through) - 1
+        known = KnownLog(log=self._log.identity, forgotten=forgotten, newest=self._log.newest)
         if known != known_log.read(self._uri):
             known_log.write(self._uri, known)
+        self._is_told = True
 
     def _start_worker(self) -> None:
         if self._worker is None or not self._worker.is_alive():
@@ -177,7 +184,9 @@ class LiveIndex:
                 snapshot, base = self._state.index, self._state.base
                 self._in_vain = self.changed_share
                 number = self._log.last
+                self._is_told = False  # no change is made before it is
                 self._log.roll()
+                self._make_known()
             if not len(snapshot):
                 return None
             try:

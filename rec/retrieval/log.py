@@ -7,7 +7,8 @@ A record is a header (payload length, number, CRC-32 of the payload, CRC-32 of t
 payload. A record is on disk (fsync) before `append` returns. A last record that is shorter than
 its header says, or a header of zeros, is what a crash left half written: never acknowledged, and
 cut off with a warning. (A file that lost whole records at its end looks the same: what was never
-written leaves no trace. Only the index can tell, where it has changes that the log has not.)
+written leaves no trace. Only the index can tell: it knows which segment is the newest, and it may
+have changes that the log has not.)
 Anything else that does not check is damage, and refused, never skipped; so is a last
 record whose length was written but not its contents, which cannot be told from damage.
 """
@@ -49,6 +50,7 @@ class ChangeLog:
         about: what the log is of (dimension, encoder); a log of something else is refused.
         start: number that a log that is not there yet goes on from.
         identity: the log's, of `identity` when it was made; None = whichever it is.
+        newest: as `newest` was when changes were last made; a log without it has lost some.
 
     Raises:
         LogError: it is another's log, is damaged, has another writer, or cannot be read.
@@ -60,6 +62,7 @@ class ChangeLog:
         about: dict[str, object],
         start: int = 0,
         identity: str | None = None,
+        newest: int = 0,
     ) -> None:
         self._folder, self._about = Path(folder), about
         self.identity = uuid.uuid4().hex if identity is None else identity
@@ -81,7 +84,7 @@ class ChangeLog:
                 f"{self._folder}: {error}; a log needs a local folder that can be written"
             ) from error
         try:
-            self._recover(start)
+            self._recover(start, newest)
         except BaseException:
             self._lock.close()
             raise
@@ -89,7 +92,7 @@ class ChangeLog:
     def _segments(self) -> list[Path]:
         return sorted(self._folder.glob(f"changes-*{_SUFFIX}"))
 
-    def _recover(self, start: int) -> None:
+    def _recover(self, start: int, newest: int) -> None:
         segments = self._segments()
         expected: int | None = None
         num_records = 0
@@ -105,6 +108,8 @@ class ChangeLog:
             for record, stop in self._scan(segment):
                 expected, end, num_records = record.number + 1, stop, num_records + 1
             size = segment.stat().st_size
+            if not end and first == newest and num_records:
+                raise self._lost(segment, "is empty")
             if end < size:
                 if segment != segments[-1]:
                     raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
@@ -116,6 +121,8 @@ class ChangeLog:
                 )
         if self._is_known and not num_records:  # it is known once its first is on disk
             raise self._another("an empty log" if segments else "no log")
+        if num_records and newest > self.newest:
+            raise self._lost(self._segment(newest), "is missing")
         self.last = start if expected is None else expected - 1
         if segments and segments[-1].stat().st_size > 0:
             self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
@@ -171,8 +178,17 @@ class ChangeLog:
             f"manifest, to go on without what only that log holds"
         )
 
+    def _lost(self, segment: Path, how: str) -> LogError:
+        return LogError(
+            f"{segment}: {how}, and changes may have been in it; restore it, or remove {LOG_FILE} "
+            f"beside the index's manifest, to go on without them"
+        )
+
+    def _segment(self, first: int) -> Path:
+        return self._folder / f"changes-{first:016d}{_SUFFIX}"
+
     def _start_segment(self) -> None:
-        path = self._folder / f"changes-{self.last + 1:016d}{_SUFFIX}"
+        path = self._segment(self.last + 1)
         try:
             file = open(path, "ab", buffering=0)  # noqa: SIM115
             about = json.dumps({**self._about, "log": self.identity}).encode()
@@ -244,12 +260,14 @@ class ChangeLog:
         """Begin a new segment, so that those before can be forgotten."""
         if self._broken is not None:
             raise LogError(self._broken)
-        if os.fstat(self._file.fileno()).st_size > 0 and self.last + 1 != self._first_of_last():
+        if os.fstat(self._file.fileno()).st_size > 0 and self.last + 1 != self.newest:
             before = self._file
             self._start_segment()
             before.close()
 
-    def _first_of_last(self) -> int:
+    @property
+    def newest(self) -> int:
+        """Number of the first change that the newest segment is for."""
         return _first_of(self._segments()[-1])
 
     def first_kept(self, through: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import threading
 import time
@@ -634,6 +635,78 @@ def test_an_index_has_one_log(tmp_path: Path) -> None:
     (tmp_path / "i" / "log.json").unlink()
     index = live(tmp_path)  # without what only the lost log held, as was said
     assert "item-0" in index.index
+    index.close()
+
+
+def rolled(folder: Path) -> Path:
+    """An index with a change after a compaction, closed; the segment that has the change."""
+    start(folder)
+    index = live(folder)
+    index.apply([Delete("item-0")])
+    index.compact()
+    index.apply([Delete("item-1")])
+    index.close()
+    return folder / "log" / "changes-0000000000000002.log"
+
+
+@pytest.mark.parametrize("left", [None, 0, 10])
+def test_a_newest_segment_that_is_lost_is_told_by_file(tmp_path: Path, left: int | None) -> None:
+    newest = rolled(tmp_path)
+    content = newest.read_bytes()
+    newest.unlink()
+    if left is not None:
+        newest.write_bytes(content[:left])
+    for _ in range(2):  # what was found stays as it is
+        with pytest.raises(LogError, match=rf"{newest}: is (missing|empty), .* restore it, or"):
+            live(tmp_path)
+    newest.write_bytes(content)
+    index = live(tmp_path)
+    assert "item-1" not in index.index
+    index.close()
+    newest.unlink()
+    (tmp_path / "i" / "log.json").unlink()
+    index = live(tmp_path)  # without what only that held, as was said
+    assert "item-1" in index.index
+    index.close()
+
+
+def test_a_log_whose_newest_segment_is_not_known_opens_and_becomes_known(tmp_path: Path) -> None:
+    newest = rolled(tmp_path)
+    known = known_log.read(str(tmp_path / "i"))
+    assert known is not None
+    text = known.to_json()
+    (tmp_path / "i" / "log.json").write_text(json.dumps({**json.loads(text), "newest": 1}))
+    live(tmp_path).close()  # stopped before the new segment was told
+    old = {name: value for name, value in json.loads(text).items() if name != "newest"}
+    (tmp_path / "i" / "log.json").write_text(json.dumps(old))
+    live(tmp_path).close()
+    assert known_log.read(str(tmp_path / "i")) == known
+    newest.unlink()
+    with pytest.raises(LogError, match=rf"{newest}: is missing"):
+        live(tmp_path)
+
+
+def test_no_change_is_made_before_its_segment_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path)
+    index.apply([Delete("item-0")])
+
+    def full(*_: Any) -> None:
+        raise LogError("log.json: cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(known_log, "write", full)
+        with pytest.raises(LogError, match="No space left"):
+            index.compact()
+        with pytest.raises(LogError, match="No space left"):
+            index.apply([Delete("item-1")])
+        assert (index.last_change, "item-1" in index.index) == (1, True)
+    index.apply([Delete("item-1")])
+    known = known_log.read(str(tmp_path / "i"))
+    assert known is not None
+    assert known.newest == 2
     index.close()
 
 
