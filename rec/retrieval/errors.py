@@ -19,6 +19,10 @@ class FilterError(QueryError):
     """A filter that does not fit the index's attributes. Names the column and what it holds."""
 
 
+class SettingError(ValueError):
+    """An argument with which no live index can be opened. Names it and what it may be."""
+
+
 class ChangeError(ValueError):
     """A live change that cannot be taken. Names the change, the field and the reason."""
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import known_log, versions
+from rec.retrieval import known_log, settings, versions
 from rec.retrieval.build import Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
@@ -50,6 +50,7 @@ class LiveIndex:
         mmap, pool, model: as for `Index.open`.
 
     Raises:
+        SettingError: an argument is not as it should be.
         ArtifactError: as `Index.open`.
         LogError: the log is damaged, another's, or lacks changes that the index needs; or the
             index has its changes in another log.
@@ -67,6 +68,7 @@ class LiveIndex:
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
     ) -> None:
+        settings.check(compact_at, keep, grace_s, pool)
         self._uri, self._compact_at = uri, compact_at
         self._keep, self._grace_s = keep, grace_s
         self._mmap, self._pool, self._model = mmap, pool, model

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from rec import artifacts
 from rec.retrieval import known_log, versions
 from rec.retrieval.build import build_index
 from rec.retrieval.changes import Change, Delete, Put, check, decode, encode
-from rec.retrieval.errors import ChangeError, IndexBuildError, LogError
+from rec.retrieval.errors import ChangeError, IndexBuildError, LogError, SettingError
 from rec.retrieval.export import export
 from rec.retrieval.filters import All, Equal, Range
 from rec.retrieval.index import Index
@@ -382,6 +384,34 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     assert manifest.version == other.version == index.index.version
     assert len(index.index) == 81  # and the change is on it
     index.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("compact_at", ["x", math.nan, math.inf, -1, True, 1j]),
+        ("keep", [0, -1, 1.5, "2", None, True]),
+        ("grace_s", ["a", None, -1, math.nan, math.inf, 1e10]),
+        ("pool", [3, "x"]),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, name: str, values: list[Any]) -> None:
+    start(tmp_path)
+    for value in values:
+        with pytest.raises(SettingError, match=rf"^{name} is .*, expected "):
+            live(tmp_path, **{name: value})
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("compact_at", [0, np.float32(0.01)])
+def test_settings_of_other_kinds(tmp_path: Path, compact_at: Any) -> None:
+    start(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        index = live(tmp_path, compact_at=compact_at, keep=np.int64(1), grace_s=1e9, pool=pool)
+        assert index.apply([Delete("item-0")]) == 1
+        assert index._worker is not None
+        index.close()
+    assert artifacts.read_manifest(tmp_path / "i", "index").config["log_seq"] == 1
 
 
 def test_what_a_change_is_refused_for(tmp_path: Path) -> None:
