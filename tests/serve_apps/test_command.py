@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 import signal
 import socket
@@ -124,7 +125,7 @@ def test_the_command_serves_behind_haproxy_until_sigterm(served: Any, tmp_path: 
     command += ["--encoder", served.encoder_uri, "--index", served.index_uri]
     command += ["--address", "local", "--keys", str(tmp_path / "keys.txt")]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1]
+        command, stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1], env=own_ports()
     ) as process:
         try:
             assert process.stdout is not None
@@ -141,6 +142,14 @@ def test_the_command_serves_behind_haproxy_until_sigterm(served: Any, tmp_path: 
             rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "requests under way are finished first" in rest
+
+
+def own_ports() -> dict[str, str]:
+    """The environment, with ports for what would otherwise collide with another's HAProxy."""
+    from serve_apps.launch import free_port
+
+    names = "HAPROXY_METRICS", "HAPROXY_STATS", "FALLBACK_PROXY_HTTP"
+    return os.environ | {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in names}
 
 
 def check_answers(client: Client, served: Any) -> None:
