@@ -26,7 +26,7 @@ class IndexConfig(Config):
     merge: bool = False  # the shards, built apart, become one
     attributes: tuple[str, ...] = ()  # columns to keep for filters
     # held-out rows to tune with, and as many to report; together at most a fifth of the rows
-    num_queries: int = Field(default=500, ge=1)
+    num_queries: int = Field(default=1000, ge=1)
     seed: int = 0
 
     def held_out(self, num_rows: int) -> int:

@@ -1,0 +1,40 @@
+"""The tuner: least effort that reaches the recall asked, on queries that are a sample."""
+
+import numpy as np
+import pytest
+
+from rec.retrieval.ann import Effort
+from rec.retrieval.tune import Tuner
+
+_TARGET, _LISTS = 0.95, 512
+
+
+def _tuned(seed: int, num_queries: int) -> float:
+    """True recall of the effort chosen where a true row lies in a list whose rank, by the
+    query, is geometric: easy queries and hard ones, so that a query's hits are not independent."""
+    rng = np.random.default_rng(seed)
+    means = rng.gamma(2.0, 10.0, num_queries)[:, None]
+    ranks = rng.geometric(1 / (1 + means), (num_queries, 10))
+    truth = np.arange(num_queries * 10).reshape(-1, 10)
+    tuner = Tuner(lambda effort: np.where(ranks <= effort.nprobe, truth, -1), truth, _TARGET)
+    return _recall(tuner.lists(_LISTS, refines=False))
+
+
+def _recall(effort: Effort) -> float:
+    means = np.random.default_rng(0).gamma(2.0, 10.0, 200_000)
+    return float(1 - np.mean((1 - 1 / (1 + means)) ** effort.nprobe))
+
+
+def test_recall_asked_is_reached_on_queries_that_were_not_tuned_with() -> None:
+    reached = [_tuned(seed, 500) for seed in range(200)]
+    assert np.mean(np.asarray(reached) >= _TARGET) >= 0.95
+    # and not by far more effort than it takes
+    assert np.median(reached) < _TARGET + 0.02
+
+
+def test_curve_rises_and_the_chosen_point_is_the_least_that_reaches() -> None:
+    ranks = np.tile(np.arange(1, 11), (50, 1))  # the n-th true row lies in the n-th list
+    truth = np.arange(500).reshape(50, 10)
+    tuner = Tuner(lambda effort: np.where(ranks <= effort.nprobe, truth, -1), truth, 0.75)
+    assert tuner.lists(64, refines=False).nprobe == 8
+    assert {point["nprobe"]: point["recall@10"] for point in tuner.curve}[8] == pytest.approx(0.8)
