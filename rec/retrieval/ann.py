@@ -59,6 +59,8 @@ class Ann:
     @classmethod
     def make(cls, factory: str, dim: int) -> Ann:
         """An empty index by FAISS factory string. Raises ValueError where FAISS cannot read it."""
+        if dim < 1:  # FAISS makes one, and divides by it
+            raise ValueError(f"vectors of {dim} values, expected at least 1")
         try:
             return cls(faiss.index_factory(dim, factory, _METRIC))
         except RuntimeError as error:

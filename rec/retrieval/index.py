@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
-from rec.retrieval import filters
+from rec.retrieval import filters, settings
 from rec.retrieval.ann import omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, texts, whole
+from rec.retrieval.queries import MAX_EXCLUDED, as_rows, checked, due_at, texts, whole
 from rec.retrieval.shards import Shard
 
 
@@ -50,7 +50,7 @@ class Hits:
     @cached_property
     def ids(self) -> np.ndarray:
         """(B, k) object array of str, None where there is no hit."""
-        return self.index.ids(self.rows)
+        return self.index.ids_at(self.rows)
 
     @cached_property
     def interests(self) -> np.ndarray:
@@ -113,9 +113,11 @@ class Index:
             manifest: of the version to open; None = the one in use.
 
         Raises:
+            SettingError: `pool` is no thread pool.
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
+        settings.check_pool(pool)
         shards, manifest = load(uri, mmap, model, manifest)
         return cls(shards, manifest, pool=pool)
 
@@ -184,7 +186,7 @@ class Index:
             if least >= 0:  # else it must look on
                 return Hits(rows, scores, self)
         if where is not None:
-            filters.check_kind(where)
+            filters.check(where)
         due = due_at(deadline_s, self.pool is not None)
         dropped = self._excluded(exclude, len(queries))
         if not (dropped.size or self._num_dead or self.many):
@@ -240,7 +242,7 @@ class Index:
             for query in range(len(rows)):
                 out[query] |= np.isin(rows[query], dropped[query])
         if self.many:
-            ids = self.ids(np.where(out, -1, rows))
+            ids = self.ids_at(np.where(out, -1, rows))
             for query in range(len(rows)):
                 seen: set[str] = set()
                 for place in np.flatnonzero(~out[query]):
@@ -300,24 +302,35 @@ class Index:
         return found
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Object array of str of the shape of `rows`; None where the row is -1."""
+        """Object array of str of the shape of `rows`; None where the row is -1.
+
+        Raises:
+            QueryError: a row is not the index's; so do all that take rows.
+        """
+        return self.ids_at(as_rows(rows, self.num_rows, -1))
+
+    def ids_at(self, rows: np.ndarray) -> np.ndarray:
+        """As `ids`, of rows that the index itself found."""
         return self._gather(rows, "ids", np.full(rows.size, None, object))
 
     def id_bytes(self, rows: np.ndarray) -> tuple[np.ndarray, bytes]:
         """(n,) lengths in UTF-8, and all of it one after the other, of the ids of (n,) rows, none
         of which is -1. Makes no string of any: a tenth of what `ids` costs."""
-        first = self.parts[0]
+        rows, first = as_rows(rows, self.num_rows), self.parts[0]
         if len(self.parts) == 1 and isinstance(first, Shard):
             return first.id_bytes(rows)
         parts = [item_id.encode() for item_id in self.ids(rows)]
         return np.array([len(part) for part in parts], np.int64), b"".join(parts)
 
     def interests(self, rows: np.ndarray) -> np.ndarray:
+        """int32 array of the shape of `rows`; -1 where the row is -1."""
+        rows = as_rows(rows, self.num_rows, -1)
         return self._gather(rows, "interests", np.full(rows.size, -1, np.int32))
 
     def attributes(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """The attributes of each of (n,) rows, none of which is -1: boxes of regions, say."""
         found: list[dict[str, Any]] = []
+        rows = as_rows(rows, self.num_rows)
         for row, part in zip(rows, self._part_of(rows), strict=True):
             table = self.parts[part].attributes.slice(int(row - self._starts[part]), 1)
             found += table.to_pylist()
@@ -325,6 +338,7 @@ class Index:
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) vectors of (n,) rows; approximate where the index quantises."""
+        rows = as_rows(rows, self.num_rows)
         return self._gather(rows, "vectors", np.zeros((rows.size, self.dim), np.float32))
 
     def centroids(self) -> np.ndarray:

@@ -85,6 +85,11 @@ class ChangeLog:
             ) from error
         try:
             self._recover(start, newest)
+        except OSError as error:
+            self._lock.close()
+            raise LogError(
+                f"{error.filename or self._folder}: the log cannot be read: {error}; restore it"
+            ) from error
         except BaseException:
             self._lock.close()
             raise
@@ -285,6 +290,10 @@ class ChangeLog:
         for segment in self._segments():
             if _first_of(segment) < first:
                 segment.unlink()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._lock.closed
 
     def close(self) -> None:
         self._broken = f"{self._folder}: this log is closed; open the index again"
