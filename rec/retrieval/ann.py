@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -108,6 +109,16 @@ class Ann:
         return self._refine is not None
 
     @property
+    def decodes_at_once(self) -> bool:
+        """Holds a code of every row in order, and decodes many of them as one."""
+        return self._coded is not None
+
+    @cached_property
+    def compares_in_lists(self) -> bool:
+        """Looking into lists compares rows as `reconstruct` gives them."""
+        return isinstance(self._index, faiss.IndexIVFScalarQuantizer)
+
+    @cached_property
     def keeps_vectors(self) -> bool:
         """Vectors are held in full: `reconstruct` gives them as they were added."""
         held = faiss.downcast_index(self._refine.refine_index) if self.refines else self._index
@@ -220,12 +231,23 @@ class Ann:
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) vectors as the index stores them: approximate where it quantises. For inverted
         lists the first call makes a map of rows to places (8 bytes a row)."""
+        if (held := self._coded) is not None:
+            # one after the other FAISS takes seventeen times as long to decode 8-bit codes
+            codes = faiss.rev_swig_ptr(held.codes.data(), held.codes.size())
+            return held.sa_decode(codes.reshape(-1, held.code_size)[rows])
         if not self._has_map:
             with self._making_map:
                 if not self._has_map:
                     self._ivf.make_direct_map()
                     self._has_map = True
         return self._index.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+
+    @cached_property
+    def _coded(self) -> Any:
+        """What holds a code of each row in order; None where nothing does, or holds vectors."""
+        held = faiss.downcast_index(self._refine.refine_index) if self.refines else self._index
+        is_codes = isinstance(held, faiss.IndexFlatCodes) and not isinstance(held, faiss.IndexFlat)
+        return held if is_codes else None
 
     def nearest_lists(self, vectors: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
         """(B, num) inverted lists in the order they are looked into, -1 where none is found, and

@@ -335,7 +335,8 @@ def scanned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_a_query_of_next_to_nothing_finds_any_items(
     scanned: Index, value: float, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)  # so that lists are looked into
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)  # so that lists are looked into
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: math.inf)
     queries = np.vstack([clustered(1, seed=1), np.full((1, DIM), value, "f4")])
     out = [["item-0", "item-7"], scanned.search(queries, 2).ids[1].tolist()]
     for where in (None, Equal(column="half", value="a")):
