@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from damage import damage
+from killed import kill_driver
 from pyarrow import fs as pafs
 
 from jobs import embed as job
@@ -501,10 +502,7 @@ def test_driver_killed_midway_resumes_to_the_same_table(
     try:
         wait_for(lambda: len(parts()) >= 2, "second partition")
     finally:
-        children = psutil.Process(killed.pid).children(recursive=True)
-        killed.kill()
-        killed.wait()
-        psutil.wait_procs(children, timeout=30)
+        kill_driver(killed)
     before = parts()
     assert 2 <= len(before) < 12
     assert not (out / "manifest.json").exists()
