@@ -34,7 +34,12 @@ from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
 LOGS, _SCORE = "logs", "score"
-_START_TIMEOUT_S = "600"  # Ray's own is 60 s, too short for a GPU node that is still booting
+_SETTINGS = {
+    # Ray's own is 60 s, too short for a GPU node that is still booting
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # Ray's own is 2 s; a checkpoint waits until Ray has looked at the one before, and the end too
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+}
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,8 @@ def _train_on_ray(
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
+    for setting, value in _SETTINGS.items():
+        os.environ.setdefault(setting, value)
     if use_gpu is None:
         use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
     files, path = artifacts.filesystem(storage)
