@@ -6,31 +6,22 @@ is a bare AssertionError); `rec.retrieval.index` checks before it calls this.
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import cached_property
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import faiss
 import numpy as np
 from faiss import swig_ptr
 from numpy import empty, float32, int64
 
+from rec.retrieval.effort import Effort, search_params
+
 _METRIC = faiss.METRIC_INNER_PRODUCT
 _LINE = 64  # bytes of a cache line
 _MOST_MOVED = 256 << 20  # bytes: what is moved stands in memory twice meanwhile
 _faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
-omp_get_max_threads = faiss.omp_get_max_threads  # for calls by this thread
-
-
-class Effort(NamedTuple):
-    """How hard an approximate index looks; a field that the index has no use for is ignored."""
-
-    nprobe: int = 1  # inverted lists looked into
-    k_factor: float = 1  # candidates re-ranked by the refinement, as a multiple of k
-    ef: int = 64  # HNSW's queue
-    margin: float = 0.0  # by how much a hit may score above its list's centre; for filters
 
 
 class Ann:
@@ -222,7 +213,7 @@ class Ann:
         params = None
         if effort is not None or bits is not None:
             selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
-            params = _params(self._index, effort or self._effort, selector)
+            params = search_params(self._index, effort or self._effort, selector)
         num = len(vectors)
         scores, rows = empty((num, k), float32), empty((num, k), int64)
         self._search(num, swig_ptr(vectors), k, swig_ptr(scores), swig_ptr(rows), params)
@@ -285,42 +276,3 @@ class Ann:
         if self._ivf is None:
             return np.zeros((0, self.dim), np.float32)
         return self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
-
-
-def _params(index: Any, effort: Effort, selector: Any) -> Any:
-    """FAISS's search parameters, nested as the index is."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform):
-        inner = _params(index.index, effort, selector)
-        return _faiss.SearchParametersPreTransform(index_params=inner)
-    if isinstance(index, faiss.IndexRefine):
-        inner = _params(index.base_index, effort, selector)
-        return _faiss.IndexRefineSearchParameters(
-            k_factor=float(effort.k_factor), base_index_params=inner
-        )
-    if isinstance(index, faiss.IndexIVF):
-        return _faiss.SearchParametersIVF(nprobe=int(effort.nprobe), sel=selector)
-    if isinstance(index, faiss.IndexHNSW):
-        return _faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
-    return _faiss.SearchParameters(sel=selector)
-
-
-class omp_threads:
-    """OpenMP threads of FAISS calls by this thread meanwhile; None = all that the process may use.
-
-    Put back afterwards: torch reads the same OpenMP runtime, so a search would slow it down.
-    """
-
-    __slots__ = ("_before", "_num_threads")
-
-    def __init__(self, num_threads: int | None) -> None:
-        self._num_threads = num_threads or len(os.sched_getaffinity(0))
-
-    def __enter__(self) -> None:
-        self._before = faiss.omp_get_max_threads()
-        if self._before != self._num_threads:
-            faiss.omp_set_num_threads(self._num_threads)
-
-    def __exit__(self, *error: object) -> None:
-        if self._before != self._num_threads:
-            faiss.omp_set_num_threads(self._before)

@@ -22,7 +22,7 @@ import numpy as np
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import known_log, versions
-from rec.retrieval.ann import Effort, omp_threads
+from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     NUM_TRUE,
@@ -42,6 +42,7 @@ from rec.retrieval.lists import margin
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
 from rec.retrieval.spec import IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.threads import omp_threads
 from rec.retrieval.training import train
 from rec.retrieval.tune import Tuner, Verdict, recall
 

@@ -18,7 +18,8 @@ from pyarrow import fs as pafs
 from rec import artifacts
 from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, versions
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
+from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.exact import ExactTop
 from rec.retrieval.originals import VECTORS_FILE

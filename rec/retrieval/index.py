@@ -12,13 +12,13 @@ import numpy as np
 
 from rec import artifacts
 from rec.retrieval import filters, settings
-from rec.retrieval.ann import omp_get_max_threads, omp_threads
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
 from rec.retrieval.queries import MAX_EXCLUDED, as_rows, checked, due_at, texts, whole
 from rec.retrieval.shards import Shard
+from rec.retrieval.threads import omp_get_max_threads, omp_threads
 
 
 class Hits:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
 from rec.retrieval.costs import ns_to_compare, ns_to_pass
+from rec.retrieval.effort import Effort
 from rec.retrieval.exact import mark_absent
 
 _BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries

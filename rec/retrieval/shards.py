@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
 from rec.retrieval.costs import compares_all, passes_all
+from rec.retrieval.effort import Effort
 from rec.retrieval.exact import ExactTop, mark_absent
 from rec.retrieval.lists import search_fitting, walk
 

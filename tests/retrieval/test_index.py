@@ -24,6 +24,7 @@ from rec.retrieval.filters import Equal
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
+from rec.retrieval.threads import omp_threads
 from rec.retrieval.tune import recall
 
 
@@ -227,7 +228,7 @@ def test_searching_threads_agree_and_leave_openmp_as_it_was(
     assert len(answers) == 80
     assert all(answer == expected for answer in answers)
     assert faiss.omp_get_max_threads() == before
-    with ann.omp_threads(3):
+    with omp_threads(3):
         assert faiss.omp_get_max_threads() == 3
     assert faiss.omp_get_max_threads() == before
 
