@@ -16,7 +16,8 @@ from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.queries import MAX_EXCLUDED, as_rows, checked, due_at, texts, whole
+from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, whole
+from rec.retrieval.rows import Rows
 from rec.retrieval.shards import Shard
 from rec.retrieval.threads import omp_get_max_threads, omp_threads
 
@@ -58,7 +59,7 @@ class Hits:
         return self.index.interests(self.rows)
 
 
-class Index:
+class Index(Rows):
     """Shards searched as one. Never changes; searching is safe from many threads at once.
 
     Use one thread pool as wide as the cores and one OpenMP thread a search (the default):
@@ -80,16 +81,13 @@ class Index:
         pool: ThreadPoolExecutor | None = None,
         many: bool | None = None,
     ) -> None:
-        self.manifest = manifest
-        self.parts = tuple(parts)
-        self.dead, self.pool = dead, pool
-        self._starts = np.cumsum([0, *(part.size for part in self.parts)])
+        super().__init__(parts, manifest.config["dimension"], dead)
+        self.manifest, self.pool = manifest, pool
         self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
         self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
         first = self.parts[0]
         plain = len(self.parts) == 1 and not self.many and not self._num_dead
         self._plain = first.ann if plain and isinstance(first, Shard) else None
-        self.dim: int = manifest.config["dimension"]
 
     @classmethod
     def open(
@@ -124,11 +122,6 @@ class Index:
     def __len__(self) -> int:
         """Vectors that can be found; several may belong to one item."""
         return int(self._starts[-1]) - self._num_dead
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all parts, those that are no longer there included."""
-        return int(self._starts[-1])
 
     @property
     def version(self) -> str:
@@ -276,89 +269,6 @@ class Index:
                     f"its vector"
                 )
         return self.reconstruct(np.array([found[0] for found in rows], np.int64))
-
-    def __contains__(self, item_id: str) -> bool:
-        return len(self.locate([item_id])[0]) > 0
-
-    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
-        """The rows of each item, in the order of its interests; none where it is not there.
-
-        Raises:
-            QueryError: an id is no str.
-        """
-        item_ids = texts(item_ids)
-        places = [
-            [start + rows for rows in part.locate(item_ids)]
-            for start, part in zip(self._starts, self.parts, strict=False)
-        ]
-        found = [np.concatenate(rows).astype(np.int64) for rows in zip(*places, strict=True)]
-        if self.dead is not None:
-            found = [rows[~self.dead[rows]] for rows in found]
-        if len(self.parts) == 1:
-            return found
-        for place, rows in enumerate(found):
-            if len(rows) > 1:  # each part has them in order, but they may be of several
-                found[place] = rows[np.argsort(self.interests(rows), kind="stable")]
-        return found
-
-    def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Object array of str of the shape of `rows`; None where the row is -1.
-
-        Raises:
-            QueryError: a row is not the index's; so do all that take rows.
-        """
-        return self.ids_at(as_rows(rows, self.num_rows, -1))
-
-    def ids_at(self, rows: np.ndarray) -> np.ndarray:
-        """As `ids`, of rows that the index itself found."""
-        return self._gather(rows, "ids", np.full(rows.size, None, object))
-
-    def id_bytes(self, rows: np.ndarray) -> tuple[np.ndarray, bytes]:
-        """(n,) lengths in UTF-8, and all of it one after the other, of the ids of (n,) rows, none
-        of which is -1. Makes no string of any: a tenth of what `ids` costs."""
-        rows, first = as_rows(rows, self.num_rows), self.parts[0]
-        if len(self.parts) == 1 and isinstance(first, Shard):
-            return first.id_bytes(rows)
-        parts = [item_id.encode() for item_id in self.ids(rows)]
-        return np.array([len(part) for part in parts], np.int64), b"".join(parts)
-
-    def interests(self, rows: np.ndarray) -> np.ndarray:
-        """int32 array of the shape of `rows`; -1 where the row is -1."""
-        rows = as_rows(rows, self.num_rows, -1)
-        return self._gather(rows, "interests", np.full(rows.size, -1, np.int32))
-
-    def attributes(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """The attributes of each of (n,) rows, none of which is -1: boxes of regions, say."""
-        found: list[dict[str, Any]] = []
-        rows = as_rows(rows, self.num_rows)
-        for row, part in zip(rows, self._part_of(rows), strict=True):
-            table = self.parts[part].attributes.slice(int(row - self._starts[part]), 1)
-            found += table.to_pylist()
-        return found
-
-    def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) vectors of (n,) rows; approximate where the index quantises."""
-        rows = as_rows(rows, self.num_rows)
-        return self._gather(rows, "vectors", np.zeros((rows.size, self.dim), np.float32))
-
-    def centroids(self) -> np.ndarray:
-        """(lists, D) centres that all shards share; none where the index has no lists."""
-        first = self.parts[0]
-        return first.ann.centroids() if isinstance(first, Shard) else np.zeros((0, self.dim), "f4")
-
-    def _part_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, rows, side="right") - 1
-
-    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray) -> np.ndarray:
-        flat = rows.ravel()
-        if len(self.parts) == 1 and flat.size and flat.min() >= 0:
-            return getattr(self.parts[0], name)(flat).reshape(rows.shape + into.shape[1:])
-        owner = self._part_of(flat)
-        for number, part in enumerate(self.parts):
-            mine = np.flatnonzero((owner == number) & (flat >= 0))
-            if len(mine):
-                into[mine] = getattr(part, name)(flat[mine] - self._starts[number])
-        return into.reshape(rows.shape + into.shape[1:])
 
     def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
         """(B, widest) rows to leave out, -2 where a query has fewer."""
