@@ -14,6 +14,7 @@ from rec.retrieval.exact import mark_absent
 _BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries
 _FAR = 2.0  # margins; of rows that are all far the best lie further from their centres
 _MORE_CANDIDATES, _MANY_CANDIDATES = 4, 64
+_MANY_LISTS = 4  # times as many as were tuned to, of which all rows score nearly the same
 
 
 def margin(
@@ -78,8 +79,9 @@ def search_fitting(
             return rows, scores
         for nprobe in np.unique(looked[again]):
             now = again & (looked == nprobe)
-            least_factor = _MANY_CANDIDATES if is_far[now].any() else 1
-            k_factor = max(_MORE_CANDIDATES * effort.k_factor, least_factor)
+            k_factor = _MORE_CANDIDATES * effort.k_factor
+            if nprobe > _MANY_LISTS * effort.nprobe:
+                k_factor = max(k_factor, _MANY_CANDIDATES)
             k_factor = max(effort.k_factor, min(k_factor, there / k))
             further = effort._replace(nprobe=int(nprobe), k_factor=k_factor)
             rows[now], scores[now] = ann.search(queries[now], k, further, bits)
