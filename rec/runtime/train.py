@@ -297,20 +297,21 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     found = ray_train.get_checkpoint()
     try:
         if found is None:
-            return work(job, _RayStore(), None, threads).__dict__
-        with found.as_directory() as folder:
-            ended = work(job, _RayStore(), Path(folder), threads)
-        if ended.error:  # from S3, `folder` is a copy that nobody else sees
-            place = artifacts.join(job.run, Path(found.path).name)
-            ended = replace(ended, error=ended.error.replace(folder, place))
-        return ended.__dict__
+            ended = work(job, _RayStore(), None, threads)
+        else:
+            with found.as_directory() as folder:
+                ended = work(job, _RayStore(), Path(folder), threads)
+            if ended.error:  # from S3, `folder` is a copy that nobody else sees
+                place = artifacts.join(job.run, Path(found.path).name)
+                ended = replace(ended, error=ended.error.replace(folder, place))
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        if context.get_world_size() == 1:
-            return Ended(0, False, f"{error}").__dict__
-        # the other ranks wait for this one in a collective: only a failed worker ends them
-        raise TrainError(f"{error}") from error
+        ended = Ended(0, False, f"{error}")
+    if ended.error and context.get_world_size() > 1:
+        # other ranks may wait for this one in a collective: only a failed worker ends them
+        raise TrainError(ended.error)
+    return ended.__dict__
 
 
 def _train_on_ray(

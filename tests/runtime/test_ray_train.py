@@ -153,3 +153,10 @@ def test_a_full_disk_is_told_in_a_line_and_not_retried(
         train(full, rows, str(tmp_path), num_workers=2)
     # a second attempt would have begun its log again
     assert len(read_records(str(tmp_path / "train" / "logs"))) == full.train.checkpoint_every
+
+
+def test_an_error_of_one_rank_ends_the_others(ray_local: None, rows: str, tmp_path: Path) -> None:
+    """They would wait for it in a collective, half an hour on gloo."""
+    one = recipe(engine="ddp").model_copy(update={"refused_row": 40})
+    with pytest.raises(TrainError, match=r"^row 40 is refused$"):
+        train(one, rows, str(tmp_path), num_workers=2)
