@@ -27,6 +27,8 @@ def tuned(
     tune, report = half[::2], half[1::2] if len(half) > 1 else half
 
     def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
+        # one more than k, as the query may be among them, of as many candidates as for k
+        effort = effort._replace(k_factor=max(1.0, effort.k_factor * k / (k + 1)))
         rows = search_with(shards, held_out.queries[which], min(k + 1, num_rows), effort)
         return without_self(rows, held_out.own[which])
 
@@ -39,9 +41,8 @@ def tuned(
             effort = tuner.lists(ann.num_lists, ann.refines)._replace(margin=above)
         elif ann.is_graph:
             effort = tuner.graph()
-    rows = found(report, effort, NUM_TRUE - 1)
     metrics: dict[str, Any] = {
-        f"recall@{k}": recall(rows[:, :k], truth[report, :k]) for k in (10, 100)
+        f"recall@{k}": recall(found(report, effort, k), truth[report, :k]) for k in (10, 100)
     }
     metrics |= {"num_queries": len(report), "recall_target": config.recall_target}
     return effort, metrics | {"curve": tuner.curve}, tuner.verdict

@@ -92,6 +92,18 @@ def test_recorded_recall_is_true(lists: tuple[Index, np.ndarray]) -> None:
     assert metrics["num_queries"] == 200
 
 
+def test_recorded_recall_is_that_of_ten_asked_for(tmp_path: Path) -> None:
+    """More asked for is more re-ranked: the first ten of a hundred are truer than ten."""
+    vectors = np.random.default_rng(0).standard_normal((6000, 32)).astype(np.float32)
+    config = IndexConfig(factory="IVF16,PQ8x4fs,Refine(SQ8)", recall_target=0.5)
+    build_index(embeddings(tmp_path / "e", vectors), str(tmp_path / "i"), config)
+    index = Index.open(str(tmp_path / "i"))
+    queries = np.random.default_rng(1).standard_normal((2000, 32)).astype(np.float32)
+    truth = brute_force(vectors, queries, 10)
+    measured = recall(index.search(queries, 10).rows, truth)
+    assert index.manifest.metrics["recall@10"] == pytest.approx(measured, abs=0.03)
+
+
 def test_nprobe_is_the_least_that_reaches_the_target(lists: tuple[Index, np.ndarray]) -> None:
     index, _ = lists
     curve = index.manifest.metrics["curve"]
