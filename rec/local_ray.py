@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private.node import Node
 
 _SETTINGS = {
     # Ray ends a worker that has been idle for a second, and a job's next phase imports everything
     # anew: a small ingest took 66 s of processor time instead of 26, and twice as long
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
+# Ray starts its dashboard, and waits for it, though none is asked for, and an autoscaler that has
+# nothing to scale here and takes a second to end. Nothing public leaves them out; Ray is pinned
+_NEEDLESS = ("start_api_server", "start_monitor")
+_OF_OUTPUT = ("start_log_monitor",)
 
 
 def prepare_local_ray() -> None:
     """Set what is not set yet, for a `ray.init` that follows and starts Ray here."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def init_local_ray(*, silent: bool = False) -> None:
+    """Start a Ray that ends with this process and is for its tasks and actors alone.
+
+    Args:
+        silent: tasks print nothing, so nothing carries what they print here, and at the end
+            nobody waits for more of it.
+    """
+    prepare_local_ray()
+    with _without(_NEEDLESS + _OF_OUTPUT if silent else _NEEDLESS):
+        ray.init(address="local", include_dashboard=False, log_to_driver=not silent)
+    if silent:
+        atexit.register(ray.shutdown)  # before Ray's own, which sleeps first
+
+
+@contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    """In the block, nodes that are started leave these parts out."""
+    methods = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, _nothing)
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(Node, name, method)
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass
