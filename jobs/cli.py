@@ -134,7 +134,7 @@ def _end(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def start_ray(options: argparse.Namespace | None = None, *, silent: bool = False) -> None:
+def start_ray(options: argparse.Namespace | None = None, *, tables_only: bool = False) -> None:
     """Use the Ray that is running (RAY_ADDRESS, a submitted job's), else one of this process.
 
     Before anything that handles SIGTERM: ray.init installs a handler of its own.
@@ -143,7 +143,8 @@ def start_ray(options: argparse.Namespace | None = None, *, silent: bool = False
         options: a job's command line, parsed by a `parser` of here; every node must then reach
             its places. A cluster that scales is known by its nodes: one whose head takes tasks
             passes for a single machine until its first worker is there.
-        silent: tasks print nothing; a Ray of this process then starts and ends sooner.
+        tables_only: tasks do nothing but make tables of tables; a Ray of this process starts, works
+            and ends sooner then.
 
     Raises:
         ConfigError: a place is a path of this machine, and work runs on others.
@@ -153,7 +154,7 @@ def start_ray(options: argparse.Namespace | None = None, *, silent: bool = False
         address = os.environ.get("RAY_ADDRESS", "local")
         try:
             if address == "local":
-                init_local_ray(silent=silent)
+                init_local_ray(tables_only=tables_only)
             else:
                 ray.init(address=address, include_dashboard=False)
         except Exception as error:  # Ray has no class of its own for what goes wrong here
