@@ -26,12 +26,14 @@ from bench.retrieval_apart import growth, peers
 from bench.retrieval_data import K, clustered, exact, write_table
 from bench.retrieval_peers import per_cpu_second
 from bench.retrieval_updates import updates
-from rec.retrieval.ann import Ann, Effort, omp_threads
+from rec.retrieval.ann import Ann
 from rec.retrieval.build import build_index
+from rec.retrieval.effort import Effort
 from rec.retrieval.filters import Equal, Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig
+from rec.retrieval.threads import omp_threads
 from rec.retrieval.tune import recall
 
 PARTS = ("overhead", "auto", "filters", "updates", "growth", "peers")

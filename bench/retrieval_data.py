@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rec import artifacts
-from rec.retrieval.ann import omp_threads
 from rec.retrieval.exact import ExactTop
+from rec.retrieval.threads import omp_threads
 from rec.schema import EMBEDDINGS
 
 K = 10

@@ -29,9 +29,9 @@ from bench.serve_data import DIM, publish_content, texts
 from bench.serve_services import Service, ours, peer, spent
 from rec import wire
 from rec.models.content.encoder import load_encoder
-from rec.retrieval.ann import omp_threads
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
+from rec.retrieval.threads import omp_threads
 
 PARTS = ("knn", "single", "embed", "recommend", "overload", "soak")
 _BATCH, _CALLERS = 64, 16

@@ -104,7 +104,7 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     Raises:
         ArtifactError: there is no such kind of place.
     """
-    text = os.fspath(uri)
+    text = _text(uri)
     if "://" in text:
         try:
             return pafs.FileSystem.from_uri(text)
@@ -117,7 +117,16 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
 
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
     """`uri` with path parts added."""
-    return "/".join([os.fspath(uri).rstrip("/"), *parts])
+    return "/".join([_text(uri).rstrip("/"), *parts])
+
+
+def _text(uri: str | os.PathLike[str]) -> str:
+    text = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+    if not isinstance(text, str):
+        raise ArtifactError(
+            f"{uri!r} in place of an address; give a local path or s3://BUCKET/FOLDER"
+        )
+    return text
 
 
 def exists(uri: str | os.PathLike[str]) -> bool:
@@ -147,8 +156,9 @@ def write_atomic(uri: str | os.PathLike[str], data: bytes, *, durable: bool = Tr
         with open(aside, "wb") as stream:
             stream.write(data)
         (move_synced if durable else os.replace)(aside, path)
-    except OSError:
+    except OSError as error:
         Path(aside).unlink(missing_ok=True)  # on a full disk it would take what little is left
+        error.filename = error.filename or path  # a write names none
         raise
 
 
@@ -293,6 +303,8 @@ def read_manifest(uri: str | os.PathLike[str], kind: str | None = None) -> Manif
         raise ArtifactError(f"{place}: not found; expected a published {what} there")
     try:
         manifest = Manifest.from_json(read_bytes(place).decode())
+    except OSError as error:
+        raise ArtifactError(f"{place}: cannot be read: {error}") from error
     except ValueError as error:
         raise ArtifactError(
             f"{place}: not a manifest ({one_line(error)}); restore it, or remove it and run the "

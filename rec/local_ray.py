@@ -14,6 +14,8 @@ _SETTINGS = {
     # Ray ends a worker that has been idle for a second, and a job's next phase imports everything
     # anew: a small ingest took 66 s of processor time instead of 26, and twice as long
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    # a process of Ray Train's that asks whether this machine is about to be taken away
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 # Tasks over tables take hundreds of megabytes and give them back many times a second. Page by page
 # from the system each time, that was a third of their processor time: keep what was taken, and

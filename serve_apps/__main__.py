@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
         # the gateways count requests themselves; Serve would read a line of HAProxy's for each
         os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
+        # a stopping replica lives on for load balancers slower than HAProxy, 30 s by default
+        os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
         # an HAProxy that died should be noticed within three of these; not measured
         os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     from serve_apps.launch import ServiceError, serving

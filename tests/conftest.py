@@ -57,6 +57,7 @@ def ray_local(s3_server: None) -> Iterator[None]:
     from rec.local_ray import prepare_local_ray
 
     prepare_local_ray()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # many short runs
     # four logical CPUs: two train workers would otherwise leave Ray Data no slot on two cores
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield

@@ -22,11 +22,8 @@ import numpy as np
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import known_log, versions
-from rec.retrieval.ann import Effort, omp_threads
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
-    NUM_TRUE,
-    Filled,
     HeldOut,
     ShardTask,
     checked_keys,
@@ -34,16 +31,14 @@ from rec.retrieval.fill import (
     fill_shard,
     merge_shards,
     read_shards,
-    search_with,
-    true_rows,
-    without_self,
 )
-from rec.retrieval.lists import margin
-from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, Shard, shard_name
+from rec.retrieval.measure import true_rows, tuned
+from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig, factories
 from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.threads import omp_threads
 from rec.retrieval.training import train
-from rec.retrieval.tune import Tuner, Verdict, recall
+from rec.retrieval.tune import Verdict
 
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
 _RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
@@ -241,7 +236,7 @@ class _Builder:
             shards = read_shards(join(self._out, root), num_shards, Path(local))
             if self._config.merge and num_shards > 1:
                 shards = [merge_shards(join(self._out, root), shards, trained)]
-            effort, metrics, verdict = self._tune(shards, held_out, truth)
+            effort, metrics, verdict = tuned(shards, held_out, truth, self._config)
         text = json.dumps(effort._asdict()).encode()
         artifacts.write_atomic(join(self._out, root, EFFORT_FILE), text)
         artifacts.write_atomic(join(self._out, root, TRAINED_FILE), trained)
@@ -269,38 +264,6 @@ class _Builder:
             return self._table.sample(np.sort(rest[:num]))
 
         return train(factory, held_out.queries.shape[1], sample, self._embeddings)
-
-    def _tune(
-        self, shards: list[Shard], held_out: HeldOut, true: Filled
-    ) -> tuple[Effort, dict[str, Any], Verdict]:
-        """The effort to search with, what it reaches on the other half of the queries, and how
-        it did on the first."""
-        rng = np.random.default_rng(self._config.seed)
-        truth = true.rows
-        half = rng.permutation(len(truth))
-        tune, report = half[::2], half[1::2] if len(half) > 1 else half
-
-        def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
-            rows = search_with(shards, held_out.queries[which], min(k + 1, self._num_rows), effort)
-            return without_self(rows, held_out.own[which])
-
-        tuner = Tuner(
-            lambda effort: found(tune, effort, 10), truth[tune, :10], self._config.recall_target
-        )
-        ann, effort = shards[0].ann, Effort()
-        with omp_threads(1):  # as it is searched when serving
-            if ann.num_lists:
-                known = truth[tune, :10], true.scores[tune, :10]
-                above = margin([shard.ann for shard in shards], held_out.queries[tune], *known)
-                effort = tuner.lists(ann.num_lists, ann.refines)._replace(margin=above)
-            elif ann.is_graph:
-                effort = tuner.graph()
-        rows = found(report, effort, NUM_TRUE - 1)
-        metrics: dict[str, Any] = {
-            f"recall@{k}": recall(rows[:, :k], truth[report, :k]) for k in (10, 100)
-        }
-        metrics |= {"num_queries": len(report), "recall_target": self._config.recall_target}
-        return effort, metrics | {"curve": tuner.curve}, tuner.verdict
 
     def _publish(self, root: str, about: dict[str, Any]) -> Manifest:
         seconds = round(time.monotonic() - self._started, 3)

@@ -83,8 +83,12 @@ def table(attributes: Mapping[str, Any], num_rows: int, schema: pa.Schema, name:
     Raises:
         ChangeError: an attribute is not one of the index's, or of another type.
     """
+    if not isinstance(attributes, Mapping):
+        raise ChangeError(f"{name}: attributes are {attributes!r}, expected a dictionary")
     if unknown := set(attributes) - set(schema.names):
-        raise ChangeError(f"{name}: no attributes {sorted(unknown)}; there are {schema.names}")
+        raise ChangeError(
+            f"{name}: no attributes {sorted(unknown, key=str)}; there are {schema.names}"
+        )
     columns = []
     for column in schema:
         value = attributes.get(column.name)

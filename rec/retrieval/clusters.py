@@ -15,6 +15,7 @@ import numpy as np
 from rec.retrieval.errors import QueryError
 from rec.retrieval.exact import ExactTop
 from rec.retrieval.interests import quotas
+from rec.retrieval.queries import as_floats, texts, unfit, whole
 
 
 class Sums(NamedTuple):
@@ -39,8 +40,16 @@ def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.nd
     Args:
         vectors: (n, D) float32.
         centres: (C, D) float32 unit vectors.
+
+    Raises:
+        QueryError: they are not finite, or of different dimensions.
     """
-    top = ExactTop(np.ascontiguousarray(vectors, np.float32), 1)
+    vectors, centres = _checked("vector", vectors), _checked("centre", centres)
+    if not len(centres) or vectors.shape[1] != centres.shape[1]:
+        raise QueryError(
+            f"centres have shape {centres.shape}, vectors {vectors.shape}: expected (C, D), (n, D)"
+        )
+    top = ExactTop(vectors, 1)
     top.add(centres)
     clusters, similarity = top.finish()
     return clusters[:, 0], similarity[:, 0]
@@ -64,12 +73,14 @@ def first_centres(sample: np.ndarray, num_clusters: int, seed: int) -> np.ndarra
     """(C, D) starting centres out of a sample, far apart by k-means++ (Arthur & Vassilvitskii).
 
     Raises:
-        ValueError: the sample has fewer vectors than there are clusters to be.
+        QueryError: the sample has fewer vectors than there are clusters to be, or is not finite.
     """
+    num_clusters = whole(num_clusters, "num_clusters", 1)
+    sample = _checked("vector", sample)
     if len(sample) < num_clusters:
-        raise ValueError(f"{num_clusters} clusters from a sample of {len(sample)} vectors")
+        raise QueryError(f"{num_clusters} clusters from a sample of {len(sample)} vectors")
     rng = np.random.default_rng(seed)
-    unit = _unit(sample.astype(np.float32))
+    unit = _unit(sample)
     chosen = [int(rng.integers(len(unit)))]
     distance = np.full(len(unit), np.inf)
     while len(chosen) < num_clusters:
@@ -156,19 +167,26 @@ class ClusterRecall:
         ids: (N,) of the items.
         clusters: (N,) the cluster of each.
         scores: (N,) what to order a cluster's items by: popularity, freshness, quality.
+
+    Raises:
+        QueryError: they are not equally many, an id is there twice, a cluster is no number from 0
+            on, or a score is not finite.
     """
 
     def __init__(self, ids: Sequence[str], clusters: np.ndarray, scores: np.ndarray) -> None:
         if not len(ids) == len(clusters) == len(scores):
-            raise ValueError(f"{len(ids)} ids, {len(clusters)} clusters, {len(scores)} scores")
-        if not np.isfinite(scores).all():
-            raise ValueError("scores have NaN or infinity")
+            raise QueryError(f"{len(ids)} ids, {len(clusters)} clusters, {len(scores)} scores")
+        ids, clusters, scores = texts(ids), np.asarray(clusters), np.asarray(scores)
+        if len(ids) and (clusters.dtype.kind not in "iu" or clusters.min() < 0):
+            raise QueryError("clusters are not whole numbers from 0 on")
+        if scores.dtype.kind not in "iuf" or not np.isfinite(scores).all():
+            raise QueryError("scores have NaN or infinity, or are no numbers")
         if len(set(ids)) < len(ids):
-            raise ValueError(f"{len(ids) - len(set(ids))} ids are there more than once")
+            raise QueryError(f"{len(ids) - len(set(ids))} ids are there more than once")
         self._ids = np.asarray(ids, object)
         self._cluster_of = dict(zip(ids, clusters.tolist(), strict=True))
-        self._rows = np.lexsort((-np.asarray(scores), clusters))
-        ordered = np.asarray(clusters)[self._rows]
+        self._rows = np.lexsort((-scores.astype(np.float64), clusters))
+        ordered = clusters[self._rows]
         self._starts = np.searchsorted(ordered, np.arange(int(clusters.max(initial=-1)) + 2))
 
     def recall(self, history: Sequence[str], budget: int) -> np.ndarray:
@@ -178,8 +196,7 @@ class ClusterRecall:
         Ids that are not among the items count for nothing. Places that a small cluster cannot
         fill go to the other clusters of the history, the heaviest first.
         """
-        if budget < 1:
-            raise QueryError(f"budget is {budget}, expected at least 1")
+        budget, history = whole(budget, "budget", 1), texts(history)
         seen = set(history)
         known = [self._cluster_of[i] for i in history if i in self._cluster_of]
         clusters, counts = np.unique(np.array(known, int), return_counts=True)
@@ -193,6 +210,19 @@ class ClusterRecall:
             first += items[: shares[place]]
             rest += items[shares[place] :]
         return np.array([*first, *rest[: budget - len(first)]], object)
+
+
+def _checked(name: str, vectors: np.ndarray) -> np.ndarray:
+    """As (n, D) float32, contiguous. Raises QueryError."""
+    try:
+        vectors = np.ascontiguousarray(as_floats(vectors))
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"{name}s are not numbers: {error}") from error
+    if vectors.ndim != 2:
+        raise QueryError(f"{name}s have shape {vectors.shape}, expected (n, D)")
+    if (found := unfit(vectors)) is not None:
+        raise QueryError(f"{name} {found[0]} has {found[1]}")
+    return vectors
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from rec.config import Config
+from rec.retrieval.errors import QueryError
 from rec.retrieval.index import Index
 from rec.retrieval.queries import MAX_K
 
@@ -62,14 +63,27 @@ def duplicate_groups(
         hashes: (rows,) uint64 perceptual hashes in the order of the index's rows; None = none.
         hash_mask: (rows,) bool, which rows have one; None = all.
         rule: see DuplicateRule.
+
+    Raises:
+        QueryError: hashes that are no whole numbers, a mask that is no bool, or not one a row.
     """
     rule = rule or DuplicateRule()
     num_rows = index.num_rows
     if hashes is None:
         hashes, hash_mask = np.zeros(num_rows, np.uint64), np.zeros(num_rows, bool)
-    hash_mask = np.ones(num_rows, bool) if hash_mask is None else hash_mask
+    hashes = np.asarray(hashes)
+    hash_mask = np.ones(num_rows, bool) if hash_mask is None else np.asarray(hash_mask)
+    if hashes.dtype.kind not in "iu" or hash_mask.dtype != bool:
+        raise QueryError(
+            f"hashes are of type {hashes.dtype} and the mask of {hash_mask.dtype}, expected uint64 "
+            f"and bool"
+        )
+    hashes = hashes.astype(np.uint64, copy=False)
     if hashes.shape != (num_rows,) or hash_mask.shape != (num_rows,):
-        raise ValueError(f"hashes of shape {hashes.shape}, the index has {num_rows} rows")
+        raise QueryError(
+            f"hashes of shape {hashes.shape}, the index has {num_rows} rows and the mask is of "
+            f"shape {hash_mask.shape}"
+        )
     live = np.arange(num_rows) if index.dead is None else np.flatnonzero(~index.dead)
     least = min(rule.similarity, rule.similarity_alone)
     first = np.arange(num_rows)

@@ -5,6 +5,8 @@ Both take relevance scores on the scale of the similarities (0 to 1, say) and un
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 
 from rec.retrieval.errors import QueryError
@@ -96,16 +98,17 @@ def dpp(scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float = 0.7)
 def _checked(
     scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    k = whole(k)
-    scores, vectors = np.asarray(scores, np.float64), np.asarray(vectors, np.float64)
+    k = whole(k, least=1)
+    try:
+        scores, vectors = np.asarray(scores, np.float64), np.asarray(vectors, np.float64)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"scores or vectors are not numbers: {error}") from error
     if vectors.ndim != 2 or scores.shape != vectors.shape[:1]:
         raise QueryError(
             f"scores {scores.shape} and vectors {vectors.shape}: expected (N,), (N, D)"
         )
-    if k < 1:
-        raise QueryError(f"k is {k}, expected at least 1")
-    if not 0 <= trade_off <= 1:
-        raise QueryError(f"trade_off is {trade_off}, expected 0 to 1")
+    if not isinstance(trade_off, Real) or not 0 <= trade_off <= 1:
+        raise QueryError(f"trade_off is {trade_off!r}, expected 0 to 1")
     if not (np.isfinite(scores).all() and np.isfinite(vectors).all()):
         raise QueryError("scores or vectors have NaN or infinity")
     return scores, vectors, k

@@ -20,7 +20,8 @@ class FilterError(QueryError):
 
 
 class SettingError(ValueError):
-    """An argument with which no live index can be opened. Names it and what it may be."""
+    """What an index is opened with, or its versions are cleared away by. Names the argument and
+    what it may be."""
 
 
 class ChangeError(ValueError):

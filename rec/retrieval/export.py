@@ -29,12 +29,25 @@ def export(index: Index, uri: str, folder: str) -> Manifest:
         folder: local, to write to.
 
     Raises:
-        ArtifactError: the vectors are missing or altered.
+        ArtifactError: the vectors are missing or altered, or the table cannot be written.
         IndexBuildError: nothing is live.
     """
-    schema = pa.schema([*EMBEDDINGS, *index.parts[0].attributes.schema])
     path = Path(folder, "rows", "part-00000.parquet")
-    path.parent.mkdir(parents=True)
+    try:
+        path.parent.mkdir(parents=True)
+        if not _write(index, uri, path):
+            raise IndexBuildError(f"index {index.version}: nothing is live")
+        return artifacts.seal(folder, "rows", "embedding-table", lineage=index.manifest.lineage)
+    except OSError as error:
+        raise artifacts.ArtifactError(
+            f"{path}: what is live cannot be copied there: {error}; free space, or set TMPDIR to "
+            f"where there is more"
+        ) from error
+
+
+def _write(index: Index, uri: str, path: Path) -> int:
+    """Copies what is live to a file; how many rows."""
+    schema = pa.schema([*EMBEDDINGS, *index.parts[0].attributes.schema])
     first, written = 0, 0
     with pq.ParquetWriter(path, schema) as writer:
         for number, part in enumerate(index.parts):
@@ -54,9 +67,7 @@ def export(index: Index, uri: str, folder: str) -> Manifest:
                 writer.write_table(pa.table(columns, schema=schema))
                 written += len(rows)
             first += part.size
-    if not written:
-        raise IndexBuildError(f"index {index.version}: nothing is live")
-    return artifacts.seal(folder, "rows", "embedding-table", lineage=index.manifest.lineage)
+    return written
 
 
 def _vectors(index: Index, uri: str, number: int) -> Iterator[np.ndarray]:

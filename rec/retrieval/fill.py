@@ -18,7 +18,8 @@ from pyarrow import fs as pafs
 from rec import artifacts
 from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, versions
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
+from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.exact import ExactTop
 from rec.retrieval.originals import VECTORS_FILE
@@ -164,47 +165,3 @@ def counts(table: EmbeddingTable, keys: pa.Table) -> dict[str, int]:
         "num_inactive": table.num_rows() - keys.num_rows,
         "max_vectors_per_item": per_item,
     }
-
-
-def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> Filled:
-    """(Q, 100) true neighbours over all shards and their scores, the query itself left out."""
-    rows = np.concatenate(
-        [
-            np.where(part.rows < 0, -1, part.rows + start)
-            for part, start in zip(filled, starts, strict=True)
-        ],
-        axis=1,
-    )
-    scores = np.concatenate([part.scores for part in filled], axis=1)
-    best = np.argsort(np.where(rows < 0, np.inf, -scores), axis=1, kind="stable")[:, :NUM_TRUE]
-    rows, scores = (np.take_along_axis(array, best, axis=1) for array in (rows, scores))
-    kept = _others(rows, held_out.own)
-    return Filled(*(array[kept].reshape(len(rows), -1) for array in (rows, scores)))
-
-
-def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
-    """(Q, k) rows over all shards with this effort, as an opened index would find them."""
-    for shard in shards:
-        shard.ann.effort = effort
-    parts = [shard.search(queries, k) for shard in shards]
-    if len(parts) == 1:
-        return parts[0][0]
-    starts = np.cumsum([0, *(shard.size for shard in shards)])
-    rows = np.concatenate(
-        [np.where(r < 0, -1, r + start) for (r, _), start in zip(parts, starts, strict=False)], 1
-    )
-    scores = np.concatenate([np.where(r < 0, -np.inf, s) for r, s in parts], axis=1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, best, axis=1)
-
-
-def without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
-    return rows[_others(rows, own)].reshape(len(rows), rows.shape[1] - 1)
-
-
-def _others(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """(Q, k) which hits `without_self` leaves."""
-    is_own = (rows == own[:, None]) & (own[:, None] >= 0)
-    is_own[~is_own.any(axis=1), -1] = True
-    return ~is_own

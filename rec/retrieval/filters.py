@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,14 +28,29 @@ from pydantic import (
     ValidationError,
 )
 
-from rec.config import Config
+from rec.config import Config, one_line
 from rec.retrieval.errors import FilterError
 
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 64, 10_000
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
 
 
-class Equal(Config):
+class _Expression(Config):
+    """Raises FilterError where a field cannot be what it is given."""
+
+    if not TYPE_CHECKING:  # a type checker goes by the fields
+
+        def __init__(self, /, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise FilterError(f"filter {type(self).__name__}: {one_line(error)}") from error
+
+        # so Pydantic leaves it alone where it makes a whole filter of JSON: `parse` names the place
+        __init__.__pydantic_base_init__ = True
+
+
+class Equal(_Expression):
     """Rows whose value is this one."""
 
     op: Literal["equal"] = "equal"
@@ -43,7 +58,7 @@ class Equal(Config):
     value: Value
 
 
-class In(Config):
+class In(_Expression):
     """Rows whose value is one of these."""
 
     op: Literal["in"] = "in"
@@ -51,7 +66,7 @@ class In(Config):
     values: tuple[Value, ...] = Field(max_length=MAX_VALUES)
 
 
-class Range(Config):
+class Range(_Expression):
     """Rows whose value is at least `least` and below `below`; times as ISO 8601 or datetime."""
 
     op: Literal["range"] = "range"
@@ -60,21 +75,21 @@ class Range(Config):
     below: Value | None = None
 
 
-class All(Config):
+class All(_Expression):
     """Rows that fit every one of these; of none, every row."""
 
     op: Literal["all"] = "all"
     of: tuple[Filter, ...]
 
 
-class AnyOf(Config):
+class AnyOf(_Expression):
     """Rows that fit at least one of these; of none, no row."""
 
     op: Literal["any"] = "any"
     of: tuple[Filter, ...]
 
 
-class Not(Config):
+class Not(_Expression):
     """Rows that do not fit this."""
 
     op: Literal["not"] = "not"
@@ -102,13 +117,15 @@ def parse(data: Any) -> Filter:
         raise FilterError(f"filter {place or '(top)'}: {first['msg']}") from error
 
 
-def check_kind(where: Any) -> None:
-    """Raises FilterError where it is no expression: JSON that was not parsed, say."""
+def check(where: Any) -> None:
+    """Raises FilterError where it is no expression (JSON that was not parsed, say), or deeper or
+    larger than the limits."""
     if not isinstance(where, Equal | In | Range | All | AnyOf | Not):
         raise FilterError(
             f"where is of type {type(where).__name__}, expected a filter; `parse` makes one of "
             f"decoded JSON"
         )
+    _measure(where, 1, [0])
 
 
 def _measure(data: Any, depth: int, nodes: list[int]) -> None:
@@ -117,7 +134,10 @@ def _measure(data: Any, depth: int, nodes: list[int]) -> None:
         raise FilterError(
             f"filter: expected at most {MAX_NODES} expressions, {MAX_DEPTH} inside each other"
         )
-    inner = data.get("of", ()) if isinstance(data, dict) else ()
+    if isinstance(data, dict):
+        inner = data.get("of", ())
+    else:
+        inner = getattr(data, "of", ()) if isinstance(data, _Expression) else ()
     for part in inner if isinstance(inner, list | tuple) else [inner]:
         _measure(part, depth + 1, nodes)
 

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from rec import artifacts
-from rec.retrieval import filters
-from rec.retrieval.ann import omp_get_max_threads, omp_threads
+from rec.retrieval import filters, settings
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
 from rec.retrieval.loading import load
 from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, texts, whole
+from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, whole
+from rec.retrieval.rows import Rows
 from rec.retrieval.shards import Shard
+from rec.retrieval.threads import omp_get_max_threads, omp_threads
 
 
 class Hits:
@@ -50,7 +51,7 @@ class Hits:
     @cached_property
     def ids(self) -> np.ndarray:
         """(B, k) object array of str, None where there is no hit."""
-        return self.index.ids(self.rows)
+        return self.index.ids_at(self.rows)
 
     @cached_property
     def interests(self) -> np.ndarray:
@@ -58,7 +59,7 @@ class Hits:
         return self.index.interests(self.rows)
 
 
-class Index:
+class Index(Rows):
     """Shards searched as one. Never changes; searching is safe from many threads at once.
 
     Use one thread pool as wide as the cores and one OpenMP thread a search (the default):
@@ -80,16 +81,13 @@ class Index:
         pool: ThreadPoolExecutor | None = None,
         many: bool | None = None,
     ) -> None:
-        self.manifest = manifest
-        self.parts = tuple(parts)
-        self.dead, self.pool = dead, pool
-        self._starts = np.cumsum([0, *(part.size for part in self.parts)])
+        super().__init__(parts, manifest.config["dimension"], dead)
+        self.manifest, self.pool = manifest, pool
         self._num_dead = 0 if dead is None else int(np.count_nonzero(dead))
         self.many: bool = manifest.config["max_vectors_per_item"] > 1 if many is None else many
         first = self.parts[0]
         plain = len(self.parts) == 1 and not self.many and not self._num_dead
         self._plain = first.ann if plain and isinstance(first, Shard) else None
-        self.dim: int = manifest.config["dimension"]
 
     @classmethod
     def open(
@@ -113,20 +111,17 @@ class Index:
             manifest: of the version to open; None = the one in use.
 
         Raises:
+            SettingError: `pool` is no thread pool.
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
+        settings.check_pool(pool)
         shards, manifest = load(uri, mmap, model, manifest)
         return cls(shards, manifest, pool=pool)
 
     def __len__(self) -> int:
         """Vectors that can be found; several may belong to one item."""
         return int(self._starts[-1]) - self._num_dead
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all parts, those that are no longer there included."""
-        return int(self._starts[-1])
 
     @property
     def version(self) -> str:
@@ -184,7 +179,7 @@ class Index:
             if least >= 0:  # else it must look on
                 return Hits(rows, scores, self)
         if where is not None:
-            filters.check_kind(where)
+            filters.check(where)
         due = due_at(deadline_s, self.pool is not None)
         dropped = self._excluded(exclude, len(queries))
         if not (dropped.size or self._num_dead or self.many):
@@ -240,7 +235,7 @@ class Index:
             for query in range(len(rows)):
                 out[query] |= np.isin(rows[query], dropped[query])
         if self.many:
-            ids = self.ids(np.where(out, -1, rows))
+            ids = self.ids_at(np.where(out, -1, rows))
             for query in range(len(rows)):
                 seen: set[str] = set()
                 for place in np.flatnonzero(~out[query]):
@@ -274,77 +269,6 @@ class Index:
                     f"its vector"
                 )
         return self.reconstruct(np.array([found[0] for found in rows], np.int64))
-
-    def __contains__(self, item_id: str) -> bool:
-        return len(self.locate([item_id])[0]) > 0
-
-    def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
-        """The rows of each item, in the order of its interests; none where it is not there.
-
-        Raises:
-            QueryError: an id is no str.
-        """
-        item_ids = texts(item_ids)
-        places = [
-            [start + rows for rows in part.locate(item_ids)]
-            for start, part in zip(self._starts, self.parts, strict=False)
-        ]
-        found = [np.concatenate(rows).astype(np.int64) for rows in zip(*places, strict=True)]
-        if self.dead is not None:
-            found = [rows[~self.dead[rows]] for rows in found]
-        if len(self.parts) == 1:
-            return found
-        for place, rows in enumerate(found):
-            if len(rows) > 1:  # each part has them in order, but they may be of several
-                found[place] = rows[np.argsort(self.interests(rows), kind="stable")]
-        return found
-
-    def ids(self, rows: np.ndarray) -> np.ndarray:
-        """Object array of str of the shape of `rows`; None where the row is -1."""
-        return self._gather(rows, "ids", np.full(rows.size, None, object))
-
-    def id_bytes(self, rows: np.ndarray) -> tuple[np.ndarray, bytes]:
-        """(n,) lengths in UTF-8, and all of it one after the other, of the ids of (n,) rows, none
-        of which is -1. Makes no string of any: a tenth of what `ids` costs."""
-        first = self.parts[0]
-        if len(self.parts) == 1 and isinstance(first, Shard):
-            return first.id_bytes(rows)
-        parts = [item_id.encode() for item_id in self.ids(rows)]
-        return np.array([len(part) for part in parts], np.int64), b"".join(parts)
-
-    def interests(self, rows: np.ndarray) -> np.ndarray:
-        return self._gather(rows, "interests", np.full(rows.size, -1, np.int32))
-
-    def attributes(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """The attributes of each of (n,) rows, none of which is -1: boxes of regions, say."""
-        found: list[dict[str, Any]] = []
-        for row, part in zip(rows, self._part_of(rows), strict=True):
-            table = self.parts[part].attributes.slice(int(row - self._starts[part]), 1)
-            found += table.to_pylist()
-        return found
-
-    def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) vectors of (n,) rows; approximate where the index quantises."""
-        return self._gather(rows, "vectors", np.zeros((rows.size, self.dim), np.float32))
-
-    def centroids(self) -> np.ndarray:
-        """(lists, D) centres that all shards share; none where the index has no lists."""
-        first = self.parts[0]
-        return first.ann.centroids() if isinstance(first, Shard) else np.zeros((0, self.dim), "f4")
-
-    def _part_of(self, rows: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, rows, side="right") - 1
-
-    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray) -> np.ndarray:
-        flat = rows.ravel()
-        if len(self.parts) == 1 and flat.size and flat.min() >= 0:
-            return getattr(self.parts[0], name)(flat).reshape(rows.shape + into.shape[1:])
-        owner = self._part_of(flat)
-        for number, part in enumerate(self.parts):
-            mine = np.flatnonzero((owner == number) & (flat >= 0))
-            if len(mine):
-                into[mine] = getattr(part, name)(flat[mine] - self._starts[number])
-        return into.reshape(rows.shape + into.shape[1:])
 
     def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
         """(B, widest) rows to leave out, -2 where a query has fewer."""

@@ -15,7 +15,7 @@ import numpy as np
 from rec.retrieval.errors import QueryError
 from rec.retrieval.filters import Filter
 from rec.retrieval.index import Index
-from rec.retrieval.queries import MAX_K
+from rec.retrieval.queries import MAX_K, as_floats, unfit, whole
 
 
 class UserInterests(NamedTuple):
@@ -38,12 +38,15 @@ def quotas(weights: np.ndarray, budget: int) -> np.ndarray:
 
     They sum to the budget, or to 0 where every weight is 0; equal remainders go to the heavier,
     then to the first.
+
+    Raises:
+        QueryError: a weight is negative or not finite, or the budget is negative.
     """
-    weights = np.asarray(weights, np.float64)
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise QueryError(f"weights are {weights.tolist()}, expected finite and not negative")
-    if not weights.sum():
+    budget = whole(budget, "budget", 0)
+    weights = _weights(weights)
+    if not weights.any():
         return np.zeros(len(weights), int)
+    weights = weights / weights.max()  # the sum of large ones would overflow
     exact = budget * (weights / weights.sum())
     shares = np.floor(exact).astype(int)
     order = np.lexsort((np.arange(len(weights)), -weights, -(exact - shares)))
@@ -74,21 +77,19 @@ def recall_interests(
     Raises:
         QueryError: as `Index.search`, or weights that are negative or of another number.
     """
-    if not 1 <= budget <= MAX_K:
-        raise QueryError(f"budget is {budget}, expected 1 to {MAX_K}")
+    budget = whole(budget, "budget", 1, MAX_K)
+    if by not in ("score", "quota", "equal"):
+        raise QueryError(f"by is {by!r}, expected score, quota or equal")
     if exclude is not None and len(exclude) != len(users):
         raise QueryError(f"{len(exclude)} lists of excluded ids for {len(users)} users")
     owners: list[tuple[int, int]] = []  # user and interest of each query
     queries: list[np.ndarray] = []
+    users = [_checked(user, f"user {number}", index.dim) for number, user in enumerate(users)]
     for number, user in enumerate(users):
-        if len(user.vectors) != len(user.weights):
-            raise QueryError(
-                f"user {number}: {len(user.vectors)} vectors and {len(user.weights)} weights"
-            )
-        for interest in np.flatnonzero(np.asarray(user.weights) > 0):
-            owners.append((number, int(interest)))
-            queries.append(user.vectors[interest])
-    vectors = np.stack(queries) if queries else np.zeros((0, index.dim), np.float32)
+        active = np.flatnonzero(user.weights > 0)
+        owners += [(number, int(interest)) for interest in active]
+        queries.append(user.vectors[active])
+    vectors = np.concatenate([np.zeros((0, index.dim), np.float32), *queries])
     out = None if exclude is None else [exclude[number] for number, _ in owners]
     hits = index.search(vectors, budget, where=where, exclude=out)
     lists: list[dict[int, tuple[np.ndarray, np.ndarray]]] = [{} for _ in users]
@@ -101,12 +102,39 @@ def recall_interests(
     ]
 
 
+def _checked(user: UserInterests, name: str, dim: int) -> UserInterests:
+    """As float arrays. Raises QueryError where they are not what `recall_interests` takes."""
+    if not isinstance(user, UserInterests):
+        raise QueryError(f"{name} is of type {type(user).__name__}, expected UserInterests")
+    try:
+        vectors, weights = as_floats(user.vectors), _weights(user.weights)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"{name}: {error}") from error
+    if len(vectors) != len(weights):
+        raise QueryError(f"{name}: {len(vectors)} vectors and {len(weights)} weights")
+    if len(vectors) and (vectors.ndim != 2 or vectors.shape[1] != dim):
+        raise QueryError(f"{name}: vectors of shape {vectors.shape}, expected (K, {dim})")
+    vectors = vectors.reshape(len(vectors), dim)
+    active = np.flatnonzero(weights > 0)
+    if (found := unfit(vectors[active])) is not None:
+        raise QueryError(f"{name}: vector {active[found[0]]} has {found[1]}")
+    return UserInterests(vectors, weights)
+
+
+def _weights(weights: np.ndarray) -> np.ndarray:
+    weights = np.asarray(weights, np.float64)
+    if weights.ndim != 1:
+        raise QueryError(f"weights have shape {weights.shape}, expected (K,)")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise QueryError(f"weights are {weights.tolist()}, expected finite and not negative")
+    return weights
+
+
 def _shares(user: UserInterests, budget: int, by: str) -> np.ndarray:
-    weights = np.asarray(user.weights, np.float64)
-    whole = quotas(weights, budget)  # checks the weights in any case
     if by == "score":
-        return np.zeros(len(weights), int)  # all places go to the best of what is left
-    return whole if by == "quota" else quotas((weights > 0).astype(float), budget)
+        return np.zeros(len(user.weights), int)  # all places go to the best of what is left
+    weights = user.weights if by == "quota" else (user.weights > 0).astype(float)
+    return quotas(weights, budget)
 
 
 def _shared(

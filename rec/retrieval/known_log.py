@@ -18,19 +18,22 @@ class KnownLog(Config):
     log: str  # its identity
     forgotten: int = Field(default=0, ge=0)  # changes up to this number are no longer in it
     newest: int = Field(default=0, ge=0)  # change that its newest segment begins with; 0 = unknown
+    last: int | None = Field(default=None, ge=0)  # change that it ends with; None = it goes on
 
 
 def read(uri: str) -> KnownLog | None:
     """None where the index never had a log.
 
     Raises:
-        LogError: the file is damaged.
+        LogError: the file is damaged, or cannot be read.
     """
     place = join(uri, LOG_FILE)
     if not artifacts.exists(place):
         return None
     try:
         return KnownLog.from_json(artifacts.read_bytes(place).decode())
+    except OSError as error:
+        raise LogError(f"{place}: cannot be read: {error}") from error
     except ValueError as error:
         raise LogError(
             f"{place}: damaged, it does not say which log has the changes of this index; restore "
@@ -52,11 +55,20 @@ def check_reaches(uri: str, log_seq: int | None) -> None:
     up to there can be searched with the rest; None = it has none of them.
 
     Raises:
-        IndexBuildError: some were cleared away, once versions that include them were published.
+        IndexBuildError: some were cleared away, once versions that include them were published; or
+            the log was closed and ends before `log_seq`: the next changes would pass for made.
         LogError: see `read`.
     """
     known = read(uri)
-    if known is None or (log_seq or 0) >= known.forgotten:
+    if known is None:
+        return
+    if known.last is not None and (log_seq or 0) > known.last:
+        raise IndexBuildError(
+            f"{uri}: its log ({LOG_FILE}) ends with change {known.last}, and the new version says "
+            f"it has those up to {log_seq} (jobs.index --log-seq: number of the last change that "
+            f"the table includes)"
+        )
+    if (log_seq or 0) >= known.forgotten:
         return
     says = "does not say which it has" if log_seq is None else f"has those up to {log_seq}"
     raise IndexBuildError(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
+from rec.retrieval.costs import ns_to_compare, ns_to_pass
+from rec.retrieval.effort import Effort
 from rec.retrieval.exact import mark_absent
 
 _BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries
-_MORE_CANDIDATES = 4
+_FAR = 2.0  # margins; of rows that are all far the best lie further from their centres
+_MORE_CANDIDATES, _MANY_CANDIDATES = 4, 64
+_MANY_LISTS = 4  # times as many as were tuned to, of which all rows score nearly the same
 
 
 def margin(
@@ -34,32 +38,51 @@ def margin(
 
 
 def search_fitting(
-    ann: Ann, queries: np.ndarray, k: int, effort: Effort, per_list: np.ndarray, bits: np.ndarray
+    ann: Ann,
+    queries: np.ndarray,
+    k: int,
+    effort: Effort,
+    per_list: np.ndarray,
+    bits: np.ndarray,
+    compare: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Look as `walk` does, then once more where better hits may lie further off: into all lists
     whose centres come within the effort's margin of the k-th score that was found.
 
     Where the nearest rows fit, those lists were looked into already. Where they do not, hits lie
-    in lists that are nearly all as far from the query, and many rows score nearly the same: the
-    refinement, where there is one, then takes four times as many.
+    in lists that are nearly all as far from the query, further from their centres than near ones,
+    and many rows score nearly the same: then it takes two margins, and the refinement, where there
+    is one, many candidates. All rows that fit are compared instead wherever that costs less.
 
     Args:
         per_list, bits: see `walk`.
+        compare: finds the best of queries among all rows that fit.
     """
-    rows, scores, looked, edge = walk(ann, queries, k, effort, per_list, bits)
     there = int(per_list.sum())
-    least = scores[:, min(k, max(there, 1)) - 1] - effort.margin
+    if ns_to_compare(ann, there, len(queries)) <= ns_to_pass(ann, len(queries) * effort.nprobe):
+        return compare(queries)
+    rows, scores, looked, edge = walk(ann, queries, k, effort, per_list, bits)
+    is_far = looked > effort.nprobe
+    margins = np.where(is_far, _FAR * effort.margin, effort.margin)
+    least = scores[:, min(k, max(there, 1)) - 1] - margins
     again = (edge >= least) & (looked < ann.num_lists)
     if ann.refines:
-        again |= looked > effort.nprobe
+        again |= is_far
     if again.any():
         wanted = (ann.list_scores(queries[again]) >= least[again, None]).sum(axis=1)
         # few different numbers, so that queries are searched together
         wanted = np.ceil(2 ** (np.ceil(2 * np.log2(wanted + 1)) / 2)).astype(np.int64)
         looked[again] = np.clip(wanted, looked[again], ann.num_lists)
-        k_factor = max(effort.k_factor, min(_MORE_CANDIDATES * effort.k_factor, there / k))
+        passing = ns_to_pass(ann, int(looked[again].sum()))
+        if ns_to_compare(ann, there, int(again.sum())) <= passing:
+            rows[again], scores[again] = compare(queries[again])
+            return rows, scores
         for nprobe in np.unique(looked[again]):
             now = again & (looked == nprobe)
+            k_factor = _MORE_CANDIDATES * effort.k_factor
+            if nprobe > _MANY_LISTS * effort.nprobe:
+                k_factor = max(k_factor, _MANY_CANDIDATES)
+            k_factor = max(effort.k_factor, min(k_factor, there / k))
             further = effort._replace(nprobe=int(nprobe), k_factor=k_factor)
             rows[now], scores[now] = ann.search(queries[now], k, further, bits)
         mark_absent(rows, scores)

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -146,11 +147,13 @@ class LiveIndex:
         overlay.show()
         return overlay
 
-    def _make_known(self, through: int = 0) -> None:
-        """Say beside the manifest which log this is, its newest segment, and from where on it has
-        changes once it forgets so far."""
+    def _make_known(self, through: int = 0, last: int | None = None) -> None:
+        """Say beside the manifest which log this is, its newest segment, from where on it has
+        changes once it forgets so far, and where it ends, if it does."""
         forgotten = self._log.first_kept(through) - 1
-        known = KnownLog(log=self._log.identity, forgotten=forgotten, newest=self._log.newest)
+        known = KnownLog(
+            log=self._log.identity, forgotten=forgotten, newest=self._log.newest, last=last
+        )
         if known != known_log.read(self._uri):
             known_log.write(self._uri, known)
         self._is_told = True
@@ -175,7 +178,7 @@ class LiveIndex:
         anew.
 
         Raises:
-            ArtifactError: the new version cannot be written; the one in use stays.
+            ArtifactError: a file of the new version cannot be written; the one in use stays.
             LogError: as on opening; or log.json cannot be written: the new version is in use, and
                 the log keeps all that it has.
         """
@@ -195,7 +198,7 @@ class LiveIndex:
                 manifest = self._publish(snapshot, base, number, num_threads)
             except OSError as error:
                 raise artifacts.ArtifactError(
-                    f"{self._uri}: compaction cannot write: {error}"
+                    f"{self._uri}: cannot be compacted: {error}"
                 ) from error
             except StaleError:  # a new version was published meanwhile: go on from that one
                 manifest = artifacts.read_manifest(self._uri, versions.KIND)
@@ -270,6 +273,10 @@ class LiveIndex:
         if self._worker is not None:
             self._worker.join()
         with self._compacting, self._lock:
+            if not self._log.is_closed:
+                with suppress(LogError, OSError):  # then it is not known where the log ends
+                    if known_log.read(self._uri) is not None:  # else the index was removed
+                        self._make_known(last=self._log.last)
             self._log.close()
 
 

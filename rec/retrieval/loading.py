@@ -6,7 +6,7 @@ import json
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval.ann import Effort
+from rec.retrieval.effort import Effort
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
 from rec.retrieval.versions import KIND

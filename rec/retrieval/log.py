@@ -19,27 +19,19 @@ import fcntl
 import json
 import logging
 import os
-import struct
 import uuid
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
+from rec.retrieval import records
 from rec.retrieval.errors import LogError
 from rec.retrieval.known_log import LOG_FILE
+from rec.retrieval.records import Record
 
-_HEADER = struct.Struct("<IQI")  # payload length, number, CRC of the payload
-_CRC = struct.Struct("<I")
-_HEADER_SIZE = _HEADER.size + _CRC.size
 _SUFFIX = ".log"
 MAX_PAYLOAD = 1 << 30
 _log = logging.getLogger(__name__)
-
-
-class Record(NamedTuple):
-    number: int
-    payload: bytes
 
 
 class ChangeLog:
@@ -85,6 +77,11 @@ class ChangeLog:
             ) from error
         try:
             self._recover(start, newest)
+        except OSError as error:
+            self._lock.close()
+            raise LogError(
+                f"{error.filename or self._folder}: the log cannot be read: {error}; restore it"
+            ) from error
         except BaseException:
             self._lock.close()
             raise
@@ -97,7 +94,7 @@ class ChangeLog:
         expected: int | None = None
         num_records = 0
         for segment in segments:
-            first = _first_of(segment)
+            first = records.first_of(segment)
             if expected is not None and first != expected:
                 raise LogError(
                     f"{segment}: begins with record {first}, expected {expected}: a segment is "
@@ -135,28 +132,11 @@ class ChangeLog:
             os.fsync(stream.fileno())
 
     def _scan(self, segment: Path) -> Iterator[tuple[Record, int]]:
-        """The records of a segment and where each ends, up to a torn end."""
-        size = segment.stat().st_size
-        number = _first_of(segment) - 1  # of the record that says what the log is of
-        with open(segment, "rb") as stream:
-            while (start := stream.tell()) + _HEADER_SIZE <= size:
-                header = stream.read(_HEADER_SIZE)
-                length, found, crc = _HEADER.unpack(header[: _HEADER.size])
-                if zlib.crc32(header[: _HEADER.size]) != _CRC.unpack(header[_HEADER.size :])[0]:
-                    if not any(header) and not any(stream.read()):
-                        return  # space that a crash left unwritten
-                    raise _damaged(segment, start, "its header does not check")
-                if start + _HEADER_SIZE + length > size:
-                    return
-                payload = stream.read(length)
-                if zlib.crc32(payload) != crc:
-                    raise _damaged(segment, start, "its contents do not check")
-                if found != number:
-                    raise _damaged(segment, start, f"it is number {found}, expected {number}")
-                if start == 0:
-                    self._check_about(segment, payload)
-                yield Record(number, payload), stream.tell()
-                number += 1
+        """As `records.read`, once what the log is of is found to be right."""
+        for place, (record, stop) in enumerate(records.read(segment)):
+            if not place:
+                self._check_about(segment, record.payload)
+            yield record, stop
 
     def _check_about(self, segment: Path, payload: bytes) -> None:
         found = json.loads(payload)
@@ -192,7 +172,7 @@ class ChangeLog:
         try:
             file = open(path, "ab", buffering=0)  # noqa: SIM115
             about = json.dumps({**self._about, "log": self.identity}).encode()
-            _write_all(file, _record(self.last, about))
+            records.write(file, records.encode(self.last, about))
             os.fsync(file.fileno())
             folder = os.open(self._folder, os.O_RDONLY)
             os.fsync(folder)
@@ -214,7 +194,7 @@ class ChangeLog:
             raise LogError(f"{len(payload)} bytes of changes at once; apply them in parts")
         size = os.fstat(self._file.fileno()).st_size
         try:
-            _write_all(self._file, _record(self.last + 1, payload))
+            records.write(self._file, records.encode(self.last + 1, payload))
             os.fsync(self._file.fileno())
         except OSError as error:
             place = self._file.name
@@ -236,7 +216,7 @@ class ChangeLog:
             LogError: the log begins later than that, or is damaged.
         """
         segments = self._segments()
-        first = _first_of(segments[0])
+        first = records.first_of(segments[0])
         if after is None and first > 1:
             raise LogError(
                 f"{self._folder}: holds changes {first} to {self.last}, and the index does not say "
@@ -250,7 +230,7 @@ class ChangeLog:
                 f"{after}; restore the segments, or build the index again from a full table"
             )
         for segment, following in zip(segments, [*segments[1:], None], strict=True):
-            if following is not None and _first_of(following) <= after + 1:
+            if following is not None and records.first_of(following) <= after + 1:
                 continue
             for place, (record, _) in enumerate(self._scan(segment)):
                 if place and record.number > after:  # the first says what the log is of
@@ -268,48 +248,29 @@ class ChangeLog:
     @property
     def newest(self) -> int:
         """Number of the first change that the newest segment is for."""
-        return _first_of(self._segments()[-1])
+        return records.first_of(self._segments()[-1])
 
     def first_kept(self, through: int = 0) -> int:
         """Number of the first change that `forget` leaves."""
-        firsts = [_first_of(segment) for segment in self._segments()]
+        firsts = [records.first_of(segment) for segment in self._segments()]
         return max([firsts[0], *(first for first in firsts if first <= through + 1)])
 
     def segment_of(self, number: int) -> Path:
         """The file that has this change."""
-        return max(path for path in self._segments() if _first_of(path) <= number)
+        return max(path for path in self._segments() if records.first_of(path) <= number)
 
     def forget(self, through: int) -> None:
         """Remove segments that hold nothing above `through`."""
         first = self.first_kept(through)
         for segment in self._segments():
-            if _first_of(segment) < first:
+            if records.first_of(segment) < first:
                 segment.unlink()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._lock.closed
 
     def close(self) -> None:
         self._broken = f"{self._folder}: this log is closed; open the index again"
         self._file.close()
         self._lock.close()
-
-
-def _first_of(segment: Path) -> int:
-    """Number of the first change that a segment is for."""
-    return int(segment.stem.split("-")[1])
-
-
-def _record(number: int, payload: bytes) -> bytes:
-    header = _HEADER.pack(len(payload), number, zlib.crc32(payload))
-    return header + _CRC.pack(zlib.crc32(header)) + payload
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
-
-
-def _damaged(segment: Path, start: int, why: str) -> LogError:
-    return LogError(
-        f"{segment}, byte {start}: a record is damaged ({why}); restore the file, or cut it to "
-        f"{start} bytes to go on without this change and those after it"
-    )

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from rec.retrieval.filters import Filter
 from rec.retrieval.index import Index
+from rec.retrieval.queries import MAX_K, whole
 from rec.schema import SCORES
 
 _BATCH = 256
@@ -26,8 +27,10 @@ def neighbours(
         where: neighbours that may be returned.
 
     Raises:
-        QueryError: as `Index.search`.
+        QueryError: as `Index.search`, or a row is negative.
     """
+    start, stop = whole(start, "start", 0), whole(stop, "stop", 0)
+    k = whole(k, "k", 1, MAX_K - 1)  # the item itself is found with them
     rows = np.arange(start, min(stop, index.num_rows))
     if index.dead is not None:
         rows = rows[~index.dead[rows]]

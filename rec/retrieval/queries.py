@@ -86,8 +86,26 @@ def texts(item_ids: Any) -> list[str]:
     return list(item_ids)
 
 
-def whole(k: Any) -> int:
+def whole(value: Any, name: str = "k", least: int | None = None, most: int | None = None) -> int:
+    """`value` as an int. Raises QueryError by `name` where it is none, or not in the range."""
     try:
-        return operator.index(k)
+        if isinstance(value, bool):  # to Python it is one
+            raise TypeError("a truth value")
+        number = operator.index(value)
     except TypeError as error:
-        raise QueryError(f"k is {k!r}, expected a whole number") from error
+        raise QueryError(f"{name} is {value!r}, expected a whole number") from error
+    if (least is not None and number < least) or (most is not None and number > most):
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        raise QueryError(f"{name} is {number}, expected {expected}")
+    return number
+
+
+def as_rows(rows: Any, num_rows: int, least: int = 0) -> np.ndarray:
+    """`rows` as int64. Raises QueryError where one is none of an index's, or below `least`."""
+    found = np.asarray(rows)
+    if found.size and found.dtype.kind not in "iu":
+        raise QueryError(f"rows are of type {found.dtype}, expected whole numbers")
+    if found.size and not (least <= found.min() and found.max() < num_rows):
+        row = found[(found < least) | (found >= num_rows)].flat[0]
+        raise QueryError(f"row {row} is not there: expected {least} to {num_rows - 1}")
+    return found.astype(np.int64, copy=False)

@@ -1,4 +1,5 @@
-"""What a live index is opened with, checked before it or its log is touched."""
+"""What an index is opened with, and its versions are cleared away by: checked before any of it is
+touched. All raise SettingError by name of what is not as it should be."""
 
 from __future__ import annotations
 
@@ -13,17 +14,30 @@ MAX_GRACE_S = 1e9  # some 31 years; a date so far back must exist
 
 
 def check(compact_at: Any, keep: Any, grace_s: Any, pool: Any) -> None:
-    """Raises SettingError by name of the first that is not as `LiveIndex` needs it."""
-    is_share = compact_at is None or (_is_number(compact_at) and 0 <= compact_at < math.inf)
-    is_grace = _is_number(grace_s) and 0 <= grace_s <= MAX_GRACE_S
-    for name, value, fits, expected in (
-        ("compact_at", compact_at, is_share, "a share of rows, 0 or more; None = never"),
-        ("keep", keep, _is_number(keep, Integral) and keep >= 1, "a whole number, at least 1"),
-        ("grace_s", grace_s, is_grace, f"seconds, 0 to {MAX_GRACE_S:g}"),
-        ("pool", pool, pool is None or isinstance(pool, ThreadPoolExecutor), "a thread pool"),
-    ):
-        if not fits:
-            raise SettingError(f"{name} is {value!r}, expected {expected}")
+    """All that `LiveIndex` needs."""
+    fits = compact_at is None or (_is_number(compact_at) and 0 <= compact_at < math.inf)
+    _expect("compact_at", compact_at, fits, "a share of rows, 0 or more; None = never")
+    check_kept(keep, grace_s, 1)
+    check_pool(pool)
+
+
+def check_kept(keep: Any, grace_s: Any, least: int) -> None:
+    """How many versions are kept, at least `least`, and for how long others are."""
+    fits = _is_number(keep, Integral) and keep >= least
+    _expect("keep", keep, fits, f"a whole number, at least {least}")
+    fits = _is_number(grace_s) and 0 <= grace_s <= MAX_GRACE_S
+    _expect("grace_s", grace_s, fits, f"seconds, 0 to {MAX_GRACE_S:g}")
+
+
+def check_pool(pool: Any) -> None:
+    """What searches parts at once."""
+    fits = pool is None or isinstance(pool, ThreadPoolExecutor)
+    _expect("pool", pool, fits, "a thread pool")
+
+
+def _expect(name: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise SettingError(f"{name} is {value!r}, expected {expected}")
 
 
 def _is_number(value: Any, kind: type = Real) -> bool:

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
+from rec.retrieval.costs import compares_all, passes_all
+from rec.retrieval.effort import Effort
 from rec.retrieval.exact import ExactTop, mark_absent
 from rec.retrieval.lists import search_fitting, walk
 
@@ -28,7 +30,6 @@ INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attribute
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
-CHEAP_VALUES = 1 << 18  # numbers of vectors compared in the time that lists would take
 _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 
@@ -112,14 +113,18 @@ class Shard:
             found = self.ann.search(queries, k, effort)
             return self._completed(queries, k, found, None)
         if where is None:
-            return self._exact(queries, k, np.arange(self.size))
+            return self._compared(queries, k, None)
         fit = self._fit(where)
         if exact or not self.ann.takes_bits or compares_all(fit.num_rows, self.ann, k):
-            return self._exact(queries, k, self._rows(fit))
+            return self._compared(queries, k, fit)
         effort = self._effort(k, fit.num_rows)
         if self.ann.num_lists:
             effort = effort or self.ann.effort
-            found = search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits)
+
+            def compare(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                return self._compared(some, k, fit)
+
+            found = search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits, compare)
         else:
             found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
@@ -146,8 +151,7 @@ class Shard:
             rows[short], scores[short] = again[:2]
             short = rows[:, last] < 0
         if short.any():
-            every = np.arange(self.size) if fit is None else self._rows(fit)
-            rows[short], scores[short] = self._exact(queries[short], k, every)
+            rows[short], scores[short] = self._compared(queries[short], k, fit)
         return rows, scores
 
     def _effort(self, k: int, matches: int) -> Effort | None:
@@ -164,10 +168,16 @@ class Shard:
         nprobe = min(lists, max(least, wider))
         return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)
 
-    def _exact(
-        self, queries: np.ndarray, k: int, rows: np.ndarray
+    def _compared(
+        self, queries: np.ndarray, k: int, fit: _Fit | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Brute force over these rows, as the index stores them."""
+        """Brute force over the rows that fit, None = all, as the index stores them."""
+        num_rows, bits = (self.size, None) if fit is None else (fit.num_rows, fit.bits)
+        if passes_all(self.ann, num_rows, len(queries)):
+            found = self.ann.search(queries, k, Effort(self.ann.num_lists), bits)
+            mark_absent(*found)
+            return found
+        rows = np.arange(self.size) if fit is None else self._rows(fit)
         top = ExactTop(queries, k)
         step = max(1, _CHUNK_VALUES // self.ann.dim)
         for start in range(0, len(rows), step):
@@ -258,14 +268,3 @@ class Shard:
 
 def _bytes_of(key: str, fit: _Fit) -> int:
     return len(key) + fit.bits.nbytes + fit.per_list.nbytes
-
-
-def compares_all(matches: int, ann: Ann, k: int) -> bool:
-    """Whether a filtered search compares every row that matches, instead of looking into lists.
-
-    Below a twentieth of the rows (a tenth for graphs, which lose their way sooner), ten times k, or
-    what takes no longer than to look into lists at all, it is both faster and exact. Above, a graph
-    may lose hits that lie far from the query: it cannot be led to them.
-    """
-    few = matches < max(10 * k, ann.size * (0.1 if ann.is_graph else 0.05))
-    return few or matches * ann.dim <= CHEAP_VALUES

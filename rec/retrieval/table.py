@@ -1,11 +1,12 @@
-"""Reads an embedding table's partitions in batches: ids, vectors, columns; all checked."""
+"""Writes an embedding table of arrays; reads one's partitions in batches, all checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,71 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from rec import artifacts
+from rec.artifacts import ArtifactError, Manifest
 from rec.retrieval.errors import IndexBuildError
-from rec.retrieval.queries import unfit
+from rec.retrieval.originals import as_lists
+from rec.retrieval.queries import as_floats, texts, unfit
 from rec.schema import EMBEDDINGS
 
 _BATCH_ROWS = 16_384
+
+
+def write_table(
+    uri: str,
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    *,
+    interests: np.ndarray | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    encoder: str | None = None,
+) -> Manifest:
+    """Publish vectors of one's own as an embedding table at `uri`, local or s3://.
+
+    Args:
+        ids: (n,) of the items.
+        vectors: (n, D); what is searched is the inner product, so make them unit for cosine.
+        interests: (n,) numbers that tell the vectors of one item apart; None = each has one.
+        attributes: columns to filter by, n values each: arrays, Arrow's or lists; None = empty.
+        encoder: version of the model that made the vectors; an index opened for another is refused.
+
+    Raises:
+        IndexBuildError: they are not equally many, or not of the types that they should be.
+        ArtifactError: the table cannot be written.
+    """
+    try:
+        vectors = as_floats(vectors)
+        columns = {
+            "id": pa.array(texts(ids), pa.string()),
+            "interest": pa.array(np.zeros(len(ids), int) if interests is None else interests),
+            "weight": pa.array(np.ones(len(ids), np.float32)),
+        }
+        extra = {name: pa.array(values) for name, values in (attributes or {}).items()}
+        columns["interest"] = columns["interest"].cast(pa.int32())
+        if columns["interest"].null_count:
+            raise ValueError("an interest number is missing")
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise IndexBuildError(f"{uri}: not a table: {error}") from error
+    if taken := set(extra) & set(EMBEDDINGS.names):
+        raise IndexBuildError(f"{uri}: attributes {sorted(taken)} have names of the table's own")
+    lengths = {name: len(column) for name, column in {**columns, **extra}.items()}
+    if vectors.ndim != 2 or set(lengths.values()) != {len(vectors)}:
+        raise IndexBuildError(
+            f"{uri}: vectors of shape {vectors.shape}, expected (n, D), and n of each: {lengths}"
+        )
+    schema = pa.schema([*EMBEDDINGS, *(pa.field(name, c.type) for name, c in extra.items())])
+    try:
+        with tempfile.TemporaryDirectory(prefix="raycall-table-") as staged:
+            with pq.ParquetWriter(Path(staged, "part-00000.parquet"), schema) as writer:
+                for start in range(0, len(vectors), _BATCH_ROWS):
+                    rows = slice(start, start + _BATCH_ROWS)
+                    lists = as_lists(np.ascontiguousarray(vectors[rows]))
+                    own = [column[rows] for column in columns.values()]
+                    others = [column[rows] for column in extra.values()]
+                    writer.write_table(pa.table([*own, lists, *others], schema=schema))
+            lineage = {} if encoder is None else {"encoder": encoder}
+            return artifacts.publish(staged, uri, "embedding-table", lineage=lineage)
+    except OSError as error:
+        raise ArtifactError(f"{uri}: cannot be written: {error}; free space") from error
 
 
 class _Part(NamedTuple):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rec.retrieval.ann import Ann, Effort
+from rec.retrieval.ann import Ann
+from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.spec import TRAIN_PER_LIST
 

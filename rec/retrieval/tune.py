@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec.retrieval.ann import Effort
+from rec.retrieval.effort import Effort
 
 _K_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PLATEAU = 0.001  # twice the effort for less recall than this is the end of the road

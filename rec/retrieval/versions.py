@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,12 +27,13 @@ from pyarrow import fs as pafs
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.config import one_line
-from rec.retrieval import known_log
+from rec.retrieval import known_log, settings
 from rec.retrieval.errors import IndexBuildError, LogError, StaleError
 
 KIND = "index"
 _HISTORY = "history"
 _ROOT_PREFIX = "v-"
+_ROOT = f"{_ROOT_PREFIX}[A-Za-z0-9._-]+"
 _MARKER, _MARK_S = "building.tmp", 300.0  # no manifest lists a .tmp
 _NEVER = datetime.fromtimestamp(0, UTC)
 
@@ -55,6 +57,8 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         ArtifactError: the files or the manifest cannot be written, or another process has been
             publishing for long; the files are removed unless they may be in use.
     """
+    if not re.fullmatch(_ROOT, str(root)):  # it is removed where this fails
+        raise ArtifactError(f"root is {root!r}, expected the name of a folder below {uri}: {_ROOT}")
     with ExitStack() as held:
         try:
             manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
@@ -111,6 +115,8 @@ def history(uri: str) -> list[Manifest]:
         try:
             text = artifacts.read_bytes(join(uri, _HISTORY, name)).decode()
             manifest = Manifest.from_json(text)
+        except OSError as error:
+            raise ArtifactError(f"{info.path}: cannot be read: {error}") from error
         except ValueError as error:
             raise ArtifactError(
                 f"{info.path}: not a manifest ({one_line(error)}); restore it, or remove it to "
@@ -164,7 +170,12 @@ def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:
 
     What a publisher that died left behind goes too. Nothing written or last in use less than
     `grace_s` seconds ago is touched: it may be being built, or still be read.
+
+    Raises:
+        SettingError: `keep` or `grace_s` is not as it should be.
+        ArtifactError: as `history`.
     """
+    settings.check_kept(keep, grace_s, 0)
     with one_publisher(uri):
         in_use = artifacts.read_manifest(uri, KIND)
         kept = history(uri)

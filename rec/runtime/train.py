@@ -34,7 +34,12 @@ from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
 LOGS, _SCORE = "logs", "score"
-_START_TIMEOUT_S = "600"  # Ray's own is 60 s, too short for a GPU node that is still booting
+_SETTINGS = {
+    # Ray's own is 60 s, too short for a GPU node that is still booting
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # Ray's own is 2 s; a checkpoint waits until Ray has looked at the one before, and the end too
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+}
 
 
 @dataclass(frozen=True)
@@ -292,20 +297,21 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     found = ray_train.get_checkpoint()
     try:
         if found is None:
-            return work(job, _RayStore(), None, threads).__dict__
-        with found.as_directory() as folder:
-            ended = work(job, _RayStore(), Path(folder), threads)
-        if ended.error:  # from S3, `folder` is a copy that nobody else sees
-            place = artifacts.join(job.run, Path(found.path).name)
-            ended = replace(ended, error=ended.error.replace(folder, place))
-        return ended.__dict__
+            ended = work(job, _RayStore(), None, threads)
+        else:
+            with found.as_directory() as folder:
+                ended = work(job, _RayStore(), Path(folder), threads)
+            if ended.error:  # from S3, `folder` is a copy that nobody else sees
+                place = artifacts.join(job.run, Path(found.path).name)
+                ended = replace(ended, error=ended.error.replace(folder, place))
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        if context.get_world_size() == 1:
-            return Ended(0, False, f"{error}").__dict__
-        # the other ranks wait for this one in a collective: only a failed worker ends them
-        raise TrainError(f"{error}") from error
+        ended = Ended(0, False, f"{error}")
+    if ended.error and context.get_world_size() > 1:
+        # other ranks may wait for this one in a collective: only a failed worker ends them
+        raise TrainError(ended.error)
+    return ended.__dict__
 
 
 def _train_on_ray(
@@ -315,7 +321,8 @@ def _train_on_ray(
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
+    for setting, value in _SETTINGS.items():
+        os.environ.setdefault(setting, value)
     if use_gpu is None:
         use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
     files, path = artifacts.filesystem(storage)

@@ -13,7 +13,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from jobs import embed, index, train
+from jobs import embed, index, ingest, train
 from jobs.cli import Main, alone_in, tell_errors
 from rec.config import ConfigError
 from rec.data.parquet import ParquetError
@@ -144,18 +144,14 @@ def test_a_killed_job_holds_its_folder_no_longer(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-def test_an_error_of_the_machine_in_a_task_is_told_without_rays_trace(tmp_path: Path) -> None:
+def test_an_error_of_the_machine_in_a_task_is_told_without_rays_trace(
+    ray_local: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "jobs.ingest", "--source", "synthetic", "--set"]
-    ran = subprocess.run(
-        [*command, "source.num_items=500", "--out", str(tmp_path / "file" / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 1
-    last = ran.stderr.strip().splitlines()[-1]
+    given = ["--source", "synthetic", "--out", str(tmp_path / "file" / "run")]
+    assert ingest.main([*given, "--set", "source.num_items=500"]) == 1
+    said = capfd.readouterr().err
+    last = said.strip().splitlines()[-1]
     assert last.startswith("ingest: ")
     assert str(tmp_path / "file") in last
-    assert "Traceback" not in ran.stderr
+    assert "Traceback" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ from tables import DIM, brute_force, clustered, embeddings, unit
 from rec import artifacts
 from rec.artifacts import ArtifactError
 from rec.retrieval.build import build_index
+from rec.retrieval.costs import compares_all
 from rec.retrieval.errors import FilterError, IndexBuildError, QueryError
 from rec.retrieval.filters import Equal, In, Not, Range
 from rec.retrieval.index import Index
-from rec.retrieval.shards import Shard, compares_all
+from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.table import EmbeddingTable, folder_of
 from rec.retrieval.tune import recall
@@ -86,7 +88,8 @@ def test_a_graph_cannot_be_merged(table: str, tmp_path: Path) -> None:
 @pytest.fixture
 def nothing_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that lists are looked into, however few the rows that fit."""
-    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: math.inf)
 
 
 FILTERS = [
@@ -222,7 +225,7 @@ def test_plan(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (shards[factory],) = built(table, tmp_path / factory, factory=factory).parts
     lists, graph = (shard.ann for shard in shards.values() if isinstance(shard, Shard))
     assert compares_all(6000, lists, 10)  # of 16 values: as fast as finding the lists
-    monkeypatch.setattr("rec.retrieval.shards.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
     assert compares_all(299, lists, 10)
     assert not compares_all(300, lists, 10)
     assert compares_all(599, graph, 10)

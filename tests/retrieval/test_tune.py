@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rec.retrieval.ann import Effort
+from rec.retrieval.effort import Effort
 from rec.retrieval.tune import Tuner
 
 _TARGET, _LISTS = 0.95, 512

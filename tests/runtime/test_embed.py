@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from damage import damage
+from killed import kill_driver
 from pyarrow import fs as pafs
 
 from jobs import embed as job
@@ -338,6 +339,65 @@ def test_sums_of_reports_do_not_depend_on_order() -> None:
     assert one + two == two + one == PartReport() + two + one
 
 
+# the table ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an actor does is done here: starting one takes longer than these tables."""
+
+    def run(
+        uri: str, version: str, rest: list[Partition], out: str, config: EmbedConfig
+    ) -> Iterator[PartReport]:
+        actor = _Embedder(uri, version, out, config)
+        for partition in rest:
+            answer = actor(pa.table({"partition": [partition.to_json()]}))
+            assert answer["error"].to_pylist() == [None]
+            yield PartReport.from_json(answer["report"][0].as_py())
+
+    monkeypatch.setattr("rec.runtime.embed._run", run)
+
+
+def test_another_encoder_never_mixes(
+    in_this_process: None, encoder_uri: str, tmp_path: Path
+) -> None:
+    rows_uri, out = publish_rows(str(tmp_path / "rows"), num_parts=2), str(tmp_path / "out")
+    config = EmbedConfig()
+    one = embed(encoder_uri, rows_uri, out, config)
+    first = vectors_of(read_table(out))
+    (tmp_path / "second").mkdir()
+    (Path(out) / artifacts.MANIFEST).unlink()  # cut short before it was published
+    (Path(out) / one.root / "part-00001.parquet").write_bytes(b"PAR1")
+    again = embed(encoder_uri, rows_uri, out, config)
+    assert (again.version, again.metrics["num_resumed"]) == (one.version, 1)
+    two = embed(publish_encoder(tmp_path / "second", seed=1), rows_uri, out, config)
+    assert one.root != two.root
+    assert two.metrics["num_resumed"] == 0
+    assert np.abs(vectors_of(read_table(out)) - first).min() > 0
+    artifacts.verify(out, one)  # who reads the old table goes on reading it
+    half = embed(encoder_uri, rows_uri, out, EmbedConfig(precision="bf16"))
+    assert half.root not in (one.root, two.root)
+    cosine = (vectors_of(read_table(out)) * first).sum(axis=1)
+    assert cosine.min() > 0.99
+
+
+def test_too_many_failures_publish_nothing(
+    in_this_process: None, encoder_uri: str, tmp_path: Path
+) -> None:
+    rows = _replaced(content_rows(0, 10), "log_mel", 9, b"not a patch")
+    write_partition(tmp_path / "plain", rows)
+    plain, out = str(tmp_path / "plain"), str(tmp_path / "out")
+    with pytest.raises(EmbedError, match=r"1 of 10 rows failed .*item-9.*max_failed_share"):
+        embed(encoder_uri, plain, out, EmbedConfig())
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    manifest = embed(encoder_uri, plain, out, EmbedConfig(max_failed_share=0.1))
+    assert (manifest.metrics["num_rows"], manifest.metrics["num_failed"]) == (9, 1)
+    assert manifest.metrics["num_resumed"] == 1  # the part stood; only the judgement changed
+    failed = json.loads((Path(out) / manifest.root / "failed.json").read_text())
+    assert len(failed) == 1
+    assert "item-9" in failed[0]
+
+
 # the job ------------------------------------------------------------------------------------------
 
 
@@ -346,7 +406,7 @@ def test_job_embeds_every_row_and_does_it_once(
     ray_local: None, encoder_uri: str, encoder: ContentEncoder, tmp_path: Path
 ) -> None:
     rows_uri, out = publish_rows(str(tmp_path / "rows")), str(tmp_path / "out")
-    config = EmbedConfig(num_actors=2, batch_size=5)
+    config = EmbedConfig(num_actors=1, batch_size=5)
     manifest = embed(encoder_uri, rows_uri, out, config)
     assert manifest.lineage == {
         "encoder": encoder.version,
@@ -367,19 +427,13 @@ def test_job_embeds_every_row_and_does_it_once(
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == times
 
     # altered or removed parts are computed again, the others are not
-    config = EmbedConfig(num_actors=1, batch_size=5)
-    (folder / "part-00001.parquet").write_bytes(b"scribble")
+    (folder / "part-00001.parquet").write_bytes(b"PAR1")
     (folder / "part-00003.parquet").unlink()
     again = embed(encoder_uri, rows_uri, out, config)
     assert again.version == manifest.version
     assert again.metrics["num_resumed"] == 3
     kept = ("part-00000.parquet", "part-00002.parquet", "part-00004.parquet")
     assert all((folder / name).stat().st_mtime_ns == times[name] for name in kept)
-
-    # so is one that was cut short before the table was published
-    (Path(out) / artifacts.MANIFEST).unlink()
-    (folder / "part-00002.parquet").write_bytes(b"PAR1")
-    assert embed(encoder_uri, rows_uri, out, config).version == manifest.version
 
     # and the index takes what the job publishes
     index_manifest = build_index(out, str(tmp_path / "index"))
@@ -389,48 +443,12 @@ def test_job_embeds_every_row_and_does_it_once(
 
 
 @pytest.mark.ray
-def test_another_encoder_never_mixes(ray_local: None, encoder_uri: str, tmp_path: Path) -> None:
-    rows_uri, out = publish_rows(str(tmp_path / "rows"), num_parts=2), str(tmp_path / "out")
-    config = EmbedConfig(num_actors=1)
-    one = embed(encoder_uri, rows_uri, out, config)
-    first = vectors_of(read_table(out))
-    (tmp_path / "second").mkdir()
-    two = embed(publish_encoder(tmp_path / "second", seed=1), rows_uri, out, config)
-    assert one.root != two.root
-    assert two.metrics["num_resumed"] == 0
-    assert np.abs(vectors_of(read_table(out)) - first).min() > 0
-    artifacts.verify(out, one)  # who reads the old table goes on reading it
-    half = embed(encoder_uri, rows_uri, out, EmbedConfig(num_actors=1, precision="bf16"))
-    assert half.root not in (one.root, two.root)
-    cosine = (vectors_of(read_table(out)) * first).sum(axis=1)
-    assert cosine.min() > 0.99
-
-
-@pytest.mark.ray
 def test_errors_of_an_actor_reach_the_caller(
     ray_local: None, encoder_uri: str, tmp_path: Path
 ) -> None:
     write_partition(tmp_path / "plain", content_rows(0, 3).drop(["frames"]))
     with pytest.raises(EmbedError, match=r"columns \['frames'\] are missing"):
         embed(encoder_uri, str(tmp_path / "plain"), str(tmp_path / "out"), EmbedConfig())
-
-
-@pytest.mark.ray
-def test_too_many_failures_publish_nothing(
-    ray_local: None, encoder_uri: str, tmp_path: Path
-) -> None:
-    rows = _replaced(content_rows(0, 10), "log_mel", 9, b"not a patch")
-    write_partition(tmp_path / "plain", rows)
-    plain, out = str(tmp_path / "plain"), str(tmp_path / "out")
-    with pytest.raises(EmbedError, match=r"1 of 10 rows failed .*item-9.*max_failed_share"):
-        embed(encoder_uri, plain, out, EmbedConfig())
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    manifest = embed(encoder_uri, plain, out, EmbedConfig(max_failed_share=0.1))
-    assert (manifest.metrics["num_rows"], manifest.metrics["num_failed"]) == (9, 1)
-    assert manifest.metrics["num_resumed"] == 1  # the part stood; only the judgement changed
-    failed = json.loads((Path(out) / manifest.root / "failed.json").read_text())
-    assert len(failed) == 1
-    assert "item-9" in failed[0]
 
 
 @pytest.mark.ray
@@ -484,10 +502,7 @@ def test_driver_killed_midway_resumes_to_the_same_table(
     try:
         wait_for(lambda: len(parts()) >= 2, "second partition")
     finally:
-        children = psutil.Process(killed.pid).children(recursive=True)
-        killed.kill()
-        killed.wait()
-        psutil.wait_procs(children, timeout=30)
+        kill_driver(killed)
     before = parts()
     assert 2 <= len(before) < 12
     assert not (out / "manifest.json").exists()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from killed import kill_driver
 
 from jobs import train
 from rec.artifacts import join, read_manifest
@@ -62,7 +63,7 @@ def test_a_search_killed_half_way_goes_on_and_finds_better_than_the_recipe(
             assert first.poll() is None, first.communicate()[0]
             time.sleep(0.05)
     finally:
-        first.kill()
+        kill_driver(first)
     first.communicate()
     before = trials.all()
     done = ended(before)

@@ -67,11 +67,11 @@ class OneFolder:
         dist.barrier()
 
 
-def worked(recipe: TinyRecipe, rows: str, folder: str) -> None:
-    """A run of all ranks, from the checkpoint in `folder` where there is one; each rank leaves
-    there in "ended-RANK" how it ended."""
+def worked(recipe: TinyRecipe, rows: str, folder: str, num_threads: int = 1) -> None:
+    """A run of all ranks without Ray, from the checkpoint in `folder` where there is one; each
+    rank leaves there in "ended-RANK" how it ended."""
     place = Path(folder) / "checkpoint"
     resumed = place if place.exists() else None
     dist.barrier()
-    ended = work(Job(recipe, rows, folder), OneFolder(place), resumed, 1)
+    ended = work(Job(recipe, rows, folder), OneFolder(place), resumed, num_threads)
     (Path(folder) / f"ended-{dist.get_rank()}").write_text(f"{ended.step} {ended.error}")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rec import artifacts
 from rec.batch import Batch
-from rec.config import Config
+from rec.config import Config, ConfigError
 from rec.contract import Losses, LossTerm
 from rec.nn.collectives import gather_rows
 from rec.train import engine
@@ -113,6 +113,7 @@ class TinyRecipe(Config):
     kill_file: str = ""  # while absent: make it and kill the own process at row kill_row
     kill_row: int = -1
     full_disk: bool = False  # checkpoints cannot be written
+    refused_row: int = -1  # cannot be collated
 
     @property
     def name(self) -> str:
@@ -131,6 +132,8 @@ class TinyRecipe(Config):
         x = np.array(table.column("x").to_pylist(), dtype=np.float32)
         label = np.array(table.column("label"), dtype=np.int64)
         rows = np.array(table.column("row"))
+        if self.refused_row in rows:
+            raise ConfigError(f"row {self.refused_row} is refused")
         if self.kill_file and self.kill_row in rows and not os.path.exists(self.kill_file):
             Path(self.kill_file).touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,36 @@
+"""How hard an index looks, as a setting and as FAISS takes it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import faiss
+
+_faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
+
+
+class Effort(NamedTuple):
+    """How hard an approximate index looks; a field that the index has no use for is ignored."""
+
+    nprobe: int = 1  # inverted lists looked into
+    k_factor: float = 1  # candidates re-ranked by the refinement, as a multiple of k
+    ef: int = 64  # HNSW's queue
+    margin: float = 0.0  # by how much a hit may score above its list's centre; for filters
+
+
+def search_params(index: Any, effort: Effort, selector: Any) -> Any:
+    """FAISS's search parameters, nested as the index is."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = search_params(index.index, effort, selector)
+        return _faiss.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexRefine):
+        inner = search_params(index.base_index, effort, selector)
+        return _faiss.IndexRefineSearchParameters(
+            k_factor=float(effort.k_factor), base_index_params=inner
+        )
+    if isinstance(index, faiss.IndexIVF):
+        return _faiss.SearchParametersIVF(nprobe=int(effort.nprobe), sel=selector)
+    if isinstance(index, faiss.IndexHNSW):
+        return _faiss.SearchParametersHNSW(efSearch=int(effort.ef), sel=selector)
+    return _faiss.SearchParameters(sel=selector)

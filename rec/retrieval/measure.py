@@ -1,0 +1,92 @@
+"""Tune a built index on queries held out, and measure what it reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rec.retrieval.effort import Effort
+from rec.retrieval.fill import NUM_TRUE, Filled, HeldOut
+from rec.retrieval.lists import margin
+from rec.retrieval.shards import Shard
+from rec.retrieval.spec import IndexConfig
+from rec.retrieval.threads import omp_threads
+from rec.retrieval.tune import Tuner, Verdict, recall
+
+
+def tuned(
+    shards: list[Shard], held_out: HeldOut, true: Filled, config: IndexConfig
+) -> tuple[Effort, dict[str, Any], Verdict]:
+    """The effort to search with, what it reaches on the other half of the queries, and how
+    it did on the first."""
+    num_rows = sum(shard.size for shard in shards)
+    rng = np.random.default_rng(config.seed)
+    truth = true.rows
+    half = rng.permutation(len(truth))
+    tune, report = half[::2], half[1::2] if len(half) > 1 else half
+
+    def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
+        # one more than k, as the query may be among them, of as many candidates as for k
+        effort = effort._replace(k_factor=max(1.0, effort.k_factor * k / (k + 1)))
+        rows = search_with(shards, held_out.queries[which], min(k + 1, num_rows), effort)
+        return without_self(rows, held_out.own[which])
+
+    tuner = Tuner(lambda effort: found(tune, effort, 10), truth[tune, :10], config.recall_target)
+    ann, effort = shards[0].ann, Effort()
+    with omp_threads(1):  # as it is searched when serving
+        if ann.num_lists:
+            known = truth[tune, :10], true.scores[tune, :10]
+            above = margin([shard.ann for shard in shards], held_out.queries[tune], *known)
+            effort = tuner.lists(ann.num_lists, ann.refines)._replace(margin=above)
+        elif ann.is_graph:
+            effort = tuner.graph()
+    metrics: dict[str, Any] = {
+        f"recall@{k}": recall(found(report, effort, k), truth[report, :k]) for k in (10, 100)
+    }
+    metrics |= {"num_queries": len(report), "recall_target": config.recall_target}
+    return effort, metrics | {"curve": tuner.curve}, tuner.verdict
+
+
+def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> Filled:
+    """(Q, 100) true neighbours over all shards and their scores, the query itself left out."""
+    rows = np.concatenate(
+        [
+            np.where(part.rows < 0, -1, part.rows + start)
+            for part, start in zip(filled, starts, strict=True)
+        ],
+        axis=1,
+    )
+    scores = np.concatenate([part.scores for part in filled], axis=1)
+    best = np.argsort(np.where(rows < 0, np.inf, -scores), axis=1, kind="stable")[:, :NUM_TRUE]
+    rows, scores = (np.take_along_axis(array, best, axis=1) for array in (rows, scores))
+    kept = _others(rows, held_out.own)
+    return Filled(*(array[kept].reshape(len(rows), -1) for array in (rows, scores)))
+
+
+def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
+    """(Q, k) rows over all shards with this effort, as an opened index would find them."""
+    for shard in shards:
+        shard.ann.effort = effort
+    parts = [shard.search(queries, k) for shard in shards]
+    if len(parts) == 1:
+        return parts[0][0]
+    starts = np.cumsum([0, *(shard.size for shard in shards)])
+    rows = np.concatenate(
+        [np.where(r < 0, -1, r + start) for (r, _), start in zip(parts, starts, strict=False)], 1
+    )
+    scores = np.concatenate([np.where(r < 0, -np.inf, s) for r, s in parts], axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(rows, best, axis=1)
+
+
+def without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
+    return rows[_others(rows, own)].reshape(len(rows), rows.shape[1] - 1)
+
+
+def _others(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """(Q, k) which hits `without_self` leaves."""
+    is_own = (rows == own[:, None]) & (own[:, None] >= 0)
+    is_own[~is_own.any(axis=1), -1] = True
+    return ~is_own
