@@ -105,7 +105,7 @@ def run(
     config: BehaviourConfig, out: str, cutoff: datetime, *, overwrite: bool = False
 ) -> Manifest:
     """Write the artifact `out` on the Ray that is running, else on one of this process."""
-    start_ray()
+    start_ray(tables_only=True)
     started = time.perf_counter()
     with phase_bars() as progress:
         manifest = build_behaviour(out, config, cutoff, overwrite=overwrite, progress=progress)
@@ -119,7 +119,7 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     config = config_of(given.logs, given.set)
-    start_ray(given)
+    start_ray(given, tables_only=True)
     with alone_in(given.out):
         run(config, given.out, given.cutoff, overwrite=given.overwrite)
     return 0

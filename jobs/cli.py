@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
-import logging
 import os
 import re
 import signal
@@ -20,14 +19,13 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
-import ray.data
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from rec.artifacts import read_bytes
 from rec.config import Config, ConfigError, settings
 from rec.data.budget import limit_memory
-from rec.local_ray import prepare_local_ray
+from rec.local_ray import init_local_ray
 
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
     from rec.train.recipe import Recipe
@@ -136,7 +134,7 @@ def _end(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def start_ray(options: argparse.Namespace | None = None) -> None:
+def start_ray(options: argparse.Namespace | None = None, *, tables_only: bool = False) -> None:
     """Use the Ray that is running (RAY_ADDRESS, a submitted job's), else one of this process.
 
     Before anything that handles SIGTERM: ray.init installs a handler of its own.
@@ -145,6 +143,8 @@ def start_ray(options: argparse.Namespace | None = None) -> None:
         options: a job's command line, parsed by a `parser` of here; every node must then reach
             its places. A cluster that scales is known by its nodes: one whose head takes tasks
             passes for a single machine until its first worker is there.
+        tables_only: tasks do nothing but make tables of tables; a Ray of this process starts, works
+            and ends sooner then.
 
     Raises:
         ConfigError: a place is a path of this machine, and work runs on others.
@@ -152,10 +152,11 @@ def start_ray(options: argparse.Namespace | None = None) -> None:
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
-        if address == "local":
-            prepare_local_ray()
         try:
-            ray.init(address=address, include_dashboard=False)
+            if address == "local":
+                init_local_ray(tables_only=tables_only)
+            else:
+                ray.init(address=address, include_dashboard=False)
         except Exception as error:  # Ray has no class of its own for what goes wrong here
             raise ConnectionError(
                 f"Ray at {address!r} did not answer: {error}; is the cluster up, or this machine "
@@ -191,12 +192,7 @@ def _refuse_where_others_work(path: str) -> None:
 
 @contextmanager
 def phase_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar a phase, called with its name, and its finished and all tasks.
-
-    Ray Data's own bars, one an operator, say less and are switched off.
-    """
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    """A progress bar a phase, called with its name, and its finished and all tasks."""
     bars: dict[str, tqdm] = {}
 
     def update(phase: str, done: int, total: int) -> None:

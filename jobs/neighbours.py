@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
+import ray.data
 from pydantic import Field
 
 from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors

@@ -104,7 +104,7 @@ def run(
     overwrite: bool = False,
 ) -> Manifest:
     """Write the artifact `out` on the Ray that is running, else on one of this process."""
-    start_ray()
+    start_ray(tables_only=True)
     started = time.perf_counter()
     with phase_bars() as progress:
         manifest = build_sequence_rows(
@@ -140,7 +140,7 @@ def _tell(manifest: Manifest, out: str, seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
     config = config_of(given)
-    start_ray(given)
+    start_ray(given, tables_only=True)
     with alone_in(given.out):
         run(
             given.behaviour,

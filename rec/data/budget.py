@@ -2,8 +2,7 @@
 tasks on a node than have room there.
 
 Ray's memory is a count that tasks are admitted by: no task is held to it. Each stage declares its
-own budget beside its code; `limit_memory` puts one number in place of all of them for this driver,
-where Ray Data keeps its own settings.
+own budget beside its code; `limit_memory` puts one number in place of all of them for this driver.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import ray
-import ray.data
 
 GB = 1 << 30
-_SETTING = "raycall_task_memory_gb"
+_limit: list[float] = []  # of this driver, in GB: one number or none
 
 
 class BudgetError(ValueError):
@@ -34,13 +32,12 @@ class Budget(NamedTuple):
 
 def limit_memory(memory_gb: float | None) -> None:
     """Give every task of this driver's stages so much memory, whatever they declare; None: not."""
-    ray.data.DataContext.get_current().set_config(_SETTING, memory_gb)
+    _limit[:] = [] if memory_gb is None else [memory_gb]
 
 
 def granted(budget: Budget) -> Budget:
     """The budget with the memory that the driver was told to give, if it was."""
-    memory_gb = ray.data.DataContext.get_current().get_config(_SETTING, None)
-    return budget if memory_gb is None else budget._replace(memory_gb=memory_gb)
+    return budget._replace(memory_gb=_limit[0]) if _limit else budget
 
 
 def check_room(stage: str, budget: Budget) -> None:

@@ -47,6 +47,7 @@ USER_ROWS = pa.schema(
     ]
 )
 UNKNOWN, SHORT, LONG = 0, 1, 2
+_HELD_ROWS = BATCH_ROWS // 2  # so a batch whose rows are mostly wanted is not joined to another
 DAY_MICROS = 86_400_000_000
 LATE = "after the cut-off"  # the ledger's reason
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -134,7 +135,7 @@ def scatter(
             )
             held.append(rows)
             num_held += rows.num_rows
-            if num_held >= BATCH_ROWS:
+            if num_held >= _HELD_ROWS:
                 ledger = ledger.merge(_write(held, writer, task, filters))
                 held, num_held = [], 0
         return ledger.merge(_write(held, writer, task, filters))

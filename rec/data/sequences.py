@@ -40,9 +40,11 @@ def extend_sequences(old: pa.Table, new: UserRows, config: SequenceConfig) -> tu
     rows = new
     if old.num_rows:
         rows = sort_rows(pa.concat_tables([_rows_of(old), _narrow(new)]))
-    domain, domains = codes(pa.chunked_array([rows.column("domain")], pa.string()))
-    order = stable_order(rows.user, domain)
-    rows, domain = rows.take(order), domain[order]
+    domain, domains = np.zeros(len(rows), np.int64), pc.unique(rows.table.column("domain"))
+    if len(domains) > 1:  # else the rows are in order
+        domain, domains = codes(pa.chunked_array([rows.column("domain")], pa.string()))
+        order = stable_order(rows.user, domain)
+        rows, domain = rows.take(order), domain[order]
     runs = starts(rows.user, domain)
     sizes = np.diff(runs)
     left = np.repeat(runs[1:], sizes) - np.arange(len(rows))  # events to the last, with it

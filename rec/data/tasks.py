@@ -1,20 +1,22 @@
-"""Work a shard at a time on Ray Data: big bytes stay in the task, small summaries come back.
+"""Work a shard at a time on Ray: big bytes stay in the task, small summaries come back.
 
 A task reads and writes its own files, so neither the object store nor the driver grows with the
 data. What a task did is known by a marker that it writes last; finished tasks are not run again.
+These are Ray's plain tasks: where no rows pass between them, Ray Data would add two actors, each a
+process that imports for seconds, and a start of its own to every phase.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import ray
-import ray.data
 from pyarrow import fs as pafs
 
 from rec.artifacts import (
@@ -29,6 +31,9 @@ from rec.artifacts import (
 from rec.data.attempts import Attempt
 from rec.data.budget import GB, Budget, check_room, granted
 
+if TYPE_CHECKING:  # what only works by shards starts without it
+    import ray.data
+
 Summary = dict[str, Any]
 _ERROR = "error"
 _MARKER = re.compile(r"shard-\d+\.json")
@@ -36,6 +41,7 @@ _MARKER = re.compile(r"shard-\d+\.json")
 # in the task, is most of a small node's memory, and more tasks of less go as fast
 _SHUFFLED_AT_ONCE = 32 << 20
 _HASHED_AT_ONCE, _FILES_AT_ONCE = 256 << 20, 256  # by a task
+_AHEAD, _LEAST_AHEAD = 4, 64  # tasks that wait or run: for each core, and however few there are
 _SMALL = Budget()
 
 
@@ -77,28 +83,34 @@ def map_shards(
     budget = granted(budget)
     check_room(stage, budget)
 
-    def run(batch: pa.Table) -> pa.Table:
-        return pa.table(
-            {"summary": [json.dumps(_told(work, i)) for i in batch["item"].to_pylist()]}
-        )
+    def run(index: int) -> str:
+        return json.dumps(_told(work, index))
 
-    shards = ray.data.from_items(list(indices), override_num_blocks=len(indices))
-    # Of memory for their outputs, which it shares out, these tasks need none, and until its
-    # coordinator has told what there is, a second or two, it would start one task after the other
-    shards.context.op_resource_reservation_enabled = False
-    summaries = shards.map_batches(
-        run,
-        batch_size=1,
-        batch_format="pyarrow",
+    # a task whose worker or node dies is begun again, for ever: see `with_markers`
+    task = ray.remote(run).options(
+        name=stage,
         num_cpus=budget.cpus,
         memory=int(budget.memory_gb * GB),
+        max_retries=-1,
+        scheduling_strategy="SPREAD",
     )
-    for batch in stream(summaries):
-        for text in batch.column("summary").to_pylist():
-            summary = json.loads(text)
-            if _ERROR in summary:
-                raise ShardError(summary[_ERROR])
-            yield summary
+    left = iter(indices)
+    begun: list[ray.ObjectRef[str]] = []
+    try:
+        while True:
+            room = max(_LEAST_AHEAD, _AHEAD * num_cpus()) - len(begun)
+            begun += [task.remote(index) for index in itertools.islice(left, room)]
+            if not begun:
+                return
+            done, begun = ray.wait(begun)
+            for text in ray.get(done):
+                summary = json.loads(text)
+                if _ERROR in summary:
+                    raise ShardError(summary[_ERROR])
+                yield summary
+    finally:
+        for one in begun:
+            ray.cancel(one)  # without force: the workers live on
 
 
 def _told(work: Callable[[int], Summary], index: int) -> Summary:
@@ -141,7 +153,7 @@ def with_markers(
 ) -> Iterator[Summary]:
     """`map_shards`, but shards that have a marker in `folder` only have it read.
 
-    Ray Data begins a task whose worker dies again for ever, so tries are counted here.
+    Ray begins a task whose worker dies again for ever, so tries are counted here.
 
     Raises:
         ShardError: also where a shard ends its worker process again and again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +76,10 @@ def test_a_killed_job_goes_on_and_writes_every_row_once(
             assert time.monotonic() < deadline
             assert killed.poll() is None
             time.sleep(0.02)
+        started = [" ".join(one.cmdline()) for one in psutil.Process(killed.pid).children()]
+        assert any("raylet" in line for line in started)
+        # nor what carries output: these are for a Ray that outlives the job
+        assert not [line for line in started if re.search("dashboard.py|monitor.py", line)]
     finally:
         os.killpg(killed.pid, signal.SIGKILL)  # the job, with the Ray that it started
         killed.wait()
