@@ -81,7 +81,7 @@ class LiveIndex:
         self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
         known = known_log.read(uri)
-        held = (known.log, known.newest) if known else (None, 0)
+        held = (known.log, known.newest, known.last) if known else (None, 0, None)
         self._log = ChangeLog(log_folder, self._about, start, *held)
         self._is_told = False  # whether the index knows the newest segment of the log
         try:

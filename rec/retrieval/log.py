@@ -6,9 +6,9 @@
 A record is a header (payload length, number, CRC-32 of the payload, CRC-32 of the header) and the
 payload. A record is on disk (fsync) before `append` returns. A last record that is shorter than
 its header says, or a header of zeros, is what a crash left half written: never acknowledged, and
-cut off with a warning. (A file that lost whole records at its end looks the same: what was never
-written leaves no trace. Only the index can tell: it knows which segment is the newest, and it may
-have changes that the log has not.)
+cut off with a warning. (A file that lost its end otherwise looks the same: what was never written
+leaves no trace. Only the index can tell: it knows which segment is the newest and, once the log
+was closed, which record is the last; and it may have changes that the log has not.)
 Anything else that does not check is damage, and refused, never skipped; so is a last
 record whose length was written but not its contents, which cannot be told from damage.
 """
@@ -43,6 +43,8 @@ class ChangeLog:
         start: number that a log that is not there yet goes on from.
         identity: the log's, of `identity` when it was made; None = whichever it is.
         newest: as `newest` was when changes were last made; a log without it has lost some.
+        last: as `last` was when it was closed; one that ends before has lost some. None = it was
+            not closed.
 
     Raises:
         LogError: it is another's log, is damaged, has another writer, or cannot be read.
@@ -55,6 +57,7 @@ class ChangeLog:
         start: int = 0,
         identity: str | None = None,
         newest: int = 0,
+        last: int | None = None,
     ) -> None:
         self._folder, self._about = Path(folder), about
         self.identity = uuid.uuid4().hex if identity is None else identity
@@ -76,7 +79,7 @@ class ChangeLog:
                 f"{self._folder}: {error}; a log needs a local folder that can be written"
             ) from error
         try:
-            self._recover(start, newest)
+            self._recover(start, newest, last)
         except OSError as error:
             self._lock.close()
             raise LogError(
@@ -89,10 +92,10 @@ class ChangeLog:
     def _segments(self) -> list[Path]:
         return sorted(self._folder.glob(f"changes-*{_SUFFIX}"))
 
-    def _recover(self, start: int, newest: int) -> None:
+    def _recover(self, start: int, newest: int, last: int | None) -> None:
         segments = self._segments()
         expected: int | None = None
-        num_records = 0
+        num_records = end = size = 0
         for segment in segments:
             first = records.first_of(segment)
             if expected is not None and first != expected:
@@ -107,29 +110,30 @@ class ChangeLog:
             size = segment.stat().st_size
             if not end and first == newest and num_records:
                 raise self._lost(segment, "is empty")
-            if end < size:
-                if segment != segments[-1]:
-                    raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
-                self._cut(segment, end)
-                self.torn_bytes = size - end
-                torn = "a change that a crash left half written, which was never acknowledged"
-                _log.warning(
-                    "%s: dropped %d bytes after byte %d: %s", segment, size - end, end, torn
-                )
+            if end < size and segment != segments[-1]:
+                raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
         if self._is_known and not num_records:  # it is known once its first is on disk
             raise self._another("an empty log" if segments else "no log")
         if num_records and newest > self.newest:
             raise self._lost(self._segment(newest), "is missing")
         self.last = start if expected is None else expected - 1
+        if segments and last is not None and self.last < last:
+            how = f"ends with change {self.last}, {last} was the last when the log was closed"
+            raise self._lost(segments[-1], how)
+        if end < size:
+            self._cut(segments[-1], end, size)
         if segments and segments[-1].stat().st_size > 0:
             self._file = open(segments[-1], "ab", buffering=0)  # noqa: SIM115
         else:
             self._start_segment()
 
-    def _cut(self, segment: Path, size: int) -> None:
+    def _cut(self, segment: Path, end: int, size: int) -> None:
         with open(segment, "r+b") as stream:
-            stream.truncate(size)
+            stream.truncate(end)
             os.fsync(stream.fileno())
+        self.torn_bytes = size - end
+        torn = "a change that a crash left half written, which was never acknowledged"
+        _log.warning("%s: dropped %d bytes after byte %d: %s", segment, size - end, end, torn)
 
     def _scan(self, segment: Path) -> Iterator[tuple[Record, int]]:
         """As `records.read`, once what the log is of is found to be right."""

@@ -700,6 +700,43 @@ def test_a_newest_segment_that_is_lost_is_told_by_file(tmp_path: Path, left: int
     index.close()
 
 
+@pytest.mark.parametrize("is_rolled", [False, True])
+@pytest.mark.parametrize("lost", [1, 60, None])
+def test_a_closed_log_that_lost_its_end_is_told_by_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_rolled: bool, lost: int | None
+) -> None:
+    """It is known where it ended; nothing is cut, nor a number given out again."""
+    start(tmp_path)
+    index = live(tmp_path)
+    index.apply([Delete("item-0")])
+    if is_rolled:
+        index.compact()
+    segment = sorted((tmp_path / "log").glob("*.log"))[-1]
+    index.apply([Delete("item-1")])
+    before = segment.stat().st_size
+    index.apply([Delete("item-2")])
+    index.close()
+    content = segment.read_bytes()
+    left = content[:before] if lost is None else content[:-lost]
+    segment.write_bytes(left)
+    for _ in range(2):
+        with pytest.raises(LogError, match=rf"{segment}: ends with change [12], 3 was .*restore"):
+            live(tmp_path)
+        assert segment.read_bytes() == left
+    assert not caplog.messages
+    segment.write_bytes(content)
+    index = live(tmp_path)
+    assert (index.last_change, "item-2" in index.index) == (3, False)
+    segment.write_bytes(left)  # as a crash leaves it, while the log goes on
+    index._log.close()
+    index = live(tmp_path)
+    assert index.last_change < 3
+    index.close()
+    segment.write_bytes(segment.read_bytes()[:-1])
+    (tmp_path / "i" / "log.json").unlink()
+    live(tmp_path).close()  # without what was lost, as was said
+
+
 def test_a_log_whose_newest_segment_is_not_known_opens_and_becomes_known(tmp_path: Path) -> None:
     newest = rolled(tmp_path)
     known = known_log.read(str(tmp_path / "i"))
