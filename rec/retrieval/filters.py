@@ -5,14 +5,15 @@
                          {"op": "not", "of": {"op": "in", "column": "tag", "values": ["x", "y"]}}]}
 
 On a column of lists (tags) a comparison holds where it holds for any member. An empty value fits
-no comparison; `not` is every other row, rows with an empty value among them.
+no comparison; `not` is every other row, rows with an empty value among them. A date is its
+midnight, and a time without a zone is in UTC.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -32,6 +33,13 @@ from rec.config import Config, one_line
 from rec.retrieval.errors import FilterError
 
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 64, 10_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STEPS = {  # of the columns that hold no microseconds
+    "date32[day]": timedelta(days=1),
+    "date64[ms]": timedelta(days=1),
+    "s": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
+}
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
 
 
@@ -183,14 +191,15 @@ def _compare(expression: Equal | In | Range, column: pa.ChunkedArray) -> np.ndar
         fits = pc.equal(column, _scalar(expression.value, column.type, name))
     elif isinstance(expression, In):
         values = [_scalar(value, column.type, name).as_py() for value in expression.values]
+        values = [value for value in values if value is not None]
         fits = pc.is_in(column, value_set=pa.array(values, column.type))
     else:
         fits = pc.is_valid(column)
         if expression.least is not None:
-            least = _scalar(_bound(expression.least, column.type), column.type, name)
+            least = _scalar(_bound(expression.least, column.type), column.type, name, True)
             fits = pc.and_kleene(fits, pc.greater_equal(column, least))
         if expression.below is not None:
-            below = _scalar(_bound(expression.below, column.type), column.type, name)
+            below = _scalar(_bound(expression.below, column.type), column.type, name, True)
             fits = pc.and_kleene(fits, pc.less(column, below))
     return fits.fill_null(False).to_numpy(zero_copy_only=False).astype(bool, copy=False)
 
@@ -201,8 +210,22 @@ def _bound(value: Any, kind: pa.DataType) -> Any:
     return math.ceil(value) if whole else value
 
 
-def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
-    """`value` as the column's type; never across kinds (5 is no text, "5" no number)."""
+def _moment(value: datetime, kind: pa.DataType, is_bound: bool) -> int | datetime | None:
+    """A time as a column of coarser ones has it: as a bound the next, else none, where it falls
+    between two."""
+    step = _STEPS.get(str(kind) if pa.types.is_date(kind) else getattr(kind, "unit", ""))
+    if step is None:
+        return value
+    since = (value.replace(tzinfo=UTC) if value.tzinfo is None else value) - _EPOCH
+    count, rest = divmod(since, step)
+    if rest and not is_bound:
+        return None
+    return (count + bool(rest)) * (86_400_000 if pa.types.is_date64(kind) else 1)
+
+
+def _scalar(value: Any, kind: pa.DataType, column: str, is_bound: bool = False) -> pa.Scalar:
+    """`value` as the column's type; never across kinds (5 is no text, "5" no number). Null where
+    no row can have it."""
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     comparable = (
         (is_text and isinstance(value, str))
@@ -223,6 +246,8 @@ def _scalar(value: Any, kind: pa.DataType, column: str) -> pa.Scalar:
     try:
         if pa.types.is_temporal(kind) and isinstance(value, str):
             value = datetime.fromisoformat(value)
+        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            value = _moment(value, kind, is_bound)
         return pa.scalar(value, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
         raise FilterError(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rec.retrieval.errors import FilterError
-from rec.retrieval.filters import MAX_DEPTH, Filter, Range, mask, parse
+from rec.retrieval.filters import MAX_DEPTH, Equal, Filter, In, Not, Range, mask, parse
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS: list[dict[str, Any]] = [
@@ -165,6 +165,43 @@ def test_days_as_texts() -> None:
     assert mask(where, table).tolist() == [False, True, False]
     with pytest.raises(FilterError, match="'soon' is no date32"):
         mask(Range(column="day", least="soon"), table)
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64()])
+def test_a_date_is_its_midnight(kind: pa.DataType) -> None:
+    days = [date(1969, 12, 30), date(2020, 1, 1), date(2020, 1, 2), None]
+    table = pa.table({"day": pa.array(days, kind)})
+    noon, midnight = datetime(2020, 1, 1, 12), datetime(2020, 1, 1)
+    before = datetime(1969, 12, 29, 23, tzinfo=UTC)
+    for where, expected in [
+        (Range(column="day", below=noon), [0, 1]),
+        (Range(column="day", least=noon), [2]),
+        (Range(column="day", below=midnight), [0]),
+        (Range(column="day", least=midnight), [1, 2]),
+        (Range(column="day", below="2020-01-01T23:00+00:00"), [0, 1]),
+        (Range(column="day", below="2020-01-02T01:00+02:00"), [0, 1]),
+        (Range(column="day", least="2020-01-01T00:00:00.000001Z"), [2]),
+        (Range(column="day", least=before), [0, 1, 2]),
+        (Range(column="day", below=before), []),
+        (Range(column="day", below=datetime.max), [0, 1, 2]),
+        (Equal(column="day", value=noon), []),
+        (Equal(column="day", value=midnight), [1]),
+        (Not(of=Equal(column="day", value=noon)), [0, 1, 2, 3]),
+        (In(column="day", values=(noon, datetime(2020, 1, 2))), [2]),
+        (In(column="day", values=(noon,)), []),
+    ]:
+        assert np.flatnonzero(mask(where, table)).tolist() == expected, where
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Paris"])
+def test_times_between_those_that_a_column_can_have(zone: str | None) -> None:
+    moments = [START, START + timedelta(seconds=1), None]
+    table = pa.table({"t": pa.array(moments, pa.timestamp("s", zone))})
+    between = START + timedelta(milliseconds=1)
+    assert mask(Range(column="t", below=between), table).tolist() == [True, False, False]
+    assert mask(Range(column="t", least=between), table).tolist() == [False, True, False]
+    assert not mask(Equal(column="t", value=between), table).any()
+    assert mask(Equal(column="t", value=START), table).tolist() == [True, False, False]
 
 
 def test_no_rows() -> None:
