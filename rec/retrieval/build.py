@@ -21,7 +21,7 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
-from rec.retrieval import known_log, versions
+from rec.retrieval import known_log, spec, versions
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     HeldOut,
@@ -95,14 +95,18 @@ def build_index(
         The manifest; `metrics` has recall@10, recall@100 and the curve of efforts tried.
 
     Raises:
-        IndexBuildError: the table is empty, an (id, interest) repeats, a vector is not finite or
-            of another dimension, attributes are missing, FAISS refuses the factory string, or the
-            log of live changes has lost some that the table does not say it has (log_seq).
+        IndexBuildError: an argument is not as it should be, the table is empty, an (id, interest)
+            repeats, a vector is not finite or of another dimension, attributes are missing, FAISS
+            refuses the factory string, or the log of live changes has lost some that the table
+            does not say it has (log_seq).
         LogError: log.json, which says that, is damaged.
         ArtifactError: a table is not there or not intact, or the index cannot be written.
     """
-    builder = _Builder(embeddings_uri, out_uri, config or IndexConfig(), attributes_uri, run)
-    builder.continued, builder.log_seq, builder.num_threads = continued, log_seq, num_threads
+    config = IndexConfig() if config is None else config
+    spec.check(config, log_seq, num_threads)
+    builder = _Builder(embeddings_uri, out_uri, config, attributes_uri, run)
+    builder.continued, builder.num_threads = continued, num_threads
+    builder.log_seq = None if log_seq is None else int(log_seq)  # NumPy's are no JSON
     return builder.build(queries_uri)
 
 

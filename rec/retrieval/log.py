@@ -231,7 +231,9 @@ class ChangeLog:
         if after > self.last or after + 1 < first:
             raise LogError(
                 f"{self._folder}: holds changes {first} to {self.last}, wanted those after "
-                f"{after}; restore the segments, or build the index again from a full table"
+                f"{after}; restore the segments, or build the index again from a full table; or "
+                f"where the version in use says wrongly which it has, go back to the one before "
+                f"(rec.retrieval.versions.rollback, jobs.index --rollback)"
             )
         for segment, following in zip(segments, [*segments[1:], None], strict=True):
             if following is not None and records.first_of(following) <= after + 1:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+from numbers import Integral
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rec.config import Config
+from rec.retrieval.errors import IndexBuildError
 
 FLAT_UP_TO = 20_000  # below this brute force answers within a millisecond and needs no tuning
 ROWS_PER_SHARD = 10_000_000
 TRAIN_PER_LIST = 64  # FAISS asks for at least 39 points a centroid
 _LEAST_PER_LIST = 39
+MAX_LOG_SEQ = 10**15  # names of a log's files have 16 digits
+MAX_THREADS = 1024
 
 
 class IndexConfig(Config):
@@ -27,7 +33,14 @@ class IndexConfig(Config):
     attributes: tuple[str, ...] = ()  # columns to keep for filters
     # held-out rows to tune with, and as many to report; together at most a fifth of the rows
     num_queries: int = Field(default=1000, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("attributes")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"{list(names)}: a column is named twice")
+        return names
 
     def held_out(self, num_rows: int) -> int:
         """Rows to measure with that nothing is trained on."""
@@ -36,6 +49,27 @@ class IndexConfig(Config):
     def shards_of(self, num_rows: int) -> int:
         """Shards to build, none of them empty."""
         return max(1, min(self.num_shards or -(-num_rows // ROWS_PER_SHARD), num_rows))
+
+
+def check(config: Any, log_seq: Any, num_threads: Any) -> None:
+    """What a build is asked. Raises IndexBuildError by name of what is not as it should be."""
+    if not isinstance(config, IndexConfig):
+        raise IndexBuildError(f"config is {config!r}, expected an IndexConfig")
+    for graph, num in re.findall(r"(HNSW|NSG)(\d+)", config.factory):
+        if int(num) < 2:  # FAISS would end the process, or never come to an end
+            raise IndexBuildError(
+                f"factory {config.factory!r}: {graph}{num} is no graph, each vector needs at least "
+                f"2 neighbours; take HNSW32"
+            )
+    for name, value, least, most in (
+        ("log_seq", log_seq, 0, MAX_LOG_SEQ),
+        ("num_threads", num_threads, 1, MAX_THREADS),
+    ):
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (is_whole and least <= value <= most):
+            raise IndexBuildError(
+                f"{name} is {value!r}, expected a whole number, {least} to {most}; or None"
+            )
 
 
 def num_bytes(num_rows: int, dim: int, bytes_a_value: float, key_bytes: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tables import DIM, clustered, embeddings
 
 from rec import artifacts
@@ -178,6 +179,62 @@ def test_vectors_of_no_values(tmp_path: Path) -> None:
         build_index(uri, str(tmp_path / "i"))
     with pytest.raises(ValueError, match="vectors of 0 values, expected at least 1"):
         Ann.make("Flat", 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"log_seq": "x"}, "log_seq is 'x', expected a whole number"),
+        ({"log_seq": -1}, "log_seq is -1"),
+        ({"log_seq": True}, "log_seq is True"),
+        ({"log_seq": 2**70}, "log_seq is 1180591620717411303424"),
+        ({"num_threads": "x"}, "num_threads is 'x'"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"num_threads": -1}, "num_threads is -1"),
+        ({"config": {"seed": 1}}, "config is {'seed': 1}, expected an IndexConfig"),
+        ({"config": {}}, "config is {}, expected an IndexConfig"),
+        *(
+            ({"config": IndexConfig(factory=factory)}, "needs at least 2 neighbours")
+            for factory in ("HNSW0", "HNSW1", "HNSW01", "NSG1,Flat", "IVF64_HNSW1,Flat")
+        ),
+    ],
+)
+def test_builds(published: Path, tmp_path: Path, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(IndexBuildError, match=message):
+        build_index(str(published / "e"), str(tmp_path / "i"), **asked)
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("fields", [{"attributes": ("y", "y")}, {"seed": -1}])
+def test_configs(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        IndexConfig(**fields)
+
+
+def test_the_least_graph_is_built(tmp_path: Path) -> None:
+    uri = embeddings(tmp_path / "e", clustered(300))
+    for factory in ("HNSW2", "IVF4_HNSW2,Flat"):
+        build_index(uri, str(tmp_path / "i"), IndexConfig(factory=factory), log_seq=np.int64(0))  # type: ignore[arg-type]
+    assert len(Index.open(str(tmp_path / "i"))) == 300
+
+
+def test_a_version_that_claims_changes_beyond_the_log_is_undone_by_a_rollback(
+    published: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(published / "i", tmp_path / "i")
+    uri = str(tmp_path / "i")
+    live = LiveIndex(uri, tmp_path / "log", compact_at=None)
+    live.apply([Delete("item-0")])
+    build_index(str(published / "e"), uri, IndexConfig(attributes=("age",)), log_seq=999)
+    with pytest.raises(LogError, match=r"wanted those after 999; .*versions\.rollback"):
+        live.refresh()
+    versions.rollback(uri)
+    live.refresh()
+    live.apply([Delete("item-1")])
+    live.close()
+    live = LiveIndex(uri, tmp_path / "log", compact_at=None)
+    assert (live.last_change, len(live.index)) == (2, ROWS - 2)
+    live.close()
 
 
 @pytest.mark.parametrize("uri", [None, 3, b"x"])
