@@ -8,7 +8,6 @@ each other by whatever `run` is: `map` in this process, Ray's in jobs.index.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
-from rec.retrieval import known_log, spec, versions
+from rec.retrieval import known_log, spec, staging, versions
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     HeldOut,
@@ -236,7 +235,7 @@ class _Builder:
             for number in range(num_shards)
         ]
         truth = true_rows(list(self._run(fill_shard, tasks)), bounds[:-1], held_out)
-        with tempfile.TemporaryDirectory(prefix="raycall-index-") as local:
+        with staging.folder() as local:
             shards = read_shards(join(self._out, root), num_shards, Path(local))
             if self._config.merge and num_shards > 1:
                 shards = [merge_shards(join(self._out, root), shards, trained)]

@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, join
-from rec.retrieval import originals, versions
+from rec.retrieval import originals, staging, versions
 from rec.retrieval.ann import Ann
 from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
@@ -46,12 +46,12 @@ class ShardTask:
 
 
 @contextmanager
-def _staging(prefix: str) -> Iterator[str]:
+def _staging() -> Iterator[str]:
     """A local folder to write to, removed in the end. Raises ArtifactError where the disk is
     full."""
     place = tempfile.gettempdir()
     try:
-        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        with staging.folder() as folder:
             yield folder
     except OSError as error:
         raise ArtifactError(
@@ -92,7 +92,7 @@ def fill_shard(task: ShardTask) -> Filled:
             attributes = attributes.set_column(place, field.name, values)
     ann = Ann.from_bytes(task.trained)
     exact = ExactTop(task.queries, NUM_TRUE)
-    with _staging("raycall-shard-") as staged:
+    with _staging() as staged:
         batches = table.vectors()
         if not ann.keeps_vectors:
             batches = originals.keep(Path(staged, VECTORS_FILE), batches)
@@ -125,7 +125,7 @@ def merge_shards(place: str, shards: list[Shard], trained: bytes) -> Shard:
         raise IndexBuildError(str(error)) from error
     keys = pa.concat_tables([shard.keys for shard in shards])
     attributes = pa.concat_tables([shard.attributes for shard in shards])
-    with _staging("raycall-index-") as staged:
+    with _staging() as staged:
         Shard.write(Path(staged), whole, keys, attributes)
         if not whole.keeps_vectors:
             names = [join(shard_name(n), VECTORS_FILE) for n in range(len(shards))]

@@ -19,6 +19,7 @@ from rec.retrieval.merge import Answers, Part, in_time, merge, pick
 from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, whole
 from rec.retrieval.rows import Rows
 from rec.retrieval.shards import Shard
+from rec.retrieval.spec import MAX_THREADS
 from rec.retrieval.threads import omp_get_max_threads, omp_threads
 
 
@@ -111,11 +112,11 @@ class Index(Rows):
             manifest: of the version to open; None = the one in use.
 
         Raises:
-            SettingError: `pool` is no thread pool.
+            SettingError: `mmap`, `pool` or `manifest` is not as it should be.
             ArtifactError: there is no index, a file is missing or altered, the files do not
                 belong together, or the index holds another model's vectors.
         """
-        settings.check_pool(pool)
+        settings.check_opened(mmap, pool, manifest)
         shards, manifest = load(uri, mmap, model, manifest)
         return cls(shards, manifest, pool=pool)
 
@@ -158,7 +159,7 @@ class Index(Rows):
             num_threads: OpenMP threads of this search; more than 1 only where nothing else runs.
 
         Raises:
-            QueryError: a shape, a value, k, the filter or the deadline is not as it should be.
+            QueryError: an argument is not as it should be.
         """
         if type(k) is not int:  # FAISS takes no other
             k = whole(k)
@@ -173,11 +174,14 @@ class Index(Rows):
             if omp_get_max_threads() == num_threads:
                 rows, scores = ann.search(queries, k)
             else:
-                with omp_threads(num_threads):
+                with omp_threads(whole(num_threads, "num_threads", 1, MAX_THREADS)):
                     rows, scores = ann.search(queries, k)
             least = rows.item(-1) if len(rows) == 1 else rows[:, -1].min(initial=0)
             if least >= 0:  # else it must look on
                 return Hits(rows, scores, self)
+        num_threads = whole(num_threads, "num_threads", 1, MAX_THREADS)
+        if not isinstance(exact, bool | np.bool_):
+            raise QueryError(f"exact is {exact!r}, expected True or False")
         if where is not None:
             filters.check(where)
         due = due_at(deadline_s, self.pool is not None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import Manifest, join
-from rec.retrieval import known_log, settings, versions
+from rec.retrieval import known_log, settings, staging, versions
 from rec.retrieval.build import Continued, build_index
 from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
@@ -69,7 +68,7 @@ class LiveIndex:
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
     ) -> None:
-        settings.check(compact_at, keep, grace_s, pool)
+        settings.check(log_folder, compact_at, keep, grace_s, pool)
         self._uri, self._compact_at = uri, compact_at
         self._keep, self._grace_s = keep, grace_s
         self._mmap, self._pool, self._model = mmap, pool, model
@@ -232,7 +231,7 @@ class LiveIndex:
                 built["recall_at_training"],
                 queries,
             )
-        with tempfile.TemporaryDirectory(prefix="raycall-compact-") as folder:
+        with staging.folder() as folder:
             export(snapshot, self._uri, folder)
             return build_index(
                 folder,

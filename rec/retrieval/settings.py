@@ -4,17 +4,21 @@ touched. All raise SettingError by name of what is not as it should be."""
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from typing import Any
 
+from rec.artifacts import Manifest
 from rec.retrieval.errors import SettingError
 
 MAX_GRACE_S = 1e9  # some 31 years; a date so far back must exist
 
 
-def check(compact_at: Any, keep: Any, grace_s: Any, pool: Any) -> None:
+def check(log_folder: Any, compact_at: Any, keep: Any, grace_s: Any, pool: Any) -> None:
     """All that `LiveIndex` needs."""
+    is_place = isinstance(log_folder, str | os.PathLike) and str(log_folder) != ""
+    _expect("log_folder", log_folder, is_place, "the path of a local folder")
     fits = compact_at is None or (_is_number(compact_at) and 0 <= compact_at < math.inf)
     _expect("compact_at", compact_at, fits, "a share of rows, 0 or more; None = never")
     check_kept(keep, grace_s, 1)
@@ -27,6 +31,14 @@ def check_kept(keep: Any, grace_s: Any, least: int) -> None:
     _expect("keep", keep, fits, f"a whole number, at least {least}")
     fits = _is_number(grace_s) and 0 <= grace_s <= MAX_GRACE_S
     _expect("grace_s", grace_s, fits, f"seconds, 0 to {MAX_GRACE_S:g}")
+
+
+def check_opened(mmap: Any, pool: Any, manifest: Any) -> None:
+    """All that `Index.open` needs."""
+    _expect("mmap", mmap, isinstance(mmap, bool), "True or False")
+    check_pool(pool)
+    fits = manifest is None or isinstance(manifest, Manifest)
+    _expect("manifest", manifest, fits, "a Manifest; None = the one in use")
 
 
 def check_pool(pool: Any) -> None:

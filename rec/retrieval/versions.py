@@ -267,8 +267,13 @@ def one_publisher(uri: str, wait_s: float = 30) -> Iterator[None]:
     if not isinstance(files, pafs.LocalFileSystem):
         yield
         return
-    os.makedirs(path, exist_ok=True)
-    with open(os.path.join(path, ".publisher"), "w") as lock:
+    place = os.path.join(path, ".publisher")
+    try:
+        os.makedirs(path, exist_ok=True)
+        lock = open(place, "w")  # noqa: SIM115
+    except OSError as error:
+        raise ArtifactError(f"{place}: cannot be written: {error}; make it so") from error
+    with lock:
         deadline = time.monotonic() + wait_s
         while True:
             with suppress(BlockingIOError):
@@ -285,15 +290,10 @@ def one_publisher(uri: str, wait_s: float = 30) -> Iterator[None]:
 
 def upload(folder: str, uri: str) -> None:
     """Copy a local folder to `uri`. Raises ArtifactError where that fails (disk full)."""
-    files, path = artifacts.filesystem(uri)
+    (files, path), local = artifacts.filesystem(uri), pafs.LocalFileSystem()
     try:
         files.create_dir(path, recursive=True)
-        pafs.copy_files(
-            folder,
-            path,
-            source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=files,
-        )
+        pafs.copy_files(folder, path, source_filesystem=local, destination_filesystem=files)
     except OSError as error:
         raise ArtifactError(
             f"{uri}: cannot be written: {error}; free space there and build again"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from tables import DIM, clustered, embeddings
 
 from rec import artifacts
 from rec.artifacts import ArtifactError
-from rec.retrieval import versions
+from rec.retrieval import staging, versions
 from rec.retrieval.ann import Ann
 from rec.retrieval.build import build_index
 from rec.retrieval.changes import Delete, Put
@@ -72,6 +76,10 @@ def user(vectors: Any = V[:2], weights: Any = ONES) -> list[UserInterests]:
     ("ask", "message"),
     [
         (lambda i: i.search(V[:1], True), "k is True, expected a whole number"),
+        (lambda i: i.search(V[:1], 3, exact="no"), "exact is 'no', expected True or False"),
+        (lambda i: i.search(V[:1], 3, num_threads="x"), "num_threads is 'x', expected a whole"),
+        (lambda i: i.search(V[:1], 3, num_threads=0), "num_threads is 0, expected 1 to"),
+        (lambda i: i.search(V[:1], 3, num_threads=-1), "num_threads is -1, expected 1 to"),
         (lambda i: i.ids([0, ROWS]), f"row {ROWS} is not there: expected -1 to {ROWS - 1}"),
         (lambda i: i.ids(np.array([-2])), "row -2 is not there"),
         (lambda i: i.ids([0.5]), "rows are of type float64"),
@@ -248,6 +256,10 @@ def test_addresses(uri: Any) -> None:
     ("ask", "message"),
     [
         (lambda uri: Index.open(uri, pool=3), "pool is 3, expected a thread pool"),  # type: ignore[arg-type]
+        (lambda uri: Index.open(uri, mmap="x"), "mmap is 'x', expected True or False"),  # type: ignore[arg-type]
+        (lambda uri: Index.open(uri, manifest=3), "manifest is 3, expected a Manifest"),  # type: ignore[arg-type]
+        (lambda uri: LiveIndex(uri, None), "log_folder is None, expected the path"),  # type: ignore[arg-type]
+        (lambda uri: LiveIndex(uri, 3), "log_folder is 3, expected the path"),  # type: ignore[arg-type]
         (lambda uri: versions.collect(uri, grace_s=NAN), "grace_s is nan, expected seconds"),
         (lambda uri: versions.collect(uri, grace_s=-1), "grace_s is -1, expected seconds"),
         (lambda uri: versions.collect(uri, keep=-1), "keep is -1, expected .* at least 0"),
@@ -257,6 +269,32 @@ def test_addresses(uri: Any) -> None:
 def test_settings(published: Path, ask: Callable[[str], Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         ask(str(published / "i"))
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_name(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published / "i", tmp_path / "i")
+    (tmp_path / "i" / ".publisher").unlink()
+    (tmp_path / "i" / ".publisher").mkdir()
+    for ask in (versions.rollback, versions.collect):
+        with pytest.raises(ArtifactError, match=r"i/\.publisher: cannot be written"):
+            ask(str(tmp_path / "i"))
+
+
+def test_what_a_killed_process_staged_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = f"import os, tempfile; tempfile.tempdir = {str(tmp_path)!r}"
+    code = f"{place}\nfrom rec.retrieval import staging\nwith staging.folder(): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    with staging.folder() as held:
+        assert left.exists()  # young: it may be about to be locked
+        for path in (left, Path(held)):
+            os.utime(path, (0, 0))
+        with staging.folder():
+            assert (left.exists(), Path(held).exists()) == (False, True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("root", ["../e", "", "v-", "v-1/shard-00000", "history", None])
