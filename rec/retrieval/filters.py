@@ -246,8 +246,9 @@ def _scalar(value: Any, kind: pa.DataType, column: str, is_bound: bool = False) 
     try:
         if pa.types.is_temporal(kind) and isinstance(value, str):
             value = datetime.fromisoformat(value)
-        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            value = _moment(value, kind, is_bound)
+        is_moment = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+        if is_moment and isinstance(value, datetime):
+            return pa.scalar(_moment(value, kind, is_bound), kind)
         return pa.scalar(value, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
         raise FilterError(

@@ -66,7 +66,7 @@ def check(config: Any, log_seq: Any, num_threads: Any) -> None:
         ("num_threads", num_threads, 1, MAX_THREADS),
     ):
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not (is_whole and least <= value <= most):
+        if value is not None and not (is_whole and least <= int(value) <= most):
             raise IndexBuildError(
                 f"{name} is {value!r}, expected a whole number, {least} to {most}; or None"
             )
