@@ -40,6 +40,8 @@ class _Neighbours(_Asked):
     )
 
 
+_LEAST_SQUARES, _MOST_SQUARES = 1e-12, 1e30
+
 Q = TypeVar("Q", bound=_Asked)
 Answer = Callable[[Q, bytes], Awaitable[Response]]
 
@@ -63,12 +65,14 @@ def add_raw(app: FastAPI, pin: Pin[Version, Backend], limits: Limits) -> None:
         if asked.k > limits.max_k:
             raise invalid(f"k: {asked.k}, expected 1 to {limits.max_k}")
         try:
-            rows = wire.unpack_rows(data, version.dim)
+            rows = wire.view_rows(data, version.dim)
+            if len(rows) > limits.max_inputs:
+                most = f"expected at most {limits.max_inputs} a request"
+                raise invalid(f"body: {len(rows)} rows, {most}")
+            units = _unit_rows(rows)
         except wire.WireError as error:
             raise invalid(f"body: {error}") from error
-        if len(rows) > limits.max_inputs:
-            raise invalid(f"body: {len(rows)} rows, expected at most {limits.max_inputs} a request")
-        found = await backend.search_packed(_unit_rows(rows), asked.k)
+        found = await backend.search_packed(units, asked.k)
         headers = {
             wire.MODEL_HEADER: version.model_version,
             wire.INDEX_HEADER: found.index_version,
@@ -167,8 +171,13 @@ def _content(place: str, text: str | None, picture: bytes | None, limits: Limits
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
-    """(B, D) float32 of unit norm; in float64, where no finite float32 overflows."""
-    wide = rows.astype(np.float64)
+    """(B, D) float32 of unit norm; raises WireError where a number is not finite."""
+    squares = np.einsum("ij,ij->i", rows, rows)  # warns of nothing
+    # where float32 has room on both sides; no sum with NaN or infinity is there
+    if squares.min() > _LEAST_SQUARES and squares.max() < _MOST_SQUARES:
+        return rows * (1 / np.sqrt(squares))[:, None]
+    wire.check_finite(rows)
+    wide = rows.astype(np.float64)  # where no finite float32 overflows
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     if not norms.all():
         raise invalid(f"body: row {int((norms == 0).argmax())} is all zeros, which points nowhere")
