@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import Field
@@ -44,7 +43,7 @@ class Release(Config):
     index: Placed
     rows: Placed | None = None  # of users' histories; the content service has none
 
-    @cached_property
+    @property
     def name(self) -> str:
         parts = (self.encoder, self.index, self.rows)
         return "-".join(part.version for part in parts if part is not None)
