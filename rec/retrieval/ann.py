@@ -105,9 +105,15 @@ class Ann:
         return self._coded is not None
 
     @cached_property
+    def finds_all_lists(self) -> bool:
+        """Asked for all lists, finds them: a graph of their centres may not lead to some."""
+        quantiser = None if self._ivf is None else faiss.downcast_index(self._ivf.quantizer)
+        return isinstance(quantiser, faiss.IndexFlat)
+
+    @cached_property
     def compares_in_lists(self) -> bool:
-        """Looking into lists compares rows as `reconstruct` gives them."""
-        return isinstance(self._index, faiss.IndexIVFScalarQuantizer)
+        """Looking into all lists compares all rows, as `reconstruct` gives them."""
+        return isinstance(self._index, faiss.IndexIVFScalarQuantizer) and self.finds_all_lists
 
     @cached_property
     def keeps_vectors(self) -> bool:

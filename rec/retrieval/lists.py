@@ -78,7 +78,12 @@ def search_fitting(
             rows[again], scores[again] = compare(queries[again])
             return rows, scores
         for nprobe in np.unique(looked[again]):
-            now = again & (looked == nprobe)
+            now = np.flatnonzero(again & (looked == nprobe))
+            if not ann.finds_all_lists:
+                found = _edge(ann, queries[now], *ann.nearest_lists(queries[now], int(nprobe)))
+                if len(lost := now[found >= least[now]]):
+                    rows[lost], scores[lost] = compare(queries[lost])
+                now = now[found < least[now]]
             k_factor = _MORE_CANDIDATES * effort.k_factor
             if nprobe > _MANY_LISTS * effort.nprobe:
                 k_factor = max(k_factor, _MANY_CANDIDATES)
@@ -99,8 +104,8 @@ def walk(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Look into lists at least as far as `effort` goes, and for each query on until those
     passed hold enough rows, in enough lists: what fits may lie far from the query. Returns
-    (B, k) rows and scores, and (B,) into how many lists it looked and the score of the last
-    one's centre.
+    (B, k) rows and scores, and (B,) into how many lists it looked and the score that no centre of
+    another list exceeds.
 
     Args:
         per_list: (lists,) rows that may be found in each.
@@ -121,7 +126,18 @@ def walk(
         if len(now := waiting[enough]):
             effort = effort._replace(nprobe=nprobe)
             rows[now], scores[now] = ann.search(queries[now], k, effort, bits)
-            looked[now], edge[now] = nprobe, centres[enough, -1]
+            looked[now] = np.count_nonzero(near[enough] >= 0, axis=1)
+            edge[now] = _edge(ann, queries[now], near[enough], centres[enough])
         waiting, nprobe = waiting[~enough], 2 * nprobe
     mark_absent(rows, scores)
     return rows, scores, looked, edge
+
+
+def _edge(ann: Ann, queries: np.ndarray, near: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(B,) the score that no centre of a list other than the `near` ones exceeds."""
+    if ann.finds_all_lists:
+        return centres[:, -1]
+    left = ann.list_scores(queries)
+    query, place = np.nonzero(near >= 0)
+    left[query, near[query, place]] = -np.inf
+    return left.max(axis=1)

@@ -82,6 +82,37 @@ def test_brute_force_in_lists_is_brute_force(tmp_path: Path) -> None:
             assert recall(in_lists.rows, decoded.rows) > 0.99 or below == 0  # but for equal scores
 
 
+@pytest.mark.parametrize("factory", ["IVF256_HNSW8,SQ8", "IVF256_HNSW8,PQ12x4fs,RFlat"])
+@pytest.mark.parametrize("cost", [0.0, math.inf])
+def test_a_graph_of_centres_loses_no_lists(
+    factory: str, cost: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for all lists, FAISS looks into those alone that a walk over the graph comes to."""
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal((6000, 3)) @ rng.standard_normal((3, WIDE))
+    vectors = unit(flat + 0.05 * rng.standard_normal((6000, WIDE)))
+    place = np.argsort(np.argsort(vectors @ (axis := rng.standard_normal(WIDE)))) / 6000
+    uri = embeddings(tmp_path / "e", vectors, columns={"place": place.tolist()})
+    config = IndexConfig(factory=factory, attributes=("place",), num_queries=100)
+    build_index(uri, str(tmp_path / "i"), config)
+    index = Index.open(str(tmp_path / "i"))
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: cost)
+    queries = vectors[np.argsort(-(vectors @ axis))[:30]]
+    scores = queries @ index.reconstruct(np.arange(6000)).T
+    for below, where in ((2.0, None), (0.5, Range(column="place", below=0.5))):
+        best = -np.sort(-np.where(place < below, scores, -np.inf), axis=1)[:, :10]
+        for batch in (1, 30):
+            parts = [queries[start : start + batch] for start in range(0, 30, batch)]
+            exact = [index.search(some, 10, where=where, exact=True).scores for some in parts]
+            np.testing.assert_allclose(np.concatenate(exact), best, rtol=1e-5)
+            if where is not None:
+                found = np.concatenate(
+                    [index.search(some, 10, where=where).scores for some in parts]
+                )
+                assert np.mean(found >= best[:, -1:] - 1e-5) >= 0.98
+
+
 @pytest.mark.parametrize(
     "factory", ["IVF8,PQ8x4fs,Refine(SQ8)", "IVF8,SQ8,Refine(SQfp16)", "SQ4", "PQ8", "Flat"]
 )
