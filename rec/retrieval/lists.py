@@ -11,30 +11,29 @@ from rec.retrieval.costs import ns_to_compare, ns_to_pass
 from rec.retrieval.effort import Effort
 from rec.retrieval.exact import mark_absent
 
-_BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries
-_FAR = 2.0  # margins; of rows that are all far the best lie further from their centres
+_BELOW_RISE = 0.95  # of the true neighbours of held-out queries
+_FAR = 2.0  # times the rise; of rows that are all far the best lie further from their centres
 _MORE_CANDIDATES, _MANY_CANDIDATES = 4, 64
 _MANY_LISTS = 4  # times as many as were tuned to, of which all rows score nearly the same
 
 
-def margin(
-    anns: Sequence[Ann], queries: np.ndarray, truth: np.ndarray, scores: np.ndarray
-) -> float:
+def rise(anns: Sequence[Ann], queries: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> float:
     """How far the neighbours of held-out queries score above the centres of the lists that they
-    are in; all but a twentieth of them score less.
+    are in, by the query's norm; all but a twentieth of them score less.
 
     Args:
         anns: shards of inverted lists.
         queries: (Q, D).
         truth: (Q, k) rows over all shards, -1 where there are fewer; with their `scores`.
     """
-    above, start = [np.zeros(1)], 0
+    above, start, norms = [np.zeros(1)], 0, _norms(queries)
     for ann in anns:
         query, place = np.nonzero((truth >= start) & (truth < start + ann.size))
         lists = ann.list_of_rows()[truth[query, place] - start]
-        above.append(scores[query, place] - ann.list_scores(queries)[query, lists])
+        by = scores[query, place] - ann.list_scores(queries)[query, lists]
+        above.append(by / np.where(norms > 0, norms, 1)[query])
         start += ann.size
-    return float(np.quantile(np.concatenate(above), _BELOW_MARGIN))
+    return float(np.quantile(np.concatenate(above), _BELOW_RISE))
 
 
 def search_fitting(
@@ -47,12 +46,12 @@ def search_fitting(
     compare: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Look as `walk` does, then once more where better hits may lie further off: into all lists
-    whose centres come within the effort's margin of the k-th score that was found.
+    whose centres come within the effort's rise of the k-th score that was found.
 
     Where the nearest rows fit, those lists were looked into already. Where they do not, hits lie
     in lists that are nearly all as far from the query, further from their centres than near ones,
-    and many rows score nearly the same: then it takes two margins, and the refinement, where there
-    is one, many candidates. All rows that fit are compared instead wherever that costs less.
+    and many rows score nearly the same: then it takes twice the rise, and the refinement, where
+    there is one, many candidates. All rows that fit are compared instead wherever that costs less.
 
     Args:
         per_list, bits: see `walk`.
@@ -63,7 +62,7 @@ def search_fitting(
         return compare(queries)
     rows, scores, looked, edge = walk(ann, queries, k, effort, per_list, bits)
     is_far = looked > effort.nprobe
-    margins = np.where(is_far, _FAR * effort.margin, effort.margin)
+    margins = np.where(is_far, _FAR, 1.0) * effort.rise * _norms(queries)
     least = scores[:, min(k, max(there, 1)) - 1] - margins
     again = (edge >= least) & (looked < ann.num_lists)
     if ann.refines:
@@ -141,3 +140,7 @@ def _edge(ann: Ann, queries: np.ndarray, near: np.ndarray, centres: np.ndarray) 
     query, place = np.nonzero(near >= 0)
     left[query, near[query, place]] = -np.inf
     return left.max(axis=1)
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(vectors.astype(np.float64), axis=1)

@@ -62,6 +62,19 @@ def test_filters_far_from_the_query(
     assert recall(np.concatenate(found), truth) >= 0.98
 
 
+@pytest.mark.parametrize("scale", [0.1, 10, 1e4])
+def test_filters_find_the_same_whatever_the_norm_of_the_query(
+    far: tuple[Index, np.ndarray], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, queries = far
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: math.inf)
+    for below in (0.5, 0.2):
+        where = Range(column="place", below=below)
+        found = index.search(queries * np.float32(scale), 10, where=where).rows
+        assert recall(found, index.search(queries, 10, where=where).rows) >= 0.99
+
+
 def test_brute_force_in_lists_is_brute_force(tmp_path: Path) -> None:
     config = IndexConfig(factory="IVF32,SQ8", attributes=("n",), num_queries=50)
     uri = embeddings(tmp_path / "e", clustered(3000), columns={"n": list(range(3000))})
