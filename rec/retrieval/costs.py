@@ -13,6 +13,7 @@ CHEAP_VALUES = 1 << 18  # numbers of vectors compared in the time that lists wou
 _PASS_NS = 3.0  # one row of a list under a filter
 # to decode a value, or a row where FAISS decodes them one after the other
 _VECTOR_NS, _CODE_NS, _ROW_NS = 0.3, 0.9, 850.0
+_RERANK_NS = 120.0  # one candidate by the refinement
 _IN_LIST_NS = 0.25  # to compare a value that FAISS decodes as it goes through a list
 
 
@@ -28,6 +29,11 @@ def ns_to_compare(ann: Ann, num_rows: int, num_queries: int) -> float:
 def ns_to_pass(ann: Ann, num_lists: float) -> float:
     """To look for rows that fit in so many lists, one query's or all queries' together."""
     return _PASS_NS * ann.size * num_lists / ann.num_lists
+
+
+def affordable(ann: Ann, num_lists: float) -> float:
+    """Candidates that are re-ranked in the time that looking into so many lists takes."""
+    return ns_to_pass(ann, num_lists) / _RERANK_NS
 
 
 def passes_all(ann: Ann, num_rows: int, num_queries: int) -> bool:

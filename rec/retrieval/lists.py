@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rec.retrieval.ann import Ann
-from rec.retrieval.costs import ns_to_compare, ns_to_pass
+from rec.retrieval.costs import affordable, ns_to_compare, ns_to_pass
 from rec.retrieval.effort import Effort
 from rec.retrieval.exact import mark_absent
 
 _BELOW_RISE = 0.95  # of the true neighbours of held-out queries
 _FAR = 2.0  # times the rise; of rows that are all far the best lie further from their centres
-_MORE_CANDIDATES, _MANY_CANDIDATES = 4, 64
+_MORE_CANDIDATES = 4  # times as many
+_MANY_CANDIDATES, _MOST_CANDIDATES = 64, 6400  # for a hit; for all
 _MANY_LISTS = 4  # times as many as were tuned to, of which all rows score nearly the same
 
 
@@ -60,7 +61,8 @@ def search_fitting(
     there = int(per_list.sum())
     if ns_to_compare(ann, there, len(queries)) <= ns_to_pass(ann, len(queries) * effort.nprobe):
         return compare(queries)
-    rows, scores, looked, edge = walk(ann, queries, k, effort, per_list, bits)
+    first = _with(ann, effort, effort.nprobe, k, there, again=False)
+    rows, scores, looked, edge = walk(ann, queries, k, first, per_list, bits)
     is_far = looked > effort.nprobe
     margins = np.where(is_far, _FAR, 1.0) * effort.rise * _norms(queries)
     least = scores[:, min(k, max(there, 1)) - 1] - margins
@@ -83,11 +85,7 @@ def search_fitting(
                 if len(lost := now[found >= least[now]]):
                     rows[lost], scores[lost] = compare(queries[lost])
                 now = now[found < least[now]]
-            k_factor = _MORE_CANDIDATES * effort.k_factor
-            if nprobe > _MANY_LISTS * effort.nprobe:
-                k_factor = max(k_factor, _MANY_CANDIDATES)
-            k_factor = max(effort.k_factor, min(k_factor, there / k))
-            further = effort._replace(nprobe=int(nprobe), k_factor=k_factor)
+            further = _with(ann, effort, int(nprobe), k, there, again=True)
             rows[now], scores[now] = ann.search(queries[now], k, further, bits)
         mark_absent(rows, scores)
     return rows, scores
@@ -130,6 +128,17 @@ def walk(
         waiting, nprobe = waiting[~enough], 2 * nprobe
     mark_absent(rows, scores)
     return rows, scores, looked, edge
+
+
+def _with(ann: Ann, effort: Effort, nprobe: int, k: int, there: int, again: bool) -> Effort:
+    """`effort` for so many lists. Of the more rows that are passed more score nearly the same to
+    codes, and the less it adds to re-rank as many candidates as that takes time; `again` more."""
+    many, least = affordable(ann, nprobe) / k, effort.k_factor
+    if again:
+        least *= _MORE_CANDIDATES
+        many = _MANY_CANDIDATES if nprobe > _MANY_LISTS * ann.effort.nprobe else many
+    many = max(least, min(many, _MANY_CANDIDATES, _MOST_CANDIDATES / k))
+    return effort._replace(nprobe=nprobe, k_factor=max(effort.k_factor, min(many, there / k)))
 
 
 def _edge(ann: Ann, queries: np.ndarray, near: np.ndarray, centres: np.ndarray) -> np.ndarray:
