@@ -48,8 +48,10 @@ def compares_all(matches: int, ann: Ann, k: int) -> bool:
     """Whether a filtered search compares every row that matches, instead of looking into lists.
 
     Below a twentieth of the rows (a tenth for graphs, which lose their way sooner), ten times k, or
-    what takes no longer than to look into lists at all, it is both faster and exact. Above, a graph
-    may lose hits that lie far from the query: it cannot be led to them.
+    what takes no longer than to look into lists at all: that is exact, and faster but where FAISS
+    decodes rows one after the other (PQ in lists, not refined; `ns_to_compare`), whose recall is so
+    low that exactness is worth it. Above, a graph may lose hits that lie far from the query: it
+    cannot be led to them.
     """
     few = matches < max(10 * k, ann.size * (0.1 if ann.is_graph else 0.05))
     return few or matches * ann.dim <= CHEAP_VALUES
