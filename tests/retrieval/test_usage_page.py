@@ -62,7 +62,7 @@ def test_a_table_of_arrays(tmp_path: Path) -> None:
 def test_ids_in_arrow(tmp_path: Path, ids: Any) -> None:
     write_table(str(tmp_path / "e"), ids, clustered(2))
     build_index(str(tmp_path / "e"), str(tmp_path / "i"))
-    assert Index.open(str(tmp_path / "i")).ids([0, 1]).tolist() == ["a", "b"]
+    assert Index.open(str(tmp_path / "i")).ids(np.arange(2)).tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize(
