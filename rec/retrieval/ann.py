@@ -39,9 +39,10 @@ class Ann:
         self.num_lists: int = self._ivf.nlist if self._ivf is not None else 0  # 0: has no lists
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         # codes without lists are all compared anyway; of additive ones FAISS filters none
-        codes: Any = None if self._ivf is None else faiss.downcast_index(self._ivf)
+        codes = None if self._ivf is None else faiss.downcast_index(self._ivf)
         if isinstance(codes, faiss.IndexIVFPQFastScan):
-            codes.fine_quantizer = codes.pq  # what was read lacks it, and decodes through nothing
+            read: Any = codes  # lacks what decodes, and would decode through nothing
+            read.fine_quantizer = read.pq
         additive = isinstance(codes, faiss.IndexIVFAdditiveQuantizer)
         self.takes_bits = self.is_graph or (self.num_lists > 0 and not additive)
         self._has_map = self._ivf is None or self.refines
@@ -225,7 +226,8 @@ class Ann:
             if num > most:
                 parts = (vectors[at : at + most] for at in range(0, num, most))
                 found = [self.search(part, k, effort, bits) for part in parts]
-                return tuple(map(np.concatenate, zip(*found, strict=True)))
+                rows, scores = map(np.concatenate, zip(*found, strict=True))
+                return rows, scores
         params = None
         if effort is not None or bits is not None:
             selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
