@@ -30,7 +30,8 @@ from rec.local_ray import init_local_ray
 if TYPE_CHECKING:  # a job that trains nothing starts without torch
     from rec.train.recipe import Recipe
 
-
+_TERMINATED = 128 + signal.SIGTERM
+_stopped = threading.Event()  # by SIGTERM
 # what the operating system, or an error of this package, says in the text of an error of a task
 _TOLD = re.compile(r"^(?:\w*Error: (?=\[Errno \d+\])|rec\.[\w.]+Error: )(.*)$", re.MULTILINE)
 
@@ -88,6 +89,10 @@ def tell_errors(name: str, *expected: type[Exception]) -> Callable[[Main], Main]
             except KeyboardInterrupt:
                 print(f"{name}: interrupted; run the same command again", file=sys.stderr)
                 return 130
+            except SystemExit:
+                if _stopped.is_set():  # Ray makes a status of its own of it, where it waited
+                    raise SystemExit(_TERMINATED) from None
+                raise
 
         return told
 
@@ -130,8 +135,9 @@ def alone_in(out: str) -> Iterator[None]:
 
 
 def _end(*_: object) -> None:
+    _stopped.set()
     print("stopped by SIGTERM; run the same command again", file=sys.stderr)
-    raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(_TERMINATED)
 
 
 def start_ray(options: argparse.Namespace | None = None, *, tables_only: bool = False) -> None:

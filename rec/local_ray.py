@@ -32,10 +32,10 @@ _OF_TABLES = {
         )
     ),
 }
-# Ray starts its dashboard, and waits for it, though none is asked for, and an autoscaler that has
-# nothing to scale here and takes a second to end. Nothing public leaves them out; Ray is pinned
-_NEEDLESS = ("start_api_server", "start_monitor")
-_OF_OUTPUT = ("start_log_monitor",)
+# Ray starts its dashboard, and waits for it, though none is asked for (Ray Train asks it for the
+# state of actors and waits where it is absent), an autoscaler that has nothing to scale here and
+# takes a second to end, and what carries output. Nothing public leaves them out; Ray is pinned
+_NOT_FOR_TABLES = ("start_api_server", "start_monitor", "start_log_monitor")
 
 
 def prepare_local_ray(*, tables_only: bool = False) -> None:
@@ -45,14 +45,14 @@ def prepare_local_ray(*, tables_only: bool = False) -> None:
 
 
 def init_local_ray(*, tables_only: bool = False) -> None:
-    """Start a Ray that ends with this process and is for its tasks and actors alone.
+    """Start a Ray that ends with this process.
 
     Args:
         tables_only: tasks do nothing but make tables of tables. They print nothing, so nothing
             carries what they print here, and at the end nobody waits for more of it.
     """
     prepare_local_ray(tables_only=tables_only)
-    with _without(_NEEDLESS + _OF_OUTPUT if tables_only else _NEEDLESS):
+    with _without(_NOT_FOR_TABLES if tables_only else ()):
         ray.init(address="local", include_dashboard=False, log_to_driver=not tables_only)
     if tables_only:
         atexit.register(ray.shutdown)  # before Ray's own, which sleeps first

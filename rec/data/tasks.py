@@ -42,6 +42,7 @@ _MARKER = re.compile(r"shard-\d+\.json")
 _SHUFFLED_AT_ONCE = 32 << 20
 _HASHED_AT_ONCE, _FILES_AT_ONCE = 256 << 20, 256  # by a task
 _AHEAD, _LEAST_AHEAD = 4, 64  # tasks that wait or run: for each core, and however few there are
+_LAST_S = 10  # that a task which is told to end may take
 _SMALL = Budget()
 
 
@@ -111,6 +112,8 @@ def map_shards(
     finally:
         for one in begun:
             ray.cancel(one)  # without force: the workers live on
+        if begun:  # what they had begun to write they remove before anybody is told of the end
+            ray.wait(begun, num_returns=len(begun), timeout=_LAST_S)
 
 
 def _told(work: Callable[[int], Summary], index: int) -> Summary:
