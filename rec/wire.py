@@ -37,16 +37,26 @@ def unpack_rows(data: bytes, dim: int) -> np.ndarray:
     Raises:
         WireError: the bytes are no whole rows, or there are none, or a number is not finite.
     """
+    rows = view_rows(data, dim)
+    check_finite(rows)
+    return rows
+
+
+def view_rows(data: bytes, dim: int) -> np.ndarray:
+    """As `unpack_rows`, of any numbers: NaN and infinity too."""
     if not data or len(data) % (4 * dim):
         raise WireError(
             f"{len(data)} bytes, expected one or more rows of {dim} little-endian float32, which "
             f"have {4 * dim} bytes each"
         )
-    rows = np.frombuffer(data, _FLOATS).reshape(-1, dim)
+    return np.frombuffer(data, _FLOATS).reshape(-1, dim)
+
+
+def check_finite(rows: np.ndarray) -> None:
+    """Raises WireError where a number of (B, D) is none."""
     fine = np.isfinite(rows).all(axis=1)
     if not fine.all():
         raise WireError(f"row {int((~fine).argmax())} has NaN or infinity")
-    return rows
 
 
 def pack_found(found: Sequence[tuple[Sequence[str], Sequence[float] | np.ndarray]]) -> bytes:

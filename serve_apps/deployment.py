@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections import Counter as Counted
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pydantic import Field
@@ -16,13 +17,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.util.metrics import Counter, Histogram
 
 from rec.config import Config, ConfigError
+from serve_apps.access_log import quick
 from serve_apps.admin import Operator
 from serve_apps.board import Board, RayBoard
 from serve_apps.errors import ApiError
 from serve_apps.follower import Follower
 from serve_apps.guard import Access, Guard, is_loopback
-from serve_apps.observe import Operations
+from serve_apps.observe import Operations, access_log
 from serve_apps.releases import Deployed, Release
+from serve_apps.soon import Soon
 from serve_apps.swap import Swaps
 
 R = TypeVar("R")
@@ -45,7 +48,8 @@ LOGGING: dict[str, Any] = {"encoding": "JSON", "log_level": "INFO", "enable_acce
 
 
 class RayMeter:
-    """Counts requests where Ray's own metrics are, at each node's metrics port, with prefix ray_.
+    """Counts requests where Ray's own metrics are, at each node's metrics port, with prefix ray_;
+    within a second.
 
     Args:
         service: which one.
@@ -63,11 +67,17 @@ class RayMeter:
             tag_keys=("service", "route"),
         )
         self._service = service
+        self._soon = Soon(self._count, 100)
 
     def __call__(self, route: str, status: int, caller: str, seconds: float) -> None:
-        where = {"service": self._service, "route": route}
-        self._requests.inc(1, {**where, "status": str(status), "caller": caller})
-        self._seconds.observe(seconds, where)
+        self._soon.add((route, status, caller, seconds))
+
+    def _count(self, requests: Sequence[tuple[str, int, str, float]]) -> None:
+        where = {route: {"service": self._service, "route": route} for route, *_ in requests}
+        for (route, status, caller), number in Counted(one[:3] for one in requests).items():
+            self._requests.inc(number, {**where[route], "status": str(status), "caller": caller})
+        for route, _, _, seconds in requests:
+            self._seconds.observe(seconds, where[route])
 
 
 def operate(access: Access, service: str) -> Operations:
@@ -88,6 +98,7 @@ def operate(access: Access, service: str) -> Operations:
     serves.setLevel(logging.WARNING)  # it makes a line a request, which is then left out
     own.setLevel(logging.INFO)
     own.propagate = False
+    access_log.handlers, access_log.propagate = quick(serves.handlers), False
     return Operations(Guard(access), RayMeter(service), returns_ids=False)
 
 

@@ -83,11 +83,11 @@ class Observed:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told.started, told.status = True, message["status"]
-                headers = MutableHeaders(scope=message)
                 if self._returns_ids:
-                    headers["X-Request-ID"] = request_id
+                    MutableHeaders(scope=message)["X-Request-ID"] = request_id
                 if SPANS in scope:
-                    headers["Server-Timing"] = _timing(scope[SPANS], told.seconds)
+                    timing = _timing(scope[SPANS], told.seconds)
+                    MutableHeaders(scope=message)["Server-Timing"] = timing
             told.bytes_out += len(message.get("body", b""))
             await send(message)
 
@@ -130,7 +130,9 @@ class Observed:
 def _request_id(scope: Scope) -> str:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     # whatever it is, it becomes no second line of the log and no second header
-    text = "".join(one for one in given[:_MAX_ID].decode("latin-1") if one.isprintable())
+    text = given[:_MAX_ID].decode("latin-1")
+    if not text.isprintable():
+        text = "".join(one for one in text if one.isprintable())
     return text or uuid.uuid4().hex
 
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.admission import Admitted, Patience
 from serve_apps.api import ErrorResponse
+from serve_apps.direct import Direct
 from serve_apps.errors import ApiError, invalid, refusal
 from serve_apps.guard import Guard
 from serve_apps.observe import CALLER, REFUSED, Observed, Operations
@@ -54,6 +55,8 @@ def new_app(
         openapi_url=f"{below}/openapi.json",
     )
     operations = operations or Operations()
+    app.state.direct = {}
+    app.add_middleware(Direct, routes=app.state.direct, errors=app)
     app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
     if patience:
         app.add_middleware(Admitted, patience=patience)

@@ -21,6 +21,7 @@ from rec.retrieval.effort import Effort, search_params
 _METRIC = faiss.METRIC_INNER_PRODUCT
 _LINE = 64  # bytes of a cache line
 _MOST_MOVED = 256 << 20  # bytes: what is moved stands in memory twice meanwhile
+_CANDIDATES = 1 << 22  # to be re-ranked at a time, 12 bytes each
 _faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
 
 
@@ -39,6 +40,9 @@ class Ann:
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         # codes without lists are all compared anyway; of additive ones FAISS filters none
         codes = None if self._ivf is None else faiss.downcast_index(self._ivf)
+        if isinstance(codes, faiss.IndexIVFPQFastScan):
+            read: Any = codes  # lacks what decodes, and would decode through nothing
+            read.fine_quantizer = read.pq
         additive = isinstance(codes, faiss.IndexIVFAdditiveQuantizer)
         self.takes_bits = self.is_graph or (self.num_lists > 0 and not additive)
         self._has_map = self._ivf is None or self.refines
@@ -105,9 +109,15 @@ class Ann:
         return self._coded is not None
 
     @cached_property
+    def finds_all_lists(self) -> bool:
+        """Asked for all lists, finds them: a graph of their centres may not lead to some."""
+        quantiser = None if self._ivf is None else faiss.downcast_index(self._ivf.quantizer)
+        return isinstance(quantiser, faiss.IndexFlat)
+
+    @cached_property
     def compares_in_lists(self) -> bool:
-        """Looking into lists compares rows as `reconstruct` gives them."""
-        return isinstance(self._index, faiss.IndexIVFScalarQuantizer)
+        """Looking into all lists compares all rows, as `reconstruct` gives them."""
+        return isinstance(self._index, faiss.IndexIVFScalarQuantizer) and self.finds_all_lists
 
     @cached_property
     def keeps_vectors(self) -> bool:
@@ -210,11 +220,18 @@ class Ann:
             effort: None = as set.
             bits: a bit a row, lowest first (`np.packbits`), 1 = may be found; where `takes_bits`.
         """
+        num = len(vectors)
+        if num > 1 and self._refine is not None:
+            most = int(_CANDIDATES // (k * (effort or self._effort).k_factor)) or 1
+            if num > most:
+                parts = (vectors[at : at + most] for at in range(0, num, most))
+                found = [self.search(part, k, effort, bits) for part in parts]
+                rows, scores = map(np.concatenate, zip(*found, strict=True))
+                return rows, scores
         params = None
         if effort is not None or bits is not None:
             selector = None if bits is None else _faiss.IDSelectorBitmap(bits)
             params = search_params(self._index, effort or self._effort, selector)
-        num = len(vectors)
         scores, rows = empty((num, k), float32), empty((num, k), int64)
         self._search(num, swig_ptr(vectors), k, swig_ptr(scores), swig_ptr(rows), params)
         return rows, scores
@@ -224,7 +241,9 @@ class Ann:
         lists the first call makes a map of rows to places (8 bytes a row)."""
         if (held := self._coded) is not None:
             # one after the other FAISS takes seventeen times as long to decode 8-bit codes
-            codes = faiss.rev_swig_ptr(held.codes.data(), held.codes.size())
+            codes = np.zeros(0, np.uint8)  # of no rows FAISS makes floats
+            if held.codes.size():
+                codes = faiss.rev_swig_ptr(held.codes.data(), held.codes.size())
             return held.sa_decode(codes.reshape(-1, held.code_size)[rows])
         if not self._has_map:
             with self._making_map:

@@ -73,13 +73,14 @@ def first_centres(sample: np.ndarray, num_clusters: int, seed: int) -> np.ndarra
     """(C, D) starting centres out of a sample, far apart by k-means++ (Arthur & Vassilvitskii).
 
     Raises:
-        QueryError: the sample has fewer vectors than there are clusters to be, or is not finite.
+        QueryError: the sample has fewer vectors than there are clusters to be, or is not finite, or
+            the seed is no number from 0 on.
     """
     num_clusters = whole(num_clusters, "num_clusters", 1)
     sample = _checked("vector", sample)
     if len(sample) < num_clusters:
         raise QueryError(f"{num_clusters} clusters from a sample of {len(sample)} vectors")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole(seed, "seed", 0))
     unit = _unit(sample)
     chosen = [int(rng.integers(len(unit)))]
     distance = np.full(len(unit), np.inf)
@@ -174,20 +175,23 @@ class ClusterRecall:
     """
 
     def __init__(self, ids: Sequence[str], clusters: np.ndarray, scores: np.ndarray) -> None:
-        if not len(ids) == len(clusters) == len(scores):
-            raise QueryError(f"{len(ids)} ids, {len(clusters)} clusters, {len(scores)} scores")
         ids, clusters, scores = texts(ids), np.asarray(clusters), np.asarray(scores)
+        if not clusters.shape == scores.shape == (len(ids),):
+            raise QueryError(
+                f"{len(ids)} ids, clusters of shape {clusters.shape}, scores of {scores.shape}"
+            )
         if len(ids) and (clusters.dtype.kind not in "iu" or clusters.min() < 0):
             raise QueryError("clusters are not whole numbers from 0 on")
         if scores.dtype.kind not in "iuf" or not np.isfinite(scores).all():
             raise QueryError("scores have NaN or infinity, or are no numbers")
         if len(set(ids)) < len(ids):
             raise QueryError(f"{len(ids) - len(set(ids))} ids are there more than once")
+        # as few numbers as there are clusters, however large those given
+        filled, clusters = np.unique(clusters, return_inverse=True)
         self._ids = np.asarray(ids, object)
         self._cluster_of = dict(zip(ids, clusters.tolist(), strict=True))
         self._rows = np.lexsort((-scores.astype(np.float64), clusters))
-        ordered = clusters[self._rows]
-        self._starts = np.searchsorted(ordered, np.arange(int(clusters.max(initial=-1)) + 2))
+        self._starts = np.searchsorted(clusters[self._rows], np.arange(len(filled) + 1))
 
     def recall(self, history: Sequence[str], budget: int) -> np.ndarray:
         """(n,) ids, n at most `budget`: of each cluster its best, in proportion to how much of

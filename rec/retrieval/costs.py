@@ -13,6 +13,7 @@ CHEAP_VALUES = 1 << 18  # numbers of vectors compared in the time that lists wou
 _PASS_NS = 3.0  # one row of a list under a filter
 # to decode a value, or a row where FAISS decodes them one after the other
 _VECTOR_NS, _CODE_NS, _ROW_NS = 0.3, 0.9, 850.0
+_RERANK_NS = 120.0  # one candidate by the refinement
 _IN_LIST_NS = 0.25  # to compare a value that FAISS decodes as it goes through a list
 
 
@@ -30,6 +31,11 @@ def ns_to_pass(ann: Ann, num_lists: float) -> float:
     return _PASS_NS * ann.size * num_lists / ann.num_lists
 
 
+def affordable(ann: Ann, num_lists: float) -> float:
+    """Candidates that are re-ranked in the time that looking into so many lists takes."""
+    return ns_to_pass(ann, num_lists) / _RERANK_NS
+
+
 def passes_all(ann: Ann, num_rows: int, num_queries: int) -> bool:
     """Whether to look into all lists finds the same as to compare all rows that match, sooner."""
     if not ann.compares_in_lists:
@@ -42,8 +48,10 @@ def compares_all(matches: int, ann: Ann, k: int) -> bool:
     """Whether a filtered search compares every row that matches, instead of looking into lists.
 
     Below a twentieth of the rows (a tenth for graphs, which lose their way sooner), ten times k, or
-    what takes no longer than to look into lists at all, it is both faster and exact. Above, a graph
-    may lose hits that lie far from the query: it cannot be led to them.
+    what takes no longer than to look into lists at all: that is exact, and faster but where FAISS
+    decodes rows one after the other (PQ in lists, not refined; `ns_to_compare`), whose recall is so
+    low that exactness is worth it. Above, a graph may lose hits that lie far from the query: it
+    cannot be led to them.
     """
     few = matches < max(10 * k, ann.size * (0.1 if ann.is_graph else 0.05))
     return few or matches * ann.dim <= CHEAP_VALUES

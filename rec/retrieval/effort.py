@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 import faiss
@@ -15,7 +16,15 @@ class Effort(NamedTuple):
     nprobe: int = 1  # inverted lists looked into
     k_factor: float = 1  # candidates re-ranked by the refinement, as a multiple of k
     ef: int = 64  # HNSW's queue
-    margin: float = 0.0  # by how much a hit may score above its list's centre; for filters
+    # by how much a hit may score above its list's centre, for a query of norm 1; for filters
+    rise: float = 0.0
+
+    @classmethod
+    def from_json(cls, text: str) -> Effort:
+        """What else it has counts for nothing: older versions had a `margin` whatever the norm."""
+        return cls(
+            **{name: value for name, value in json.loads(text).items() if name in cls._fields}
+        )
 
 
 def search_params(index: Any, effort: Effort, selector: Any) -> Any:

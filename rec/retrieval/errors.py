@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class IndexBuildError(ValueError):
     """The embedding table cannot be indexed. The message names partition, row and reason."""
@@ -34,3 +38,8 @@ class LogError(RuntimeError):
 
 class StaleError(RuntimeError):
     """Another version was published meanwhile; what was about to replace it is out of date."""
+
+
+def remedy(error: OSError) -> str:
+    """What to do where something cannot be written."""
+    return "free space" if error.errno in _FULL else "see to it that this can be written"

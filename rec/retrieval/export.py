@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rec import artifacts
 from rec.artifacts import Manifest
 from rec.retrieval import originals
-from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.errors import IndexBuildError, remedy
 from rec.retrieval.index import Index
 from rec.retrieval.shards import shard_name
 from rec.schema import EMBEDDINGS
@@ -40,8 +40,8 @@ def export(index: Index, uri: str, folder: str) -> Manifest:
         return artifacts.seal(folder, "rows", "embedding-table", lineage=index.manifest.lineage)
     except OSError as error:
         raise artifacts.ArtifactError(
-            f"{path}: what is live cannot be copied there: {error}; free space, or set TMPDIR to "
-            f"where there is more"
+            f"{path}: what is live cannot be copied there: {error}; {remedy(error)}, or set TMPDIR "
+            f"to another place"
         ) from error
 
 

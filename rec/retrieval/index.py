@@ -165,12 +165,9 @@ class Index(Rows):
             k = whole(k)
         queries = checked(vectors, k, self.dim)
         ann = self._plain
-        if (
-            ann is not None  # the shortest way: nothing to add, nothing to take away
-            and where is exclude is deadline_s is None
-            and not exact
-            and k <= ann.enough_for
-        ):
+        is_plain = where is exclude is deadline_s is None and not exact
+        # the shortest way: nothing to add, nothing to take away
+        if is_plain and ann is not None and k <= ann.enough_for:
             if omp_get_max_threads() == num_threads:
                 rows, scores = ann.search(queries, k)
             else:

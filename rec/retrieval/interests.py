@@ -110,6 +110,8 @@ def _checked(user: UserInterests, name: str, dim: int) -> UserInterests:
         vectors, weights = as_floats(user.vectors), _weights(user.weights)
     except (TypeError, ValueError) as error:
         raise QueryError(f"{name}: {error}") from error
+    if not vectors.ndim:
+        raise QueryError(f"{name}: vectors of shape (), expected (K, {dim})")
     if len(vectors) != len(weights):
         raise QueryError(f"{name}: {len(vectors)} vectors and {len(weights)} weights")
     if len(vectors) and (vectors.ndim != 2 or vectors.shape[1] != dim):

@@ -7,34 +7,34 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rec.retrieval.ann import Ann
-from rec.retrieval.costs import ns_to_compare, ns_to_pass
+from rec.retrieval.costs import affordable, ns_to_compare, ns_to_pass
 from rec.retrieval.effort import Effort
 from rec.retrieval.exact import mark_absent
 
-_BELOW_MARGIN = 0.95  # of the true neighbours of held-out queries
-_FAR = 2.0  # margins; of rows that are all far the best lie further from their centres
-_MORE_CANDIDATES, _MANY_CANDIDATES = 4, 64
+_BELOW_RISE = 0.95  # of the true neighbours of held-out queries
+_FAR = 2.0  # times the rise; of rows that are all far the best lie further from their centres
+_MORE_CANDIDATES = 4  # times as many
+_MANY_CANDIDATES, _MOST_CANDIDATES = 64, 6400  # for a hit; for all
 _MANY_LISTS = 4  # times as many as were tuned to, of which all rows score nearly the same
 
 
-def margin(
-    anns: Sequence[Ann], queries: np.ndarray, truth: np.ndarray, scores: np.ndarray
-) -> float:
+def rise(anns: Sequence[Ann], queries: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> float:
     """How far the neighbours of held-out queries score above the centres of the lists that they
-    are in; all but a twentieth of them score less.
+    are in, by the query's norm; all but a twentieth of them score less.
 
     Args:
         anns: shards of inverted lists.
         queries: (Q, D).
         truth: (Q, k) rows over all shards, -1 where there are fewer; with their `scores`.
     """
-    above, start = [np.zeros(1)], 0
+    above, start, norms = [np.zeros(1)], 0, _norms(queries)
     for ann in anns:
         query, place = np.nonzero((truth >= start) & (truth < start + ann.size))
         lists = ann.list_of_rows()[truth[query, place] - start]
-        above.append(scores[query, place] - ann.list_scores(queries)[query, lists])
+        by = scores[query, place] - ann.list_scores(queries)[query, lists]
+        above.append(by / np.where(norms > 0, norms, 1)[query])
         start += ann.size
-    return float(np.quantile(np.concatenate(above), _BELOW_MARGIN))
+    return float(np.quantile(np.concatenate(above), _BELOW_RISE))
 
 
 def search_fitting(
@@ -47,12 +47,12 @@ def search_fitting(
     compare: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Look as `walk` does, then once more where better hits may lie further off: into all lists
-    whose centres come within the effort's margin of the k-th score that was found.
+    whose centres come within the effort's rise of the k-th score that was found.
 
     Where the nearest rows fit, those lists were looked into already. Where they do not, hits lie
     in lists that are nearly all as far from the query, further from their centres than near ones,
-    and many rows score nearly the same: then it takes two margins, and the refinement, where there
-    is one, many candidates. All rows that fit are compared instead wherever that costs less.
+    and many rows score nearly the same: then it takes twice the rise, and the refinement, where
+    there is one, many candidates. All rows that fit are compared instead wherever that costs less.
 
     Args:
         per_list, bits: see `walk`.
@@ -61,9 +61,10 @@ def search_fitting(
     there = int(per_list.sum())
     if ns_to_compare(ann, there, len(queries)) <= ns_to_pass(ann, len(queries) * effort.nprobe):
         return compare(queries)
-    rows, scores, looked, edge = walk(ann, queries, k, effort, per_list, bits)
+    first = _with(ann, effort, effort.nprobe, k, there, again=False)
+    rows, scores, looked, edge = walk(ann, queries, k, first, per_list, bits)
     is_far = looked > effort.nprobe
-    margins = np.where(is_far, _FAR * effort.margin, effort.margin)
+    margins = np.where(is_far, _FAR, 1.0) * effort.rise * _norms(queries)
     least = scores[:, min(k, max(there, 1)) - 1] - margins
     again = (edge >= least) & (looked < ann.num_lists)
     if ann.refines:
@@ -78,12 +79,13 @@ def search_fitting(
             rows[again], scores[again] = compare(queries[again])
             return rows, scores
         for nprobe in np.unique(looked[again]):
-            now = again & (looked == nprobe)
-            k_factor = _MORE_CANDIDATES * effort.k_factor
-            if nprobe > _MANY_LISTS * effort.nprobe:
-                k_factor = max(k_factor, _MANY_CANDIDATES)
-            k_factor = max(effort.k_factor, min(k_factor, there / k))
-            further = effort._replace(nprobe=int(nprobe), k_factor=k_factor)
+            now = np.flatnonzero(again & (looked == nprobe))
+            if not ann.finds_all_lists:
+                found = _edge(ann, queries[now], *ann.nearest_lists(queries[now], int(nprobe)))
+                if len(lost := now[found >= least[now]]):
+                    rows[lost], scores[lost] = compare(queries[lost])
+                now = now[found < least[now]]
+            further = _with(ann, effort, int(nprobe), k, there, again=True)
             rows[now], scores[now] = ann.search(queries[now], k, further, bits)
         mark_absent(rows, scores)
     return rows, scores
@@ -99,8 +101,8 @@ def walk(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Look into lists at least as far as `effort` goes, and for each query on until those
     passed hold enough rows, in enough lists: what fits may lie far from the query. Returns
-    (B, k) rows and scores, and (B,) into how many lists it looked and the score of the last
-    one's centre.
+    (B, k) rows and scores, and (B,) into how many lists it looked and the score that no centre of
+    another list exceeds.
 
     Args:
         per_list: (lists,) rows that may be found in each.
@@ -121,7 +123,33 @@ def walk(
         if len(now := waiting[enough]):
             effort = effort._replace(nprobe=nprobe)
             rows[now], scores[now] = ann.search(queries[now], k, effort, bits)
-            looked[now], edge[now] = nprobe, centres[enough, -1]
+            looked[now] = np.count_nonzero(near[enough] >= 0, axis=1)
+            edge[now] = _edge(ann, queries[now], near[enough], centres[enough])
         waiting, nprobe = waiting[~enough], 2 * nprobe
     mark_absent(rows, scores)
     return rows, scores, looked, edge
+
+
+def _with(ann: Ann, effort: Effort, nprobe: int, k: int, there: int, again: bool) -> Effort:
+    """`effort` for so many lists. Of the more rows that are passed more score nearly the same to
+    codes, and the less it adds to re-rank as many candidates as that takes time; `again` more."""
+    many, least = affordable(ann, nprobe) / k, effort.k_factor
+    if again:
+        least *= _MORE_CANDIDATES
+        many = _MANY_CANDIDATES if nprobe > _MANY_LISTS * ann.effort.nprobe else many
+    many = max(least, min(many, _MANY_CANDIDATES, _MOST_CANDIDATES / k))
+    return effort._replace(nprobe=nprobe, k_factor=max(effort.k_factor, min(many, there / k)))
+
+
+def _edge(ann: Ann, queries: np.ndarray, near: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(B,) the score that no centre of a list other than the `near` ones exceeds."""
+    if ann.finds_all_lists:
+        return centres[:, -1]
+    left = ann.list_scores(queries)
+    query, place = np.nonzero(near >= 0)
+    left[query, near[query, place]] = -np.inf
+    return left.max(axis=1)
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(vectors.astype(np.float64), axis=1)

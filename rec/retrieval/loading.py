@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from rec import artifacts
 from rec.artifacts import Manifest, join
 from rec.retrieval.effort import Effort
@@ -32,7 +30,7 @@ def load(
                 f"{join(uri, artifacts.MANIFEST)}: {name} of version {manifest.version} is "
                 f"{value!r}, expected a whole number above 0; restore it, or build the index again"
             )
-    effort = Effort(**json.loads((folder / EFFORT_FILE).read_text()))
+    effort = Effort.from_json((folder / EFFORT_FILE).read_text())
     shards = [
         Shard.read(folder / shard_name(number), effort, mmap)
         for number in range(manifest.config["num_shards"])

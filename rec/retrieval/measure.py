@@ -8,7 +8,7 @@ import numpy as np
 
 from rec.retrieval.effort import Effort
 from rec.retrieval.fill import NUM_TRUE, Filled, HeldOut
-from rec.retrieval.lists import margin
+from rec.retrieval.lists import rise
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig
 from rec.retrieval.threads import omp_threads
@@ -37,8 +37,8 @@ def tuned(
     with omp_threads(1):  # as it is searched when serving
         if ann.num_lists:
             known = truth[tune, :10], true.scores[tune, :10]
-            above = margin([shard.ann for shard in shards], held_out.queries[tune], *known)
-            effort = tuner.lists(ann.num_lists, ann.refines)._replace(margin=above)
+            above = rise([shard.ann for shard in shards], held_out.queries[tune], *known)
+            effort = tuner.lists(ann.num_lists, ann.refines)._replace(rise=above)
         elif ann.is_graph:
             effort = tuner.graph()
     metrics: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest
-from rec.retrieval.errors import IndexBuildError
+from rec.retrieval.errors import IndexBuildError, remedy
 from rec.retrieval.originals import as_lists
 from rec.retrieval.queries import as_floats, texts, unfit
 from rec.schema import EMBEDDINGS
@@ -36,27 +36,24 @@ def write_table(
     """Publish vectors of one's own as an embedding table at `uri`, local or s3://.
 
     Args:
-        ids: (n,) of the items.
-        vectors: (n, D); what is searched is the inner product, so make them unit for cosine.
+        ids: (n,) texts, of the items; a list or an array, Arrow's too.
+        vectors: (n, D), finite; what is searched is the inner product, so make them unit for
+            cosine.
         interests: (n,) numbers that tell the vectors of one item apart; None = each has one.
         attributes: columns to filter by, n values each: arrays, Arrow's or lists; None = empty.
         encoder: version of the model that made the vectors; an index opened for another is refused.
 
     Raises:
-        IndexBuildError: they are not equally many, or not of the types that they should be.
+        IndexBuildError: they are not equally many, or not of the types that they should be, or a
+            vector is not finite.
         ArtifactError: the table cannot be written.
     """
+    if encoder is not None and not isinstance(encoder, str):
+        raise IndexBuildError(f"{uri}: encoder is {encoder!r}, expected a text")
     try:
         vectors = as_floats(vectors)
-        columns = {
-            "id": pa.array(texts(ids), pa.string()),
-            "interest": pa.array(np.zeros(len(ids), int) if interests is None else interests),
-            "weight": pa.array(np.ones(len(ids), np.float32)),
-        }
-        extra = {name: pa.array(values) for name, values in (attributes or {}).items()}
-        columns["interest"] = columns["interest"].cast(pa.int32())
-        if columns["interest"].null_count:
-            raise ValueError("an interest number is missing")
+        columns = _keys(ids, interests)
+        extra = {name: pa.array(values) for name, values in _named(attributes)}
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise IndexBuildError(f"{uri}: not a table: {error}") from error
     if taken := set(extra) & set(EMBEDDINGS.names):
@@ -66,6 +63,8 @@ def write_table(
         raise IndexBuildError(
             f"{uri}: vectors of shape {vectors.shape}, expected (n, D), and n of each: {lengths}"
         )
+    if (found := unfit(vectors)) is not None:
+        raise IndexBuildError(f"{uri}: vector {found[0]} has {found[1]}")
     schema = pa.schema([*EMBEDDINGS, *(pa.field(name, c.type) for name, c in extra.items())])
     try:
         with tempfile.TemporaryDirectory(prefix="raycall-table-") as staged:
@@ -79,7 +78,31 @@ def write_table(
             lineage = {} if encoder is None else {"encoder": encoder}
             return artifacts.publish(staged, uri, "embedding-table", lineage=lineage)
     except OSError as error:
-        raise ArtifactError(f"{uri}: cannot be written: {error}; free space") from error
+        raise ArtifactError(f"{uri}: cannot be written: {error}; {remedy(error)}") from error
+
+
+def _keys(ids: Any, interests: Any) -> dict[str, pa.Array]:
+    if isinstance(ids, pa.Array | pa.ChunkedArray):
+        ids = ids.to_pylist()
+    numbers = pa.array(np.zeros(len(ids), int) if interests is None else interests)
+    if numbers.null_count:
+        raise ValueError("an interest number is missing")
+    return {
+        "id": pa.array(texts(ids), pa.string()),
+        "interest": numbers.cast(pa.int32()),
+        "weight": pa.array(np.ones(len(ids), np.float32)),
+    }
+
+
+def _named(attributes: Any) -> Iterable[tuple[str, Any]]:
+    if attributes is None:
+        return ()
+    if not isinstance(attributes, Mapping):
+        raise TypeError(f"attributes are {attributes!r}, expected columns by name")
+    for name in attributes:
+        if not isinstance(name, str):
+            raise TypeError(f"the attribute's name {name!r} is no text")
+    return attributes.items()
 
 
 class _Part(NamedTuple):

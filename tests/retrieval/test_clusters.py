@@ -114,7 +114,7 @@ def test_recall_of_nobody_and_what_is_refused() -> None:
     assert recall.recall(["a"], 3).tolist() == []  # its cluster holds nothing else
     with pytest.raises(QueryError, match="budget is 0"):
         recall.recall(["a"], 0)
-    with pytest.raises(ValueError, match="2 ids, 1 clusters"):
+    with pytest.raises(ValueError, match=r"2 ids, clusters of shape \(1,\)"):
         ClusterRecall(["a", "b"], np.array([0]), np.zeros(2))
     with pytest.raises(ValueError, match="NaN"):
         ClusterRecall(["a"], np.array([0]), np.array([np.nan]))

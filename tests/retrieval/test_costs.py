@@ -12,6 +12,7 @@ from tables import clustered, embeddings, unit
 from rec.retrieval import costs
 from rec.retrieval.ann import Ann
 from rec.retrieval.build import build_index
+from rec.retrieval.effort import Effort
 from rec.retrieval.filters import Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
@@ -21,7 +22,9 @@ from rec.retrieval.tune import recall
 NUM, WIDE = 12_000, 24
 
 
-@pytest.fixture(scope="module", params=["IVF128,PQ12x4fs,RFlat", "IVF128,SQ8"])
+@pytest.fixture(
+    scope="module", params=["IVF128,PQ12x4fs,RFlat", "IVF8,PQ12x4fs,RFlat", "IVF128,SQ8"]
+)
 def far(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Index, np.ndarray]:
@@ -62,6 +65,55 @@ def test_filters_far_from_the_query(
     assert recall(np.concatenate(found), truth) >= 0.98
 
 
+@pytest.mark.parametrize("nprobe", [6, 8])
+def test_filters_far_from_the_query_where_all_of_few_lists_are_looked_into(
+    nprobe: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wider look shows that what fits is far, and its codes are as many."""
+    vectors, axis = clustered(NUM, WIDE), np.eye(WIDE)[0]
+    place = np.argsort(np.argsort(vectors @ axis)) / NUM
+    uri = embeddings(tmp_path / "e", vectors, columns={"place": place.tolist()})
+    config = IndexConfig(factory="IVF8,PQ12x4fs,RFlat", attributes=("place",), num_queries=50)
+    build_index(uri, str(tmp_path / "i"), config)
+    index = Index.open(str(tmp_path / "i"))
+    (part,) = index.parts
+    assert isinstance(part, Shard)
+    part.ann.effort = part.ann.effort._replace(nprobe=nprobe, k_factor=4)
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: math.inf)
+    queries, where = vectors[np.argsort(-(vectors @ axis))[:50]], Range(column="place", below=0.5)
+    truth = index.search(queries, 10, where=where, exact=True).rows
+    assert recall(index.search(queries, 10, where=where).rows, truth) >= 0.98
+
+
+def test_candidates_are_held_for_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(1000)
+    ann = Ann.make("IVF8,PQ8x4fs,RFlat", vectors.shape[1])
+    ann.train(vectors)
+    ann.add(vectors)
+    effort, bits = Effort(nprobe=4, k_factor=8), np.full(125, 0b0101_0101, np.uint8)
+    searches = [(None, None), (effort, None), (effort, bits)]
+    whole = [ann.search(vectors[:9], 5, *how) for how in searches]
+    monkeypatch.setattr("rec.retrieval.ann._CANDIDATES", 100)  # of two queries
+    for how, (rows, scores) in zip(searches, whole, strict=True):
+        in_parts = ann.search(vectors[:9], 5, *how)
+        np.testing.assert_array_equal(in_parts[0], rows)
+        np.testing.assert_array_equal(in_parts[1], scores)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10, 1e4])
+def test_filters_find_the_same_whatever_the_norm_of_the_query(
+    far: tuple[Index, np.ndarray], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, queries = far
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: math.inf)
+    for below in (0.5, 0.2):
+        where = Range(column="place", below=below)
+        found = index.search(queries * np.float32(scale), 10, where=where).rows
+        assert recall(found, index.search(queries, 10, where=where).rows) >= 0.99
+
+
 def test_brute_force_in_lists_is_brute_force(tmp_path: Path) -> None:
     config = IndexConfig(factory="IVF32,SQ8", attributes=("n",), num_queries=50)
     uri = embeddings(tmp_path / "e", clustered(3000), columns={"n": list(range(3000))})
@@ -82,6 +134,37 @@ def test_brute_force_in_lists_is_brute_force(tmp_path: Path) -> None:
             assert recall(in_lists.rows, decoded.rows) > 0.99 or below == 0  # but for equal scores
 
 
+@pytest.mark.parametrize("factory", ["IVF256_HNSW8,SQ8", "IVF256_HNSW8,PQ12x4fs,RFlat"])
+@pytest.mark.parametrize("cost", [0.0, math.inf])
+def test_a_graph_of_centres_loses_no_lists(
+    factory: str, cost: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for all lists, FAISS looks into those alone that a walk over the graph comes to."""
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal((6000, 3)) @ rng.standard_normal((3, WIDE))
+    vectors = unit(flat + 0.05 * rng.standard_normal((6000, WIDE)))
+    place = np.argsort(np.argsort(vectors @ (axis := rng.standard_normal(WIDE)))) / 6000
+    uri = embeddings(tmp_path / "e", vectors, columns={"place": place.tolist()})
+    config = IndexConfig(factory=factory, attributes=("place",), num_queries=100)
+    build_index(uri, str(tmp_path / "i"), config)
+    index = Index.open(str(tmp_path / "i"))
+    monkeypatch.setattr("rec.retrieval.costs.CHEAP_VALUES", 0)
+    monkeypatch.setattr("rec.retrieval.lists.ns_to_compare", lambda *_: cost)
+    queries = vectors[np.argsort(-(vectors @ axis))[:30]]
+    scores = queries @ index.reconstruct(np.arange(6000)).T
+    for below, where in ((2.0, None), (0.5, Range(column="place", below=0.5))):
+        best = -np.sort(-np.where(place < below, scores, -np.inf), axis=1)[:, :10]
+        for batch in (1, 30):
+            parts = [queries[start : start + batch] for start in range(0, 30, batch)]
+            exact = [index.search(some, 10, where=where, exact=True).scores for some in parts]
+            np.testing.assert_allclose(np.concatenate(exact), best, rtol=1e-5)
+            if where is not None:
+                found = np.concatenate(
+                    [index.search(some, 10, where=where).scores for some in parts]
+                )
+                assert np.mean(found >= best[:, -1:] - 1e-5) >= 0.98
+
+
 @pytest.mark.parametrize(
     "factory", ["IVF8,PQ8x4fs,Refine(SQ8)", "IVF8,SQ8,Refine(SQfp16)", "SQ4", "PQ8", "Flat"]
 )
@@ -94,4 +177,18 @@ def test_codes_decoded_at_once_are_those_decoded_one_by_one(factory: str) -> Non
     rows = np.random.default_rng(0).permutation(1000)[:300]
     one_by_one = np.array([ann._index.reconstruct(int(row)) for row in rows])
     np.testing.assert_array_equal(ann.reconstruct(rows), one_by_one)
-    assert ann.reconstruct(rows[:0]).shape == (0, vectors.shape[1])
+    empty = Ann.make(factory, vectors.shape[1])
+    empty.train(vectors)
+    for held in (ann, empty):
+        assert held.reconstruct(rows[:0]).shape == (0, vectors.shape[1])
+
+
+@pytest.mark.parametrize("factory", ["IVF16,PQ8x4fs", "OPQ8,IVF16_HNSW8,PQ8x4fs"])
+def test_four_bit_codes_that_were_read_are_decoded(factory: str) -> None:
+    """FAISS reads them without what decodes them, and would end the process."""
+    vectors = clustered(1000)
+    ann = Ann.make(factory, vectors.shape[1])
+    ann.train(vectors)
+    ann.add(vectors)
+    rows, read = np.arange(1000), Ann.from_bytes(ann.to_bytes())
+    np.testing.assert_array_equal(read.reconstruct(rows), ann.reconstruct(rows))

@@ -111,6 +111,12 @@ def user(vectors: Any = V[:2], weights: Any = ONES) -> list[UserInterests]:
         (lambda _: add_up([V, V[0]], V[:3]), r"vectors have shape \(16,\)"),
         (lambda _: first_centres(V, 0, 0), "num_clusters is 0, expected at least 1"),
         (lambda _: first_centres(V * NAN, 3, 0), "vector 0 has NaN"),
+        (lambda _: first_centres(V, 3, "x"), "seed is 'x', expected a whole number"),  # type: ignore[arg-type]
+        (lambda _: first_centres(V, 3, -1), "seed is -1, expected at least 0"),
+        (lambda i: recall_interests(i, user(3.0), 5), r"user 0: vectors of shape \(\)"),
+        (lambda i: recall_interests(i, user(ONES), 5), r"user 0: vectors of shape \(2,\)"),
+        (lambda _: ClusterRecall(["a"], [[0]], [1]), r"1 ids, clusters of shape \(1, 1\)"),  # type: ignore[arg-type]
+        (lambda _: ClusterRecall(["a"], 0, [1]), r"1 ids, clusters of shape \(\)"),  # type: ignore[arg-type]
         (lambda _: ClusterRecall(["a", "b"], [0.5, 1], ONES), "clusters are not whole"),  # type: ignore[arg-type]
         (lambda _: ClusterRecall(["a", "b"], [0, -1], ONES), "clusters are not whole"),  # type: ignore[arg-type]
         (lambda _: ClusterRecall(["a", "b"], [0, 1], ["x", "y"]), "scores .*no numbers"),  # type: ignore[arg-type]
@@ -154,6 +160,9 @@ def test_large_and_tiny_weights_share_as_others() -> None:
 
 def test_lists_in_place_of_arrays(index: Index) -> None:
     assert ClusterRecall(["a", "b", "c"], [0, 0, 1], [1, 3, 2]).recall(["a"], 5).tolist() == ["b"]  # type: ignore[arg-type]
+    far_apart = ClusterRecall(["a", "b", "c"], [2**62, 2**62, 7], [1, 3, 2])  # type: ignore[arg-type]
+    assert far_apart.recall(["a", "c"], 5).tolist() == ["b"]
+    assert ClusterRecall([], [], []).recall(["a"], 5).tolist() == []  # type: ignore[arg-type]
     assert index.ids([0, -1]).tolist() == [index.ids(np.array([0]))[0], None]
     assert index.reconstruct([]).shape == (0, DIM)
     empty = user([], [])

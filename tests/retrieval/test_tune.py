@@ -38,3 +38,8 @@ def test_curve_rises_and_the_chosen_point_is_the_least_that_reaches() -> None:
     tuner = Tuner(lambda effort: np.where(ranks <= effort.nprobe, truth, -1), truth, 0.75)
     assert tuner.lists(64, refines=False).nprobe == 8
     assert {point["nprobe"]: point["recall@10"] for point in tuner.curve}[8] == pytest.approx(0.8)
+
+
+def test_what_older_versions_kept_by_another_measure_counts_for_nothing() -> None:
+    text = '{"nprobe": 3, "k_factor": 2, "ef": 64, "margin": 0.2}'
+    assert Effort.from_json(text) == Effort(nprobe=3, k_factor=2, ef=64, rise=0.0)

@@ -58,6 +58,13 @@ def test_a_table_of_arrays(tmp_path: Path) -> None:
     assert index.attributes(hits.rows[0]) == [{"kind": "b", "n": 1}]
 
 
+@pytest.mark.parametrize("ids", [pa.array(["a", "b"]), pa.chunked_array([["a"], ["b"]])])
+def test_ids_in_arrow(tmp_path: Path, ids: Any) -> None:
+    write_table(str(tmp_path / "e"), ids, clustered(2))
+    build_index(str(tmp_path / "e"), str(tmp_path / "i"))
+    assert Index.open(str(tmp_path / "i")).ids(np.arange(2)).tolist() == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("ids", "vectors", "how", "message"),
     [
@@ -71,6 +78,12 @@ def test_a_table_of_arrays(tmp_path: Path) -> None:
         (["a"], np.ones((1, DIM)), {"attributes": {"n": [1, 2]}}, "'n': 2"),
         (["a"], np.ones((1, DIM)), {"attributes": {"n": [object()]}}, "not a table"),
         (["a"], np.ones((1, DIM)), {"attributes": {"id": ["x"]}}, r"\['id'\] have names of"),
+        (["a"], np.ones((1, DIM)), {"attributes": 3}, "attributes are 3, expected columns by name"),
+        (["a"], np.ones((1, DIM)), {"attributes": {3: [1]}}, "the attribute's name 3 is no text"),
+        (["a"], np.ones((1, DIM)), {"encoder": 3}, "encoder is 3, expected a text"),
+        (["a"], np.full((1, DIM), np.nan), {}, "vector 0 has NaN"),
+        (pa.array(["a", None]), np.ones((2, DIM)), {}, "id None is of type NoneType"),
+        (3, np.ones((1, DIM)), {}, "not a table"),
     ],
 )
 def test_what_is_no_table(
@@ -83,5 +96,5 @@ def test_what_is_no_table(
 
 def test_a_table_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "e").write_text("a file")
-    with pytest.raises(ArtifactError, match=r"e: cannot be written"):
+    with pytest.raises(ArtifactError, match=r"e: cannot be written: .* see to it that"):
         write_table(str(tmp_path / "e"), ["a"], np.ones((1, DIM)))
