@@ -40,9 +40,8 @@ class Ann:
         self.is_graph = isinstance(self._index, faiss.IndexHNSW)
         # codes without lists are all compared anyway; of additive ones FAISS filters none
         codes = None if self._ivf is None else faiss.downcast_index(self._ivf)
-        if isinstance(codes, faiss.IndexIVFPQFastScan):
-            read: Any = codes  # lacks what decodes, and would decode through nothing
-            read.fine_quantizer = read.pq
+        # FAISS reads four-bit codes in lists without what decodes them, and decodes through nothing
+        self.decodes = self._refine is not None or not isinstance(codes, faiss.IndexIVFFastScan)
         additive = isinstance(codes, faiss.IndexIVFAdditiveQuantizer)
         self.takes_bits = self.is_graph or (self.num_lists > 0 and not additive)
         self._has_map = self._ivf is None or self.refines

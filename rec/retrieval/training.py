@@ -50,6 +50,8 @@ def _try_out(trained: bytes, dim: int) -> None:
     """What building and searching does, on vectors by chance: not every kind in FAISS can."""
     vectors = np.random.default_rng(0).standard_normal((2 * _TRIED, dim)).astype(np.float32)
     ann = Ann.from_bytes(trained)
+    if not ann.decodes:
+        raise ValueError("four-bit codes in lists are not decoded unless re-ranked (add ,RFlat)")
     for part in (vectors[:_TRIED], vectors[_TRIED:]):
         ann.add(part)
     ann = Ann.from_bytes(ann.to_bytes())

@@ -181,14 +181,3 @@ def test_codes_decoded_at_once_are_those_decoded_one_by_one(factory: str) -> Non
     empty.train(vectors)
     for held in (ann, empty):
         assert held.reconstruct(rows[:0]).shape == (0, vectors.shape[1])
-
-
-@pytest.mark.parametrize("factory", ["IVF16,PQ8x4fs", "OPQ8,IVF16_HNSW8,PQ8x4fs"])
-def test_four_bit_codes_that_were_read_are_decoded(factory: str) -> None:
-    """FAISS reads them without what decodes them, and would end the process."""
-    vectors = clustered(1000)
-    ann = Ann.make(factory, vectors.shape[1])
-    ann.train(vectors)
-    ann.add(vectors)
-    rows, read = np.arange(1000), Ann.from_bytes(ann.to_bytes())
-    np.testing.assert_array_equal(read.reconstruct(rows), ann.reconstruct(rows))
