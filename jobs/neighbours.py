@@ -67,6 +67,7 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
     config = config or NeighboursConfig()
     started = time.monotonic()
     source = artifacts.read_manifest(index, "index")
+    artifacts.verify(index, source)  # named here in a line, not by every worker
     root = f"n-{uuid.uuid4().hex[:12]}"
     starts = range(0, source.config["num_rows"], config.rows_per_part)
     work: list[dict[str, Any]] = [

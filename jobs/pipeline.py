@@ -158,10 +158,11 @@ def configure(options: argparse.Namespace) -> PipelineConfig:
         raise ConfigError("--ask-user: nothing is made of what users did, or the source tells none")
     # of later steps, but told before there is the work of the ones before to lose
     _try_factory("index", config.index, config.recipe.model.embedding_dim)
-    loop.check(config.recipe, options.workers)
+    ranks = max(options.workers, 1)  # 0 is this process
+    loop.check(config.recipe, ranks)
     if config.users is not None:
         _try_factory("users.index", config.users.index, config.users.recipe.model.dim)
-        loop.check(config.users.recipe, options.workers)
+        loop.check(config.users.recipe, ranks)
     return config
 
 

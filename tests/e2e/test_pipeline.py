@@ -204,6 +204,13 @@ def test_a_wrong_path_is_told_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_training_in_this_process_can_be_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pipeline.main(["--out", str(tmp_path), *_SMALL, "--workers", "0", "--dry-run"]) == 0
+    assert "encoder" in capsys.readouterr().out
+
+
 def test_settings_can_be_shown_and_read_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline.main(["--out", "unused", "--show", "--set", "recipe.train.steps=7"]) == 0
     config = pipeline.PipelineConfig.from_json(capsys.readouterr().out)

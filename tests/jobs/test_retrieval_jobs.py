@@ -56,6 +56,19 @@ def test_neighbours_of_every_item(table: str, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
+def test_neighbours_of_a_damaged_index_are_refused_in_a_line(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_index(table, str(tmp_path / "i"))
+    file = next((tmp_path / "i").rglob("index.faiss"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert neighbours.main(["--index", str(tmp_path / "i"), "--out", str(tmp_path / "n")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"neighbours: {file}: ")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_planted_clusters_are_found(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
