@@ -18,6 +18,7 @@ from serve_apps.admission import Admitted, Patience
 from serve_apps.api import ErrorResponse
 from serve_apps.bodies import WholeBody
 from serve_apps.direct import Direct
+from serve_apps.docs_page import add_docs
 from serve_apps.errors import ApiError, invalid, refusal
 from serve_apps.guard import Guard
 from serve_apps.observe import CALLER, REFUSED, Observed, Operations
@@ -53,8 +54,8 @@ def new_app(
         title=title,
         version=version,
         responses=refusals,
-        docs_url=f"{below}/docs",
-        redoc_url=None if below else "/redoc",
+        docs_url=None,  # FastAPI's pages load what they need from a public network
+        redoc_url=None,
         openapi_url=f"{below}/openapi.json",
     )
     operations = operations or Operations()
@@ -69,6 +70,7 @@ def new_app(
     if below:
         app.add_middleware(_WholePath, below=below)
     _add_error_handlers(app)
+    add_docs(app, below)
     return app
 
 
