@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve._private import constants
 
 from rec.client import Client, RequestError
 from rec.config import ConfigError
@@ -56,7 +57,7 @@ def _await_healthy(url: str, path: str, timeout_s: float) -> None:
                 time.sleep(0.2)
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def _refuse_taken(host: str, port: int, way_out: str = "give another --port") -> None:
     """Raise ServiceError where somebody listens there: Serve would share a port with another Serve,
     and clients would be answered by either."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -65,9 +66,24 @@ def _refuse_taken(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ServiceError(
-                f"port {port} of {host}: {error.strerror}; stop what listens there, or give "
-                "another --port"
+                f"port {port} of {host}: {error.strerror}; stop what listens there, or {way_out}"
             ) from error
+
+
+def _refuse_taken_by_haproxy(host: str) -> None:
+    """The same of the ports of this machine that one HAProxy of Serve has beside that of HTTP."""
+    if not constants.RAY_SERVE_ENABLE_HA_PROXY:
+        return
+    for name, where in (
+        ("RAY_SERVE_HAPROXY_METRICS_PORT", "0.0.0.0"),
+        ("RAY_SERVE_HAPROXY_STATS_PORT", "0.0.0.0"),
+        ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", host),
+    ):
+        _refuse_taken(
+            where,
+            getattr(constants, name),
+            f"set {name} to a free port: it may be another service with --haproxy",
+        )
 
 
 def _check_access(access: Access, host: str, *, here: bool) -> None:
@@ -78,19 +94,25 @@ def _check_access(access: Access, host: str, *, here: bool) -> None:
         Guard(access)
 
 
+def _is_local(address: str | None) -> bool:
+    """Whether a Ray is to be started here: not whatever is found on this machine, since a job's own
+    would end the service with the job."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
 def _connect(address: str | None) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
-    # not whatever Ray is found on this machine: a job's own would end the service with the job
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    local = _is_local(address)
+    address = "local" if local else address or os.environ.get("RAY_ADDRESS")
+    if local:
         prepare_local_ray()
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for what goes wrong here
-        where = "Ray does not start" if address == "local" else f"no Ray cluster at {address}"
+        where = "Ray does not start" if local else f"no Ray cluster at {address}"
         raise ServiceError(f"{where}: {error}") from error
-    return address == "local"
+    return local
 
 
 def _reasons() -> str:
@@ -144,6 +166,8 @@ def serving(
             _check_access(one.access, host, here=address in (None, "local"))
     _refuse_taken(host, port)
     connected = not ray.is_initialized()
+    if connected and _is_local(address):
+        _refuse_taken_by_haproxy(host)
     started = connected and _connect(address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
