@@ -6,22 +6,25 @@ Long-lived services on a cluster are better deployed with `serve deploy serve_ap
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve._private import constants
+from ray.serve.context import _get_global_client
 
 from rec.client import Client, RequestError
 from rec.config import ConfigError
 from rec.local_ray import prepare_local_ray
-from serve_apps import app, recommend_app
+from serve_apps import app, items_app, recommend_app
 from serve_apps.deployment import LOGGING
 from serve_apps.guard import Access, Guard, is_loopback
 from serve_apps.recommend_gateway import PATH
@@ -100,13 +103,33 @@ def _is_local(address: str | None) -> bool:
     return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
-def _connect(address: str | None) -> bool:
+def logical_cpus(args: app.ServeArgs | None, users: recommend_app.RecommendArgs | None) -> int:
+    """Processors that a Ray started here is to count: those there are, or as many as all replicas
+    ask for where that is more, since Serve would wait for them without end or word."""
+    deployments: list[serve.Deployment] = []
+    if args is not None:
+        deployments += [app.Encoder, *[app.Gateway] * args.gateways]
+        deployments += [] if args.index_in_gateway else [app.Knn]
+        deployments += [items_app.Items] if args.items else []
+    if users is not None:
+        deployments += [recommend_app.Recommend, recommend_app.RecommendGateway]
+    asked = 0.0
+    for one in deployments:
+        number = one.num_replicas if isinstance(one.num_replicas, int) else 1
+        asked += number * (one.ray_actor_options or {}).get("num_cpus", 1)
+    return max(os.cpu_count() or 1, math.ceil(asked))
+
+
+def _connect(address: str | None, num_cpus: int) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
+    quiet: dict[str, Any] = {
+        "log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False,
+    }  # fmt: skip
     local = _is_local(address)
     address = "local" if local else address or os.environ.get("RAY_ADDRESS")
     if local:
         prepare_local_ray()
+        quiet["num_cpus"] = num_cpus
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for what goes wrong here
@@ -168,7 +191,7 @@ def serving(
     connected = not ray.is_initialized()
     if connected and _is_local(address):
         _refuse_taken_by_haproxy(host)
-    started = connected and _connect(address)
+    started = connected and _connect(address, logical_cpus(args, users))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if _is_running():
@@ -190,8 +213,10 @@ def serving(
                 _await_healthy(url, f"{below}/healthz", startup_timeout_s)
             yield url
         finally:
-            for one in applications.values():
-                serve.delete(one.name)  # lets requests under way finish
+            # lets requests under way finish; one application after the other takes twice as long
+            client = _get_global_client()
+            assert client is not None
+            client.delete_apps([one.name for one in applications.values()])
             if not started:
                 serve.shutdown()
     finally:

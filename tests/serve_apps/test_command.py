@@ -253,3 +253,21 @@ def test_a_port_of_haproxy_that_is_taken_is_refused_before_ray_starts(
             with told, serving(args, port=0, address="local"):
                 pass
         monkeypatch.setattr(constants, name, free_port())
+
+
+def test_replicas_never_wait_for_processors_of_a_ray_that_is_started_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serve_apps import app
+    from serve_apps.launch import logical_cpus
+    from serve_apps.recommend_app import RecommendArgs
+
+    content = app.ServeArgs(encoder="e", index="i", items="t", gateways=9)
+    users = RecommendArgs(encoder="e", index="i", rows="r")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert logical_cpus(content, users) == 64
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert logical_cpus(content, users) == 4  # 1 + 9 * .15 + .5 + .1 and .15 + .1: 3.2
+    assert logical_cpus(None, users) == 1
+    monkeypatch.setattr(app, "Knn", app.Knn.options(num_replicas=3))
+    assert logical_cpus(content, None) == 4  # 1 + 9 * .15 + 3 * .5 + .1: 3.95

@@ -16,15 +16,14 @@ from serve_apps.launch import free_port
 ROOT = Path(__file__).parents[3]
 # those that are killed; more of the others would take longer to start
 NUM_REPLICAS = {"Encoder": 1, "Knn": 2, "Gateway": 2, "Recommend": 2, "RecommendGateway": 1}
-# the command has no setting for their numbers, and a machine of two cores no room for what they ask
+# the command has no setting for their numbers
 COMMAND = f"""
 from serve_apps.__main__ import behind_haproxy, main
 behind_haproxy()
 from serve_apps import app, recommend_app
 for name, number in {NUM_REPLICAS}.items():
     place = app if hasattr(app, name) else recommend_app
-    how = {{"num_replicas": number, "ray_actor_options": {{"num_cpus": 0.1}}}}
-    setattr(place, name, getattr(place, name).options(**how))
+    setattr(place, name, getattr(place, name).options(num_replicas=number))
 raise SystemExit(main())
 """
 
