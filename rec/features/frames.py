@@ -27,7 +27,8 @@ def _size(data: bytes) -> tuple[int, int]:
             with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
                 return image.height, image.width
     except Image.DecompressionBombError as error:
-        raise MediaError(f"picture is too large: {error}") from error
+        most = f"expected at most {MAX_PICTURE_PIXELS} pixels"
+        raise MediaError(f"picture is far too large, {most}") from error
     except (OSError, SyntaxError, ValueError) as error:
         names = ", ".join(PICTURE_FORMATS)
         raise MediaError(

@@ -41,7 +41,8 @@ def read_picture(data: bytes, side: int) -> np.ndarray:
                 picture.draft("RGB", fit(*picture.size, side))
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
     except Image.DecompressionBombError as error:
-        raise MediaError(f"picture is too large: {error}") from error
+        most = f"expected at most {MAX_PICTURE_PIXELS} pixels"
+        raise MediaError(f"picture is far too large, {most}") from error
     except UnidentifiedImageError as error:
         names = ", ".join(PICTURE_FORMATS)
         raise MediaError(f"{len(data)} bytes are no picture, expected one of {names}") from error

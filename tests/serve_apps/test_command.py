@@ -241,6 +241,7 @@ def test_a_port_of_haproxy_that_is_taken_is_refused_before_ray_starts(
 
     args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, access=Access(off=True))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as other tests may have left it
     monkeypatch.setattr(constants, "RAY_SERVE_ENABLE_HA_PROXY", True)
     names = [f"RAY_SERVE_{one}_PORT" for one in ("HAPROXY_METRICS", "HAPROXY_STATS")]
     for name in (*names, "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"):
