@@ -74,8 +74,8 @@ def build_index(
     Rows of weight 0 (inactive interests) are left out and counted; several interests of one id
     are several vectors of one item. Recall is measured against brute force on queries that the
     quantiser was not trained on; the effort is tuned on one half of them and the recorded recall
-    comes from the other. Equal scores count by id, so with many identical vectors the figure is
-    a lower bound. Memory here holds the ids, a training sample and, to tune, the mapped shards.
+    comes from the other; of items that score as the last true one, any counts. Memory here holds
+    the ids, a training sample and, to tune, the mapped shards.
 
     Args:
         config: see IndexConfig.

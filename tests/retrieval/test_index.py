@@ -56,6 +56,18 @@ def test_flat_equals_brute_force(flat: tuple[Index, np.ndarray]) -> None:
     np.testing.assert_allclose(scores, by_hand, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_zero", [40, 254])
+def test_exact_search_among_equal_vectors_is_recorded_as_exact(
+    tmp_path: Path, num_zero: int
+) -> None:
+    """Items that nobody chose yet have zeros, all as near to each other as to anything."""
+    vectors = clustered(1000)
+    vectors[::3][:num_zero] = 0.0
+    manifest = build_index(embeddings(tmp_path / "e", vectors), str(tmp_path / "i"))
+    assert manifest.config["factory"] == "Flat"
+    assert manifest.metrics["recall@10"] == manifest.metrics["recall@100"] == 1.0
+
+
 def test_flat_manifest(flat: tuple[Index, np.ndarray]) -> None:
     index, _ = flat
     manifest = index.manifest
