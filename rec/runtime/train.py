@@ -34,9 +34,8 @@ from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
 LOGS = "logs"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _SETTINGS = {
-    # Ray's own is 60 s, too short for a GPU node that is still booting
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Ray's own is 2 s; a checkpoint waits until Ray has looked at the one before, and the end too
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
 }
@@ -314,8 +313,12 @@ def _train_on_ray(
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
+    is_elastic = workers[0] < workers[1]
     for setting, value in _SETTINGS.items():
         os.environ.setdefault(setting, value)
+    # Ray's own 60 s are too short for a GPU node that is still booting. A group that may be smaller
+    # is only tried anew with what is there when this is over
+    os.environ.setdefault(_START_TIMEOUT, "60" if is_elastic else "600")
     if use_gpu is None:
         use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= workers[1]
     files, path = artifacts.filesystem(storage)
@@ -325,7 +328,7 @@ def _train_on_ray(
         _worker,
         train_loop_config={"job": job},
         scaling_config=ray_train.ScalingConfig(
-            num_workers=workers if workers[0] < workers[1] else workers[1], use_gpu=use_gpu
+            num_workers=workers if is_elastic else workers[1], use_gpu=use_gpu
         ),
         run_config=ray_train.RunConfig(
             name=name,
