@@ -195,7 +195,7 @@ def single(report: Report, folder: Path, encoder: str, index: str, seconds: floa
             rate, tail, p99 = _beside(
                 report, "behind HAProxy", service, "/v1/knn/raw", other, seconds
             )
-        with ours(folder, *where, haproxy=False) as service:
+        with ours(folder, *where, *_IN_GATEWAY, haproxy=False) as service:  # the same application
             slow, _, slow_p99 = _beside(
                 report, "behind Serve's Python proxy", service, "/v1/knn/raw", other, seconds
             )

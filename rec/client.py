@@ -6,8 +6,8 @@
 
 Every call is tried again once where nothing answered or the service said that it is busy; all of
 them only read, so that asking twice does no harm. What changes something (below /admin/) is asked
-once. Where nobody listens at all, or a proxy of Serve that has just been started knows of no service
-yet, calls are tried again for `patience_s`. What else is refused is a RequestError at once.
+once. Where nobody listens at all, or a proxy of Serve that has just been started does not know the
+service yet, calls are tried again for `patience_s`. What else is refused is a RequestError at once.
 """
 
 from __future__ import annotations

@@ -205,6 +205,21 @@ def _services(
     return content, users
 
 
+def behind_haproxy() -> None:
+    """Set the switches for it, which Ray reads when it is imported."""
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
+    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
+    # the gateways count requests themselves; Serve would read a line of HAProxy's for each
+    os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
+    # a stopping replica lives on for load balancers slower than HAProxy, 30 s by default
+    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
+    # an HAProxy that died is noticed within three of these
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+    # who sends no more keeps a connection an hour by default, of 4,096
+    os.environ.setdefault("RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S", "60")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -212,16 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.items and not asked.titles:
         asked.titles = join(asked.items, "items")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if asked.haproxy:  # Ray reads these when it is imported
-        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-        os.environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
-        os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 << 20))
-        # the gateways count requests themselves; Serve would read a line of HAProxy's for each
-        os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
-        # a stopping replica lives on for load balancers slower than HAProxy, 30 s by default
-        os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
-        # an HAProxy that died should be noticed within three of these; not measured
-        os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+    if asked.haproxy:
+        behind_haproxy()
     from serve_apps.launch import ServiceError, serving
 
     stop = threading.Event()

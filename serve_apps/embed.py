@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from rec.artifacts import Manifest
 from rec.features.media import MediaError
@@ -36,6 +37,7 @@ class Embedder:
         max_batch, max_wait_s: as for `Batcher`.
         device: where the model runs.
         manifest: of that version, with which it is found though another was published since.
+        bf16: multiply matrices in bfloat16; vectors stay float32.
 
     Raises:
         ArtifactError: it cannot be read.
@@ -50,7 +52,9 @@ class Embedder:
         max_wait_s: float,
         device: str = "cpu",
         manifest: Manifest | None = None,
+        bf16: bool = False,
     ) -> None:
+        self._bf16 = bf16
         self._encoder = load_encoder(uri, device, manifest)
         same(uri, self._encoder.version, version)
         self._max_batch, self._max_wait_s = max_batch, max_wait_s
@@ -119,7 +123,9 @@ class Embedder:
         batch = self._encoder.collator.from_parts(
             [p.token_ids for p in parts], [p.frames for p in parts]
         )
-        return list(self._encoder.encode(batch))
+        # of this thread alone
+        with torch.autocast(self._encoder.device.type, torch.bfloat16, enabled=self._bf16):
+            return list(self._encoder.encode(batch))
 
 
 def _check_canary(vectors: Sequence[np.ndarray] | np.ndarray) -> None:

@@ -6,21 +6,25 @@ Long-lived services on a cluster are better deployed with `serve deploy serve_ap
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve._private import constants
+from ray.serve.context import _get_global_client
 
 from rec.client import Client, RequestError
 from rec.config import ConfigError
 from rec.local_ray import prepare_local_ray
-from serve_apps import app, recommend_app
+from serve_apps import app, items_app, recommend_app
 from serve_apps.deployment import LOGGING
 from serve_apps.guard import Access, Guard, is_loopback
 from serve_apps.recommend_gateway import PATH
@@ -56,7 +60,7 @@ def _await_healthy(url: str, path: str, timeout_s: float) -> None:
                 time.sleep(0.2)
 
 
-def _refuse_taken(host: str, port: int) -> None:
+def _refuse_taken(host: str, port: int, way_out: str = "give another --port") -> None:
     """Raise ServiceError where somebody listens there: Serve would share a port with another Serve,
     and clients would be answered by either."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -65,9 +69,24 @@ def _refuse_taken(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ServiceError(
-                f"port {port} of {host}: {error.strerror}; stop what listens there, or give "
-                "another --port"
+                f"port {port} of {host}: {error.strerror}; stop what listens there, or {way_out}"
             ) from error
+
+
+def _refuse_taken_by_haproxy(host: str) -> None:
+    """The same of the ports of this machine that one HAProxy of Serve has beside that of HTTP."""
+    if not constants.RAY_SERVE_ENABLE_HA_PROXY:
+        return
+    for name, where in (
+        ("RAY_SERVE_HAPROXY_METRICS_PORT", "0.0.0.0"),
+        ("RAY_SERVE_HAPROXY_STATS_PORT", "0.0.0.0"),
+        ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", host),
+    ):
+        _refuse_taken(
+            where,
+            getattr(constants, name),
+            f"set {name} to a free port: it may be another service with --haproxy",
+        )
 
 
 def _check_access(access: Access, host: str, *, here: bool) -> None:
@@ -78,19 +97,45 @@ def _check_access(access: Access, host: str, *, here: bool) -> None:
         Guard(access)
 
 
-def _connect(address: str | None) -> bool:
+def _is_local(address: str | None) -> bool:
+    """Whether a Ray is to be started here: not whatever is found on this machine, since a job's own
+    would end the service with the job."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+def logical_cpus(args: app.ServeArgs | None, users: recommend_app.RecommendArgs | None) -> int:
+    """Processors that a Ray started here is to count: those there are, or as many as all replicas
+    ask for where that is more, since Serve would wait for them without end or word."""
+    deployments: list[serve.Deployment] = []
+    if args is not None:
+        deployments += [app.Encoder, *[app.Gateway] * args.gateways]
+        deployments += [] if args.index_in_gateway else [app.Knn]
+        deployments += [items_app.Items] if args.items else []
+    if users is not None:
+        deployments += [recommend_app.Recommend, recommend_app.RecommendGateway]
+    asked = 0.0
+    for one in deployments:
+        number = one.num_replicas if isinstance(one.num_replicas, int) else 1
+        asked += number * (one.ray_actor_options or {}).get("num_cpus", 1)
+    return max(os.cpu_count() or 1, math.ceil(asked))
+
+
+def _connect(address: str | None, num_cpus: int) -> bool:
     """Connect to Ray, starting it where there is none; whether it was started."""
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
-    # not whatever Ray is found on this machine: a job's own would end the service with the job
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    quiet: dict[str, Any] = {
+        "log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False,
+    }  # fmt: skip
+    local = _is_local(address)
+    address = "local" if local else address or os.environ.get("RAY_ADDRESS")
+    if local:
         prepare_local_ray()
+        quiet["num_cpus"] = num_cpus
     try:
         ray.init(address=address, **quiet)
     except Exception as error:  # Ray has no class of its own for what goes wrong here
-        where = "Ray does not start" if address == "local" else f"no Ray cluster at {address}"
+        where = "Ray does not start" if local else f"no Ray cluster at {address}"
         raise ServiceError(f"{where}: {error}") from error
-    return address == "local"
+    return local
 
 
 def _reasons() -> str:
@@ -144,7 +189,9 @@ def serving(
             _check_access(one.access, host, here=address in (None, "local"))
     _refuse_taken(host, port)
     connected = not ray.is_initialized()
-    started = connected and _connect(address)
+    if connected and _is_local(address):
+        _refuse_taken_by_haproxy(host)
+    started = connected and _connect(address, logical_cpus(args, users))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if _is_running():
@@ -166,8 +213,10 @@ def serving(
                 _await_healthy(url, f"{below}/healthz", startup_timeout_s)
             yield url
         finally:
-            for one in applications.values():
-                serve.delete(one.name)  # lets requests under way finish
+            # lets requests under way finish; one application after the other takes twice as long
+            client = _get_global_client()
+            assert client is not None
+            client.delete_apps([one.name for one in applications.values()])
             if not started:
                 serve.shutdown()
     finally:

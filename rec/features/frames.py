@@ -29,7 +29,10 @@ def _size(data: bytes) -> tuple[int, int]:
     except Image.DecompressionBombError as error:
         raise MediaError(f"picture is too large: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise MediaError(f"not a picture that can be read: {len(data)} bytes") from error
+        names = ", ".join(PICTURE_FORMATS)
+        raise MediaError(
+            f"not a picture that can be read: {len(data)} bytes, expected one of {names}"
+        ) from error
 
 
 def _flag(size: tuple[int, int], height: int, width: int) -> int:

@@ -59,7 +59,7 @@ async function show(moved) {
     page.replaceChildren(error.status === 401 || error.status === 403 ? keyForm(error) : failed(error, () => show(true)));
     if (!(error.status >= 0)) console.error(error); // not the service's but the page's own
     say(error.message);
-    page.querySelector("input, button")?.focus();
+    page.querySelector("input, button, .notice a")?.focus();
   } finally {
     if (!signal.aborted) page.removeAttribute("aria-busy");
   }

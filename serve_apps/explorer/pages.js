@@ -112,8 +112,11 @@ export async function one(id, signal) {
   ];
 }
 
-export const failed = (error, again) => notice(
-  error.status === 404 ? "Not there" : error.status === 422 ? "That cannot be searched for" : "That did not work",
-  error.message.replace(/^(queries\[0\]|tags)\./, ""), // where in the request is nobody's business
-  [el("p", {}, el("button.button", { type: "button", onclick: again }, "Try again"), " ",
-    el("a.button.quiet", { href: link({}) }, "All items"))], true);
+// What did not work; the same again where it might work then.
+export const failed = (error, again) => {
+  const known = { 404: "Not there", 422: "That cannot be searched for" }[error.status];
+  const once = el("button.button", { type: "button", onclick: again }, "Try again");
+  return notice(known ?? "That did not work",
+    error.message.replace(/^(queries\[0\]|tags)\./, ""), // where in the request is nobody's business
+    [el("p.row", {}, known ? null : once, el(known ? "a.button" : "a.button.quiet", { href: link({}) }, "All items"))], true);
+};

@@ -27,6 +27,9 @@ export function hue(word) {
   return `hsl(${sum} 42% 42%)`;
 }
 
+// A similarity to two places; 1.00 is kept for what is the same.
+const likenessOf = (value) => (value >= 0.995 && value < 0.9995 ? "0.99" : value.toFixed(2));
+
 export function thumb(item, likeness) {
   const box = el("span.thumb");
   const bare = () => {
@@ -44,7 +47,7 @@ export function thumb(item, likeness) {
   }
   if (likeness !== undefined) {
     box.append(el("span.likeness", { title: "Similarity, at most 1" },
-      el("span.hidden", {}, "similarity "), likeness.toFixed(2)));
+      el("span.hidden", {}, "similarity "), likenessOf(likeness)));
   }
   return box;
 }

@@ -1,9 +1,8 @@
-"""The command that serves: what it takes, one question, HAProxy; the checked-in configuration."""
+"""The command that serves: what it takes, one question; the checked-in configuration."""
 
 from __future__ import annotations
 
 import inspect
-import os
 import shutil
 import signal
 import socket
@@ -13,18 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from under_load import asking, kill_one
 
 from rec.artifacts import ArtifactError
-from rec.client import Client, RequestError
 from rec.config import ConfigError
-from serve_apps.keys import new_key
 
 CONFIG = Path(__file__).parents[2] / "serve_apps" / "config.yaml"
 
@@ -113,60 +107,6 @@ def test_the_command_answers_one_question_and_stops(
     lines = told.out.splitlines()
     best = next(i for i, line in enumerate(lines) if line.startswith("nearest to")) + 1
     assert lines[best].split() == ["1.000", "item-4", "The", *served.texts[4].split()]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_the_command_serves_behind_haproxy_until_sigterm(served: Any, tmp_path: Path) -> None:
-    """With a Ray of its own; nobody notices that Serve's controller is killed meanwhile."""
-    key, keys_line = new_key("tester", rate_per_s=1e6)
-    (tmp_path / "keys.txt").write_text(keys_line)
-    command = [sys.executable, "-m", "serve_apps", "--haproxy", "--port", "0"]
-    command += ["--encoder", served.encoder_uri, "--index", served.index_uri]
-    command += ["--address", "local", "--keys", str(tmp_path / "keys.txt")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=CONFIG.parents[1], env=own_ports()
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = next(text for text in process.stdout if text.startswith("serving at "))
-            url = line.split()[2]
-            with Client(url) as client, pytest.raises(RequestError, match="401 no_key"):
-                client.call("/v1/version")
-            with Client(url, key=key) as client:
-                check_answers(client, served)
-            with asking([lambda client: check_nearest(client, served)] * 4, url, key) as callers:
-                kill_one(callers, "ray::ServeController", 1, process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            rest, _ = process.communicate(timeout=25)  # Serve's own 30 s would be too long
-    assert process.returncode == 0
-    assert "requests under way are finished first" in rest
-
-
-def own_ports() -> dict[str, str]:
-    """The environment, with ports for what would otherwise collide with another's HAProxy."""
-    from serve_apps.launch import free_port
-
-    names = "HAPROXY_METRICS", "HAPROXY_STATS", "FALLBACK_PROXY_HTTP"
-    return os.environ | {f"RAY_SERVE_{name}_PORT": str(free_port()) for name in names}
-
-
-def check_answers(client: Client, served: Any) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
-    large = cv2.imencode(".png", noise)[1].tobytes()
-    assert len(large) > 5_000_000  # gRPC's own limit is 4 MiB
-    vectors = client.embed([large]).vectors
-    np.testing.assert_allclose(vectors, served.encoder.encode_images([large]), atol=1e-5)
-    with pytest.raises(RequestError, match=r"422 .*not a picture"):
-        client.embed([b"hi"])
-
-
-def check_nearest(client: Client, served: Any) -> None:
-    scores = served.vectors[:2] @ served.vectors.T
-    found = client.knn(served.vectors[:2], k=3)
-    for row, one in zip(scores, found.results, strict=True):
-        assert one.ids == [f"item-{i}" for i in np.argsort(-row)[:3]]
 
 
 @pytest.mark.ray
@@ -287,3 +227,47 @@ def test_a_port_that_is_taken_is_refused_before_ray_starts(served: Any, reuse: i
         told = pytest.raises(ServiceError, match=f"port {port} of 127.0.0.1: .*another --port")
         with told, serving(args, port=port):
             pass
+
+
+def test_a_port_of_haproxy_that_is_taken_is_refused_before_ray_starts(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another service with --haproxy on the same machine."""
+    from ray.serve._private import constants
+
+    from serve_apps.app import ServeArgs
+    from serve_apps.guard import Access
+    from serve_apps.launch import ServiceError, free_port, serving
+
+    args = ServeArgs(encoder=served.encoder_uri, index=served.index_uri, access=Access(off=True))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(constants, "RAY_SERVE_ENABLE_HA_PROXY", True)
+    names = [f"RAY_SERVE_{one}_PORT" for one in ("HAPROXY_METRICS", "HAPROXY_STATS")]
+    for name in (*names, "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            monkeypatch.setattr(constants, name, port)
+            told = pytest.raises(ServiceError, match=f"port {port} of .*set {name} to a free port")
+            with told, serving(args, port=0, address="local"):
+                pass
+        monkeypatch.setattr(constants, name, free_port())
+
+
+def test_replicas_never_wait_for_processors_of_a_ray_that_is_started_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from serve_apps import app
+    from serve_apps.launch import logical_cpus
+    from serve_apps.recommend_app import RecommendArgs
+
+    content = app.ServeArgs(encoder="e", index="i", items="t", gateways=9)
+    users = RecommendArgs(encoder="e", index="i", rows="r")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert logical_cpus(content, users) == 64
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert logical_cpus(content, users) == 4  # 1 + 9 * .15 + .5 + .1 and .15 + .1: 3.2
+    assert logical_cpus(None, users) == 1
+    monkeypatch.setattr(app, "Knn", app.Knn.options(num_replicas=3))
+    assert logical_cpus(content, None) == 4  # 1 + 9 * .15 + 3 * .5 + .1: 3.95

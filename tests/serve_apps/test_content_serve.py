@@ -1,4 +1,4 @@
-"""Both services on one Ray Serve, over real HTTP: answers, refusals, swaps of versions, kills."""
+"""Both services on one Ray Serve, over real HTTP: answers, refusals, what is told of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,24 +18,17 @@ from urllib.parse import quote
 import httpx2
 import numpy as np
 import pytest
-from sides import K, Side, questions, two_sides
-from under_load import asking, kill_one
+from pictures import bomb, profile_bomb
 
 from rec.client import Client, RequestError
 from serve_apps.keys import new_key
 
-ADMIN, ADMIN_LINE = new_key("keeper", "admin")
 READ, READ_LINE = new_key("reader", rate_per_s=1e6)
-REPLICA = "ray::ServeReplica:content:"
-NUM_REPLICAS = {"Encoder": 1, "Knn": 2, "Gateway": 2}
-# python -m serve_apps with as many replicas, for which it has no setting
-COMMAND = f"""
-from serve_apps import app
-for name, number in {NUM_REPLICAS}.items():
-    setattr(app, name, getattr(app, name).options(num_replicas=number))
-from serve_apps.__main__ import main
-raise SystemExit(main())
-"""
+BYTES = {"Authorization": f"Bearer {READ}", "Content-Type": "application/octet-stream"}
+JSON = BYTES | {"Content-Type": "application/json"}
+BOMB, UNPACKED = (
+    base64.b64encode(one).decode() for one in (bomb(60_000), profile_bomb(10_000_000))
+)
 
 
 def call(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -60,10 +53,10 @@ def running(
     import ray
 
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
-    keys.write_text(f"{ADMIN_LINE}\n{READ_LINE}\n")
+    keys.write_text(READ_LINE)
     users = recommendable["sasrec"]
     with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "--port", "0", "--keys", str(keys),
+        [sys.executable, "-m", "serve_apps", "--port", "0", "--keys", str(keys),
          "--address", ray.get_runtime_context().gcs_address,
          "--encoder", served.encoder_uri, "--index", served.index_uri, "--items", tables,
          "--user-encoder", users.encoder, "--item-index", users.index, "--sequences", users.rows,
@@ -82,13 +75,6 @@ def running(
 @pytest.fixture(scope="module")
 def url(running: Running) -> str:
     return running.url
-
-
-@pytest.fixture(scope="module")
-def sides(
-    served: Any, make_encoder: Any, publish_index: Any, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Side, Side]:
-    return two_sides(served, make_encoder, publish_index, tmp_path_factory.mktemp("next"))
 
 
 @pytest.mark.ray
@@ -186,10 +172,17 @@ def test_items_and_the_page_over_http(served: Any, url: str) -> None:
         ("/v1/knn", {"queries": [{"vector": [1.0]}]}, "422 .*1 numbers, expected 16"),
         ("/v1/knn", {"queries": [{"item_id": "item-1"}], "k": 21}, "422 .*k: 21, expected 1 to 20"),
         ("/v1/knn", {"queries": [{"item_id": "a"}], "model_version": "x"}, "409 .*model_mismatch"),
+        ("/v1/knn", {"queries": [{"item_id": "a"}], "index_version": "x"}, "409 .*index_mismatch"),
         ("/v1/embed", {"inputs": [{}]}, "422 .*empty"),
         ("/v1/embed", {"inputs": [{"text": "a"}] * 5}, "422 .*at most 4"),
         ("/v1/embed", {"inputs": [{"image": "?"}]}, "422 .*not base64"),
         ("/v1/embed", {"inputs": [{"image": "aGk="}]}, "422 .*not a picture"),
+        (
+            "/v1/embed",
+            {"inputs": [{"image": BOMB}]},
+            "422 .*60000x60000.*too large, expected at most",
+        ),
+        ("/v1/embed", {"inputs": [{"image": UNPACKED}]}, "422 .*not a picture"),
         ("/v1/embed", {"inputs": [{"text": "x" * 300_000}]}, "413 .*200000 bytes"),
         ("/v1/recommend", {"history": ["gone"]}, "404 .*unknown_items.*none of its 1 items"),
         ("/v1/recommend", {}, "422 .*exactly one of: history; user"),
@@ -200,6 +193,36 @@ def test_items_and_the_page_over_http(served: Any, url: str) -> None:
 def test_refusals_reach_the_client(url: str, path: str, body: Any, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         call(url, path, body)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "said"),
+    [
+        ({}, b"", 401, "no_key: give an API key in the header Authorization: Bearer KEY"),
+        (
+            {"Authorization": "Bearer guess"},
+            b"",
+            401,
+            "wrong_key: this key is not known here: give",
+        ),
+        (BYTES, b"\0\0\xc0\x7f" + bytes(60), 422, "body: row 0 has NaN"),
+        (BYTES, bytes(60), 422, "body: 60 bytes, expected rows of 16"),
+        (BYTES, bytes(300_000), 413, "body: more than 200000 bytes; send less at once"),
+        (JSON, b'{"queries": [{"vector": [NaN]}]}', 422, "vector[0]: Input should be a finite"),
+        (JSON, b'{"queries": ', 400, "malformed_json: body: not JSON at character"),
+        (JSON, b"[" * 100_000, 400, "bad_request"),
+    ],
+)
+def test_faults_are_refused_with_what_to_do(
+    url: str, headers: dict[str, str], content: bytes, status: int, said: str
+) -> None:
+    path = "/v1/knn" if headers.get("Content-Type") == "application/json" else "/v1/knn/raw"
+    answer = httpx2.post(url + path, content=content, headers=headers)
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert said in f"{error['type']}: {error['message']}"
+    assert ("www-authenticate" in answer.headers) == (status == 401)
 
 
 @pytest.mark.ray
@@ -252,105 +275,6 @@ def test_a_second_service_on_the_same_cluster_is_refused(served: Any, url: str) 
     with pytest.raises(ServiceError, match="Serve already runs"), serving(args, port=0):
         pytest.fail("it started")
     assert call(url, "/healthz") == {"status": "ok"}  # the first one is left alone
-
-
-@pytest.fixture
-def admin(url: str) -> Iterator[Client]:
-    with Client(url, key=ADMIN, timeout_s=120) as client:
-        yield client
-
-
-@pytest.fixture
-def asks(served: Any, sides: tuple[Side, Side]) -> list[Callable[[Client], None]]:
-    return questions(served, sides)
-
-
-def refused(client: Client, path: str, body: dict[str, Any]) -> RequestError:
-    with pytest.raises(RequestError) as told:
-        client.call(path, body)
-    return told.value
-
-
-def swap_to(admin: Client, to: Side, text: str) -> None:
-    """Swap, and hold what is told then to it: all replicas have it, and all answers are of it."""
-    swapped = admin.call("/v1/admin/swap", {"encoder": to.encoder, "index": to.index})
-    assert swapped["current"]["model_version"] == to.model_version
-    assert all(one["up_to_date"] for one in swapped["replicas"])
-    assert admin.knn_content([text], k=K).model_version == to.model_version
-    assert admin.call("/v1/version")["model_version"] == to.model_version
-
-
-def go_back(admin: Client, to: Side) -> None:
-    back = admin.call("/v1/admin/rollback", {})
-    assert back["current"]["model_version"] == to.model_version
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_swaps_and_steps_back_under_load(
-    served: Any,
-    sides: tuple[Side, Side],
-    url: str,
-    admin: Client,
-    asks: list[Callable[[Client], None]],
-    publish_index: Callable[..., str],
-    tmp_path: Path,
-) -> None:
-    first, second = sides
-    torn = publish_index(tmp_path, served.ids[:6], served.vectors[:6], first.model_version)
-    file = next(Path(torn).rglob("index.faiss"))
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    with asking(asks, url, READ) as callers:
-        with Client(url, key=READ) as reader:
-            assert refused(reader, "/v1/admin/rollback", {}).status == 403
-        callers.go_on(5)
-        versions = admin.call("/v1/admin/versions")
-        assert versions["current"]["model_version"] == first.model_version
-        assert len(versions["replicas"]) == sum(NUM_REPLICAS.values())
-        told = refused(admin, "/v1/admin/rollback", {})
-        assert (told.status, told.code) == (409, "nothing_before")
-
-        for _ in range(2):
-            swap_to(admin, second, served.texts[0])
-            callers.go_on(5)
-            go_back(admin, first)
-            callers.go_on(5)
-
-        told = refused(admin, "/v1/admin/swap", {"index": torn})
-        assert (told.status, told.code) == (409, "swap_failed")
-        assert "Knn" in told.message
-        assert str(file) in told.message
-        told = refused(admin, "/v1/admin/swap", {"index": second.index})
-        assert (told.status, told.code) == (422, "unusable_artifact")
-        versions = admin.call("/v1/admin/versions")
-        assert versions["current"]["model_version"] == first.model_version
-        assert (versions["last"]["what"], versions["last"]["done"]) == ("swap", False)
-        callers.go_on(5)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_no_request_fails_when_a_replica_or_the_controller_is_killed(
-    served: Any,
-    sides: tuple[Side, Side],
-    url: str,
-    admin: Client,
-    asks: list[Callable[[Client], None]],
-) -> None:
-    """The client asks again; a replica that starts later takes what is in use, not what was
-    deployed."""
-    first, second = sides
-    swap_to(admin, second, served.texts[0])
-    with asking(asks, url, READ) as callers:
-        # the controller in between: it has to go on with what it finds
-        kill_one(callers, f"{REPLICA}Knn", NUM_REPLICAS["Knn"])
-        kill_one(callers, "ray::ServeController", 1)
-        kill_one(callers, f"{REPLICA}Gateway", NUM_REPLICAS["Gateway"])
-        assert admin.call("/v1/version")["model_version"] == second.model_version
-        go_back(admin, first)
-        callers.go_on(5)
 
 
 @pytest.mark.ray

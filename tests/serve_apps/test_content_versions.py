@@ -156,3 +156,21 @@ def test_joined_batches_give_each_caller_its_own_vectors(served: Any) -> None:
         return vectors
 
     np.testing.assert_allclose(np.concatenate(asyncio.run(main())), alone, atol=1e-5)
+
+
+def test_bfloat16_gives_nearly_the_same_unit_vectors(served: Any) -> None:
+    async def vectors(bf16: bool) -> np.ndarray:
+        embedder = Embedder(
+            served.encoder_uri, served.encoder.version, max_batch=8, max_wait_s=0.001, bf16=bf16
+        )
+        embedder.probe()
+        pairs = zip(served.texts, served.pictures, strict=True)
+        found = await embedder.encode([Content("x", *pair) for pair in pairs])
+        await embedder.close()
+        return found
+
+    exact, near = asyncio.run(vectors(False)), asyncio.run(vectors(True))
+    assert near.dtype == np.float32
+    assert (exact != near).any()
+    np.testing.assert_allclose(np.linalg.norm(near, axis=1), 1, atol=1e-3)
+    assert (exact * near).sum(1).min() > 0.999

@@ -119,7 +119,8 @@ def test_browse_open_an_item_and_come_back(page: Page, served: Any) -> None:
     order = [i for i in np.argsort(-scores) if i != 3]
     assert page.texts(".card b") == [served.texts[i] for i in order]
     shown = [float(text.split()[-1]) for text in page.texts(".likeness")]
-    np.testing.assert_allclose(shown, scores[order], atol=0.006)
+    np.testing.assert_allclose(shown, scores[order], atol=0.01)
+    assert [one == 1 for one in shown] == [one >= 0.9995 for one in scores[order]]
     assert {"\uff03RED", "\uff03MACHINE"} <= set(page.texts(".chip"))
     fits(page)
     page.back()
@@ -251,7 +252,8 @@ def test_by_keyboard_alone(page: Page, served: Any) -> None:
 def test_deep_links_and_what_is_not_there(page: Page, served: Any) -> None:
     page.show("/?item=gone")
     assert "gone: not in the table of items" in page.text(".notice.bad")
-    assert page.texts(".notice button") == ["Try again"]
+    assert page.texts(".notice button") == []  # it would be no other answer
+    assert page.focus() == "All items"
     page.show(f"/?item={quote('only/in the table ü')}")
     assert "not in the index" in page.text("main")
     page.show("/?tag=nothing")

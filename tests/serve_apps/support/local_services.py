@@ -95,6 +95,7 @@ def listening(app: ASGIApp) -> Iterator[str]:
     """Serves the application on a free port of this machine; yields its URL."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
+        taken.listen()  # who asks before the server runs waits for it
         config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
