@@ -152,7 +152,7 @@ def test_memory_is_what_was_estimated(tmp_path: Path, kind: str, bytes_a_value: 
     shard = index.parts[0]
     assert isinstance(shard, Shard)
     keys = shard.keys.nbytes + shard._by_id.nbytes
-    held = len(shard.ann.to_bytes()) + keys + shard._lists().nbytes
+    held = len(shard.ann.to_bytes()) + keys + shard._lists.nbytes
     assert num_bytes(num, dim, bytes_a_value, keys / num) == pytest.approx(held, rel=0.15)
 
 
