@@ -272,7 +272,7 @@ class Ann:
     @cached_property
     def _turns(self) -> list[Any]:
         outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
-        chain: Any = outer.chain if isinstance(outer, faiss.IndexPreTransform) else None
+        chain: Any = getattr(outer, "chain", None)
         number = 0 if chain is None else chain.size()
         return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(number)]
 

@@ -24,7 +24,7 @@ from rec.retrieval.shards import Shard
 from rec.retrieval.spec import MAX_THREADS
 from rec.retrieval.threads import omp_get_max_threads, omp_threads
 
-_FEW_EXCLUDED = 32  # of a query: are left out of what a wider look finds
+_FEW_EXCLUDED = 4  # of a query: are left out of what a wider look finds
 
 
 class Index(Rows):

@@ -13,7 +13,6 @@ from rec.retrieval.exact import mark_absent
 from rec.retrieval.spread import Spread
 
 _BELOW_RISE = 0.95  # of the true neighbours of held-out queries
-_MAY_MISS = 0.01  # of the best hits, as is expected of the lists left
 _STEP = 8  # times as many lists at a time, at most
 _MORE_CANDIDATES = 4  # times as many
 _MANY_CANDIDATES, _MOST_CANDIDATES = 64, 6400  # for a hit; for all
@@ -54,7 +53,7 @@ def search_fitting(
     the k-th score that was found, and mostly they were looked into already. Where those rows do
     not, hits lie in lists that are nearly all as far from the query, of which those with the best
     hits are not those with the best centres: it looks on until the lists left are expected to hold
-    fewer than a hundredth of k better rows. All rows that fit are compared instead wherever
+    no more better rows than the effort may miss. All rows that fit are compared instead wherever
     that costs less.
 
     Args:
@@ -67,7 +66,7 @@ def search_fitting(
     first = _with(ann, effort, effort.nprobe, k, there, again=False)
     rows, scores, looked, edge = walk(ann, queries, k, first, per_list, bits)
     is_far, tried = looked > effort.nprobe, np.full(len(queries), float(first.k_factor))
-    goal, left = _Goal(ann, spread, k, effort.rise, per_list), np.arange(len(queries))
+    goal, left = _Goal(ann, spread, k, effort, per_list), np.arange(len(queries))
     # whose codes tell better from worse too badly there for so few candidates
     coarse = is_far if ann.refines else np.zeros(len(queries), bool)
     while len(left):
@@ -121,13 +120,15 @@ class _Goal:
     """How many lists a query should have looked into, once it has found some hits.
 
     Args:
-        rise: see `Effort`.
+        effort: of which it takes `rise` and `missed`.
         per_list: see `walk`.
     """
 
-    def __init__(self, ann: Ann, spread: Spread, k: int, rise: float, per_list: np.ndarray) -> None:
-        self._ann, self._spread, self._rise, self._per_list = ann, spread, rise, per_list
-        self._missed = _MAY_MISS * k
+    def __init__(
+        self, ann: Ann, spread: Spread, k: int, effort: Effort, per_list: np.ndarray
+    ) -> None:
+        self._ann, self._spread, self._per_list = ann, spread, per_list
+        self._rise, self._missed = effort.rise, effort.missed * k
         self._reach = spread.reach(self._missed, int(per_list.sum()))
 
     def lists(
