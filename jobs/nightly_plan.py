@@ -49,6 +49,7 @@ class Night(NamedTuple):
     encoder: str  # the one that embeds
     start: str | None  # the one whose weights training begins with
     previous: str | None  # table of vectors that is carried on
+    facts: str | None  # facts of items that are
 
     def told(self) -> str:
         """For people: what becomes of the model, and so of the vectors."""
@@ -84,18 +85,22 @@ def plan_night(out: str, day: date, train_every: int) -> Night:
                 f"{join(out, one.isoformat())}: this night was begun and not finished; run it "
                 f"first (--day {one}), or remove the folder if its delivery is not to count"
             )
-    models = [one for one in before if exists(join(out, one.isoformat(), "encoder", MANIFEST))]
-    last = models[-1] if models else None
-    encoder = None if last is None else join(out, last.isoformat(), "encoder")
-    if last is None or (train_every and (day - last).days >= train_every):
+    encoder = _newest(out, before, "encoder")
+    last = None if encoder is None else date.fromisoformat(encoder.split("/")[-2])
+    if encoder is None or last is None or (train_every and (day - last).days >= train_every):
         since = [one for one in before if last is None or one >= last]
         places = [_base(out, one) for one in since[:1]]
         places += [join(out, one.isoformat(), "tables") for one in since[1:]]
         deliveries = (*places, join(folder, "tables"))
-        return Night(day, folder, True, deliveries, join(folder, "encoder"), encoder, None)
-    assert encoder is not None
-    tables = [join(out, one.isoformat(), "embeddings") for one in before if _embedded(out, one)]
-    return Night(day, folder, False, (), encoder, None, tables[-1])
+        return Night(day, folder, True, deliveries, join(folder, "encoder"), encoder, None, None)
+    table, facts = (_newest(out, before, name) for name in ("embeddings", "facts"))
+    return Night(day, folder, False, (), encoder, None, table, facts)
+
+
+def _newest(out: str, nights: list[date], name: str) -> str | None:
+    """The artifact of that name of the last of these nights that has one."""
+    places = (join(out, one.isoformat(), name) for one in reversed(nights))
+    return next((place for place in places if exists(join(place, MANIFEST))), None)
 
 
 def _nights(out: str) -> list[date]:
@@ -124,7 +129,7 @@ def prune(out: str, keep: int) -> list[str]:
     models = [one for one in nights if exists(join(out, one.isoformat(), "encoder", MANIFEST))]
     removed: list[str] = []
     for night in nights[: -max(keep, 1)]:
-        names = ["rows", "changed", "vectors", "embeddings", "train"]
+        names = ["rows", "changed", "facts", "vectors", "embeddings", "train"]
         if models and night < models[-1]:
             names += ["tables", "catalogue"]
         for name in names:

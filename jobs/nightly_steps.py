@@ -10,9 +10,12 @@ from pydantic import Field
 from jobs import embed, index, ingest, pipeline
 from jobs.nightly_canary import CanaryConfig
 from jobs.nightly_plan import Night
+from jobs.pipeline_users import FILTERS
 from jobs.steps import Step, published
 from rec.artifacts import exists, join, read_manifest
 from rec.config import Config
+from rec.data.item_facts import KIND as FACTS
+from rec.data.item_facts import carry_facts
 from rec.data.media import MediaConfig
 from rec.data.merge import merge_tables
 from rec.data.rows import RowsConfig
@@ -37,7 +40,7 @@ class NightlyConfig(Config):
     train_every: int = Field(default=7, ge=0)  # days; 0: the encoder is trained once and for all
     warm_steps: int | None = Field(default=None, ge=1)  # of training on; None: as of the first
     embed: EmbedConfig = EmbedConfig()
-    index: IndexConfig = IndexConfig()
+    index: IndexConfig = IndexConfig(attributes=FILTERS)
     canary: CanaryConfig = CanaryConfig()
 
 
@@ -94,6 +97,7 @@ def steps_of(
     if from_all:
         steps.append(_merging(night))
     steps.append(_rows(night, ingested, "catalogue" if from_all else "tables", overwrite))
+    steps.append(_facts(night, "catalogue" if from_all else "tables"))
     steps.append(of_pipeline["encoder"] if night.trains else _changed(night))
     return [*steps, *_publishing(config, night, out)]
 
@@ -151,6 +155,23 @@ def _changed(night: Night) -> Step:
     )
 
 
+def _facts(night: Night, tables: str) -> Step:
+    place = join(night.folder, "facts")
+    previous = night.facts
+
+    def work() -> bool:
+        carry_facts(join(night.folder, tables), place, previous)
+        return True
+
+    return Step(
+        "facts",
+        {"facts": previous and read_manifest(previous).version},
+        (tables,),
+        lambda: published(place, FACTS),
+        work,
+    )
+
+
 def _publishing(config: NightlyConfig, night: Night, out: str) -> list[Step]:
     rows = "rows" if night.trains else "changed"
     place, vectors, table = (join(night.folder, one) for one in (rows, "vectors", "embeddings"))
@@ -173,7 +194,9 @@ def _publishing(config: NightlyConfig, night: Night, out: str) -> list[Step]:
         return True
 
     def run_index() -> bool:
-        index.run(table, built, config.index)
+        facts = join(night.folder, "facts")
+        attributes = join(facts, read_manifest(facts).root)
+        index.run(table, built, config.index, attributes=attributes)
         return True
 
     return [
@@ -194,7 +217,7 @@ def _publishing(config: NightlyConfig, night: Night, out: str) -> list[Step]:
         Step(
             "index",
             config.index.model_dump(mode="json"),
-            ("embeddings",),
+            ("facts", "embeddings"),
             lambda: published(built, "index"),
             run_index,
         ),

@@ -122,7 +122,7 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
 
 def _text(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text:  # with parts added "" would be the root, /
         raise ArtifactError(
             f"{uri!r} in place of an address; give a local path or s3://BUCKET/FOLDER"
         )

@@ -21,6 +21,7 @@ import numpy as np
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import known_log, spec, staging, versions
+from rec.retrieval.attributes import kept
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     HeldOut,
@@ -191,12 +192,14 @@ class _Builder:
         return best[1:]
 
     def _check_attributes(self) -> None:
-        own = self._table.columns()
-        if self._attributes is None and (rest := set(self._config.attributes) - set(own)):
+        schema, wanted = self._table.schema(), self._config.attributes
+        if self._attributes is None and (rest := set(wanted) - set(schema.names)):
             raise IndexBuildError(
                 f"{self._embeddings}: no columns {sorted(rest)} to keep as attributes, found "
-                f"{own}; say where they are (attributes)"
+                f"{schema.names}; say where they are (attributes)"
             )
+        own = [name for name in wanted if name in schema.names]
+        kept(schema.empty_table().select(own), self._embeddings)
 
     def _held_out(
         self, order: np.ndarray, queries_uri: str | None, rng: np.random.Generator

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval.errors import ChangeError
+from rec.retrieval.filters import nanoseconds
 from rec.retrieval.queries import as_floats, unfit
 
 _LENGTH = struct.Struct("<I")
@@ -106,10 +107,14 @@ def table(attributes: Mapping[str, Any], num_rows: int, schema: pa.Schema, name:
 def _parsed(value: Any, kind: pa.DataType) -> Any:
     """`value` with texts for times and dates, in lists too, as what they say."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if not isinstance(value, list | tuple):
-            return value
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple | np.ndarray):  # Arrow would split a text
+            raise ValueError("not a list")
         return [_parsed(member, kind.value_type) for member in value]
     if isinstance(value, str) and pa.types.is_temporal(kind):
+        if str(getattr(kind, "unit", "")) == "ns":  # which datetime has no place for
+            return nanoseconds(value)
         moment = datetime.fromisoformat(value)
         return moment.date() if pa.types.is_date(kind) else moment
     is_fraction = isinstance(value, float | np.floating) and not float(value).is_integer()

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest
+from rec.retrieval.attributes import kept
 from rec.retrieval.errors import IndexBuildError, remedy
 from rec.retrieval.originals import as_lists
 from rec.retrieval.queries import as_floats, texts, unfit
@@ -138,10 +139,10 @@ class EmbeddingTable:
         self._folder = folder
         self._start, self._stop = start, stop
 
-    def columns(self) -> list[str]:
-        """Names of the columns of the first partition beside an embedding table's own."""
-        names = pq.read_schema(self._files[0]).names if self._files else []
-        return [name for name in names if name not in EMBEDDINGS.names]
+    def schema(self) -> pa.Schema:
+        """Of the columns of the first partition beside an embedding table's own."""
+        fields = pq.read_schema(self._files[0]) if self._files else ()
+        return pa.schema([field for field in fields if field.name not in EMBEDDINGS.names])
 
     def num_rows(self) -> int:
         """Rows of all partitions, inactive ones included."""
@@ -259,7 +260,8 @@ def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
         columns: what to take.
 
     Raises:
-        IndexBuildError: a column is missing, or an id repeats among the files.
+        IndexBuildError: a column is missing or of a type that none can be filtered by, or an id
+            repeats among the files.
     """
     files, path = artifacts.filesystem(uri)
     try:
@@ -271,6 +273,7 @@ def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
         raise IndexBuildError(
             f"{uri}: columns {sorted(missing)} are missing; found {data.schema.names}"
         )
+    kept(data.schema.empty_table().select(list(columns)), uri)
     wanted = pc.unique(ids)
     where = np.full(len(wanted), -1, np.int64)  # row of each wanted id among the rows picked
     picked, num_picked = [], 0

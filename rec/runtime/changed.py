@@ -11,20 +11,19 @@ long as the encoder and the tokenizer are the same, an equal hash means an equal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from rec import artifacts
 from rec.artifacts import Manifest, filesystem, join, read_manifest
 from rec.data.budget import Budget
+from rec.data.carried import ids_of, parts_of, row_groups, together, write_without
 from rec.data.content_stages import CONTENT_ROWS
-from rec.data.parquet import ParquetFile, read_row_group
+from rec.data.parquet import ParquetFile
 from rec.data.rows import KIND as ROWS
 from rec.data.tasks import Summary, map_shards
 from rec.runtime.embed import KIND, list_partitions
@@ -34,7 +33,6 @@ from rec.schema import EMBEDDINGS
 HASH = "content"  # the column beside the vectors
 TABLE = EMBEDDINGS.append(pa.field(HASH, pa.string(), nullable=False))
 BUDGET = Budget(memory_gb=1.0)  # of a task: a row group, and the ids of a delivery
-_PART_ROWS = 200_000  # of carried parts that are put together
 _READ = [name for name in SCHEMA.names if name != "item_id"]
 
 
@@ -106,15 +104,12 @@ def _copy_tokenizer(source: str, target: str) -> None:
 
 def _write_changed(partition: Partition, known_uri: str, known: Manifest, place: str) -> Summary:
     uri = join(partition.folder, partition.name)
-    ids = pa.chunked_array(
-        [piece.column("item_id").combine_chunks() for piece in _groups(uri, ["item_id"])],
-        pa.string(),
-    ).combine_chunks()
+    ids = ids_of([uri], "item_id")
     before = _known(known_uri, known, ids)
     count = {"delivered": len(ids), "new": 0, "altered": 0, "unchanged": 0}
     with ExitStack() as stack:
         target: ParquetFile | None = None
-        for piece in _groups(uri, CONTENT_ROWS.names):
+        for piece in row_groups(uri, CONTENT_ROWS.names):
             at = pc.index_in(piece.column("item_id"), value_set=before.column("id"))
             same = pc.equal(before.column(HASH).take(at), content_hashes(piece)).fill_null(False)
             count["unchanged"] += pc.sum(same).as_py() or 0
@@ -132,27 +127,10 @@ def _write_changed(partition: Partition, known_uri: str, known: Manifest, place:
 def _known(uri: str, manifest: Manifest, ids: pa.Array) -> pa.Table:
     """id and hash of those rows of a table that are of these ids."""
     found = [pa.schema([TABLE.field("id"), TABLE.field(HASH)]).empty_table()]
-    for name in _parts(manifest):
-        for piece in _groups(join(uri, manifest.root, name), ["id", HASH]):
+    for place in parts_of(uri, manifest):
+        for piece in row_groups(place, ["id", HASH]):
             found.append(piece.filter(pc.is_in(piece.column("id"), value_set=ids)))
     return pa.concat_tables(found).combine_chunks()
-
-
-def _parts(manifest: Manifest) -> list[str]:
-    return sorted(name for name in manifest.files if name.endswith(".parquet"))
-
-
-def _groups(uri: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The columns of a file, a row group at a time."""
-    files, path = filesystem(uri)
-    with files.open_input_file(path) as stream, pq.ParquetFile(stream) as source:
-        if missing := set(columns) - set(source.schema_arrow.names):
-            raise EmbedError(
-                f"{uri}: columns {sorted(missing)} are missing, found {source.schema_arrow.names}; "
-                "a table that is carried on is made by jobs.nightly"
-            )
-        for number in range(source.num_row_groups):
-            yield read_row_group(source, number, columns, uri).select(columns)
 
 
 def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | None) -> Manifest:
@@ -168,8 +146,8 @@ def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | Non
         vectors.
 
     Raises:
-        EmbedError: the table before is of another encoder, or no table of this module's.
-        ArtifactError: something is absent.
+        EmbedError: the table before is of another encoder.
+        ArtifactError: something is absent, or the table before is none of this module's.
     """
     vectors = read_manifest(vectors_uri, KIND)
     previous = None if previous_uri is None else read_manifest(previous_uri, KIND)
@@ -187,9 +165,10 @@ def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | Non
         lambda target, one=one: _with_hashes(one, join(made, one.part_name), target)
         for one in partitions
     ]
+    new = parts_of(vectors_uri, vectors)
     if previous_uri is not None and previous is not None:
-        for group in _grouped(previous_uri, previous):
-            tasks.append(lambda target, group=group: _without(group, made, vectors, target))
+        for group in together(parts_of(previous_uri, previous)):
+            tasks.append(lambda target, group=group: _carried(group, new, target))
 
     def work(index: int) -> Summary:
         return {"index": index, **tasks[index](join(place, f"part-{index:05d}.parquet"))}
@@ -211,55 +190,18 @@ def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | Non
     )
 
 
-def _grouped(uri: str, manifest: Manifest) -> list[list[str]]:
-    """The files of a table, small ones together: each night adds some."""
-    places = [join(uri, manifest.root, name) for name in _parts(manifest)]
-    with ThreadPoolExecutor(16) as pool:
-        sizes = list(pool.map(_num_rows, places))
-    groups: list[list[str]] = []
-    held = _PART_ROWS
-    for place, size in zip(places, sizes, strict=True):
-        if held + size > _PART_ROWS:
-            groups.append([])
-            held = 0
-        groups[-1].append(place)
-        held += size
-    return groups
-
-
-def _num_rows(uri: str) -> int:
-    files, path = filesystem(uri)
-    with files.open_input_file(path) as stream:
-        return pq.read_metadata(stream).num_rows
-
-
 def _with_hashes(partition: Partition, part: str, target: str) -> dict[str, int]:
     """Write a part of new vectors with the hashes of their rows beside them."""
     hashes: dict[str, str] = {}
-    for piece in _groups(join(partition.folder, partition.name), SCHEMA.names):
+    for piece in row_groups(join(partition.folder, partition.name), SCHEMA.names):
         ids = piece.column("item_id").to_pylist()
         hashes.update(zip(ids, content_hashes(piece).to_pylist(), strict=True))
     with ParquetFile(target, TABLE) as file:
-        for piece in _groups(part, EMBEDDINGS.names):
+        for piece in row_groups(part, EMBEDDINGS.names):
             column = pa.array([hashes[one] for one in piece.column("id").to_pylist()], pa.string())
             file.write(piece.append_column(TABLE.field(HASH), column))
     return {"embedded": file.num_rows}
 
 
-def _without(group: list[str], made: str, vectors: Manifest, target: str) -> dict[str, int]:
-    """Write what parts of the table before hold of items that have no new vector."""
-    new = pa.chunked_array(
-        [
-            piece.column("id").combine_chunks()
-            for name in _parts(vectors)
-            for piece in _groups(join(made, name), ["id"])
-        ],
-        pa.string(),
-    ).combine_chunks()
-    read = 0
-    with ParquetFile(target, TABLE) as file:
-        for place in group:
-            for piece in _groups(place, TABLE.names):
-                read += piece.num_rows
-                file.write(piece.filter(pc.invert(pc.is_in(piece.column("id"), value_set=new))))
-    return {"carried": file.num_rows, "replaced": read - file.num_rows}
+def _carried(group: list[str], new: list[str], target: str) -> dict[str, int]:
+    return write_without(group, "id", ids_of(new, "id"), TABLE, target)

@@ -12,6 +12,7 @@ import pytest
 
 from rec.artifacts import file_entry
 from rec.data.ingest import write_tables
+from rec.data.item_facts import FACTS, carry_facts
 from rec.data.merge import merge_tables
 from rec.data.tables import IngestError, Tables, read_tables
 from rec.sources import FolderSource, SyntheticSource
@@ -113,3 +114,15 @@ def test_deliveries_that_do_not_fit_together_are_refused(ray_local: None, tmp_pa
         merge_tables([one, str(tmp_path / "2")], str(tmp_path / "all"))
     with pytest.raises(IngestError, match="not found"):
         merge_tables([one, str(tmp_path / "3")], str(tmp_path / "all"))
+
+
+def test_facts_are_those_of_the_last_delivery(ray_local: None, tmp_path: Path) -> None:
+    first = deliver(tmp_path / "1", {name: name for name in "abcd"})
+    second = deliver(tmp_path / "2", {"b": "b", "e": "e"})
+    facts = [str(tmp_path / "facts" / day) for day in "12"]
+    carry_facts(first, facts[0], None)
+    made = carry_facts(second, facts[1], facts[0])
+    assert made.metrics == {"delivered": 2, "carried": 3, "replaced": 1}
+    found = pq.read_table(f"{facts[1]}/{made.root}")
+    assert found.schema.names == FACTS.names
+    assert sorted(found.column("item_id").to_pylist()) == list("abcde")

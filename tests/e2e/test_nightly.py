@@ -17,6 +17,8 @@ from jobs.nightly_plan import Record
 from rec.artifacts import read_manifest
 from rec.client import Client
 from rec.retrieval import versions
+from rec.retrieval.filters import Equal
+from rec.retrieval.index import Index
 from serve_apps.keys import new_key
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve_apps" / "support"))
@@ -151,6 +153,9 @@ def test_three_nights_under_a_service_that_is_asked_all_the_while(
         }  # fmt: skip
         assert third.model_version == second.model_version
         callers.go_on(3)
+    index = Index.open(str(nights.out / "index"))  # and it can be filtered, as all that is served
+    hits = index.search(index.vectors(["i5"]), 9, where=Equal(column="tags", value="river"))
+    assert {TITLES[int(one[1:]) % 36].split()[1] for one in hits.ids[0] if one} == {"river"}
     assert {second.index_version, third.index_version} <= seen
     assert len(seen) == 3
     assert read_manifest(nights.out / "index").version == third.index_version
@@ -190,7 +195,7 @@ def test_a_version_that_the_canary_refuses_is_rolled_back_then_a_trained_one_is_
     assert fifth.trained
     assert fifth.counts["num_rows"] == fifth.counts["embedded"] == 44
     printed = capsys.readouterr().out
-    for step in ("tables", "catalogue", "rows", "encoder", "vectors", "embeddings"):
+    for step in ("catalogue", "rows", "facts", "encoder", "vectors", "embeddings"):
         assert f"{step}: done already" in printed
     with Client(url, key=KEY) as client:
         told = client.call("/v1/version")

@@ -78,7 +78,9 @@ def start(folder: Path, num_items: int = 60, config: IndexConfig = CONFIG) -> Mo
 
 
 def live(folder: Path, **how: Any) -> LiveIndex:
-    return LiveIndex(str(folder / "i"), folder / "log", **{"compact_at": None, **how})
+    return LiveIndex(
+        str(folder / "i"), folder / "log", **{"compact_at": None, "compact_least": 0, **how}
+    )
 
 
 def some_changes(rng: np.random.Generator, model: Model) -> list[Change]:
@@ -229,6 +231,71 @@ def test_compacts_by_itself_past_a_share_of_changes(tmp_path: Path) -> None:
     assert len(index.index) == 96
     assert index.changed_share == 0
     index.close()
+
+
+def test_a_tiny_index_is_not_compacted_for_a_few_changes(tmp_path: Path) -> None:
+    start(tmp_path, 30)
+    index = LiveIndex(str(tmp_path / "i"), tmp_path / "log")  # as it comes
+    for number in range(100):
+        index.apply([Put("item-1", clustered(1, seed=number)[0], {"age": number})])
+    assert index._worker is None
+    index.apply([Put(f"new-{number}", clustered(1)[0]) for number in range(900)])
+    assert index._worker is not None
+    index.close()
+    assert len(versions.history(str(tmp_path / "i"))) == 2
+
+
+def test_a_damaged_history_stops_no_compaction(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=2, grace_s=0)
+    index.apply([Delete("item-0")])
+    index.compact()
+    damaged = next((tmp_path / "i" / "history").glob("*.json"))
+    root = json.loads(damaged.read_text())["root"]
+    damaged.write_text("X" + damaged.read_text()[1:])
+    for number in range(1, 5):
+        index.apply([Delete(f"item-{number}")])
+        assert index.compact() is not None
+    assert f"{damaged}: not a manifest" in caplog.text
+    roots = {path.name for path in (tmp_path / "i").glob("v-*")}
+    assert root in roots  # whoever restores the file finds them
+    assert len(roots) == 3
+    assert len(list((tmp_path / "log").glob("*.log"))) == 2
+    index.close()
+
+
+def test_what_cannot_be_cleared_away_is_told_and_the_new_version_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=1, grace_s=0)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(versions, "collect", refused)
+    index.apply([Delete("item-0")])
+    manifest = index.compact()
+    assert manifest is not None
+    assert versions.current(str(tmp_path / "i")) == index.index.version == manifest.version
+    told = f"version {manifest.version} is in use, but those before it cannot be cleared away"
+    assert told in caplog.text
+    index.close()
+
+
+def test_a_compaction_after_a_rollback_keeps_what_was_rolled_back_to(tmp_path: Path) -> None:
+    start(tmp_path)
+    uri = str(tmp_path / "i")
+    good = versions.current(uri)
+    build_index(embeddings(tmp_path / "bad", -clustered(60)), uri)
+    versions.rollback(uri)
+    index = live(tmp_path, keep=2, grace_s=0)
+    index.apply([Delete("item-0")])
+    index.compact()
+    index.close()
+    assert versions.rollback(uri).version == good
 
 
 def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> None:
@@ -390,6 +457,7 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     ("name", "values"),
     [
         ("compact_at", ["x", math.nan, math.inf, -1, True, 1j]),
+        ("compact_least", ["x", None, -1, 0.5, True]),
         ("keep", [0, -1, 1.5, "2", None, True]),
         ("grace_s", ["a", None, -1, math.nan, math.inf, 1e10]),
         ("pool", [3, "x"]),

@@ -40,6 +40,7 @@ from rec.retrieval.interests import UserInterests, quotas, recall_interests
 from rec.retrieval.live import LiveIndex
 from rec.retrieval.neighbours import neighbours
 from rec.retrieval.spec import IndexConfig
+from rec.retrieval.table import write_table
 
 ROWS = 60
 NAN = float("nan")
@@ -254,11 +255,23 @@ def test_a_version_that_claims_changes_beyond_the_log_is_undone_by_a_rollback(
     live.close()
 
 
-@pytest.mark.parametrize("uri", [None, 3, b"x"])
+@pytest.mark.parametrize("uri", [None, 3, b"x", ""])
 def test_addresses(uri: Any) -> None:
-    for ask in (Index.open, versions.current, versions.history, versions.collect):
-        with pytest.raises(ArtifactError, match="in place of an address; give a local path"):
+    def write(uri: Any) -> Any:
+        return write_table(uri, ["a"], V[:1])
+
+    asks = (Index.open, versions.current, versions.history, versions.collect, write)
+    for ask in asks:
+        with pytest.raises(ArtifactError, match=f"^{uri!r} in place of an address; give a local"):
             ask(uri)
+
+
+def test_an_empty_address_is_not_the_root(tmp_path: Path) -> None:
+    for ask in (lambda: artifacts.join("", "manifest.json"), lambda: artifacts.filesystem("")):
+        with pytest.raises(ArtifactError, match=r"^'' in place of an address"):
+            ask()
+    with pytest.raises(ArtifactError, match=r"^'' in place of an address"):
+        build_index("", str(tmp_path / "i"))
 
 
 @pytest.mark.parametrize(

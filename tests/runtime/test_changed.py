@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rec import artifacts
+from rec.data import carried
 from rec.data.content_stages import CONTENT_ROWS
-from rec.runtime import changed
 from rec.runtime.changed import HASH, TABLE, carry, changed_rows, content_hashes
 from rec.runtime.embed import list_partitions
 from rec.runtime.partition import EmbedError
@@ -90,7 +90,7 @@ def test_a_hash_is_of_all_that_an_encoder_reads() -> None:
 
 
 def test_nights_in_a_row(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changed, "_PART_ROWS", 5)
+    monkeypatch.setattr(carried, "_PART_ROWS", 5)
     first = publish_rows(
         tmp_path / "1",
         [{f"i{n}": ([n], [], None) for n in range(4)}, {"p": ([1], [b"p"], None)}],
