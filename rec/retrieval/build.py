@@ -34,13 +34,14 @@ from rec.retrieval.fill import (
 )
 from rec.retrieval.measure import true_rows, tuned
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
-from rec.retrieval.spec import IndexConfig, factories
+from rec.retrieval.spec import IndexConfig, factories, is_uneven
 from rec.retrieval.table import EmbeddingTable
 from rec.retrieval.threads import omp_threads
 from rec.retrieval.training import train
 from rec.retrieval.tune import Verdict
 
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
+_SOME_ROWS = 10_000
 _RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
 
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -150,10 +151,17 @@ class _Builder:
             versions.discard(self._out, root)
             self.continued = Continued(self.continued.version)
         dim = held_out.queries.shape[1]
-        choices = factories(self._num_rows, dim, self._config, self._key_bytes)
+        uneven = self._config.factory == "auto" and is_uneven(self._some(order, held_out))
+        choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven)
         root, about = self._best_of(choices, order, held_out)
         about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
         return root, about
+
+    def _some(self, order: np.ndarray, held_out: HeldOut) -> np.ndarray:
+        """(n, D) rows by chance."""
+        if held_out.own[0] >= 0:  # they were read already
+            return held_out.queries
+        return self._table.sample(np.sort(order[:_SOME_ROWS]))
 
     def _best_of(
         self, choices: list[str], order: np.ndarray, held_out: HeldOut

@@ -39,7 +39,8 @@ def tuned(
         if ann.num_lists:
             known = truth[tune, :10], true.scores[tune, :10]
             above = rise([shard.ann for shard in shards], held_out.queries[tune], *known)
-            effort = tuner.lists(ann.num_lists, ann.refines)._replace(rise=above)
+            missed = min(max(1 - config.recall_target, 0.002), 0.05)
+            effort = tuner.lists(ann.num_lists, ann.refines)._replace(rise=above, missed=missed)
         elif ann.is_graph:
             effort = tuner.graph()
     metrics: dict[str, Any] = {

@@ -41,6 +41,8 @@ class Rows:
             QueryError: an id is no str.
         """
         item_ids = texts(item_ids)
+        if len(self.parts) == 1 and self.dead is None:
+            return self.parts[0].locate(item_ids)
         places = [
             [start + rows for rows in part.locate(item_ids)]
             for start, part in zip(self._starts, self.parts, strict=False)
