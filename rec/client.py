@@ -6,9 +6,8 @@
 
 Every call is tried again once where nothing answered or the service said that it is busy; all of
 them only read, so that asking twice does no harm. What changes something (below /admin/) is asked
-once. Where nobody listens at all calls are tried again for `patience_s`; an HAProxy that was killed
-answers 404 for a while once it listens again, which is not waited for. What else is refused is a
-RequestError at once.
+once. Where nobody listens at all, or a proxy of Serve that has just been started knows of no service
+yet, calls are tried again for `patience_s`. What else is refused is a RequestError at once.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Client:
         url: of the services, without a path.
         key: an API key.
         timeout_s: how long a try may wait for an answer.
-        patience_s: how long to go on trying where no connection is taken.
+        patience_s: how long to go on trying where no connection is taken, or no service is known.
         transport: in place of the network.
     """
 

@@ -19,6 +19,7 @@ R = TypeVar("R")
 MAX_WAIT_S = 10.0  # where the service asks for more than that, the caller has to decide
 _WAIT_S = 0.2  # where it says nothing
 _NOT_OURS = "http_error"  # code of a refusal that has not the service's form
+_NO_ROUTE = "no_route"  # and of a proxy that knows of no service there, or not yet
 
 
 class RequestError(RuntimeError):
@@ -27,7 +28,8 @@ class RequestError(RuntimeError):
     Attributes:
         status: of HTTP; None where nothing answered.
         code: for programs: the service's `type`, or "no_answer", "timeout",
-            "malformed_answer", "http_error" (a proxy's).
+            "malformed_answer", "no_route" (Serve's proxy has no service there, or does not know of
+            it yet), "http_error" (a proxy's other errors).
         message: for people.
         request_id: as in the service's log.
         retry_after_s: what the service asked to wait; None where it did not.
@@ -198,8 +200,8 @@ class Tries:
 
     def wait_of(self, failure: RequestError) -> float | None:
         """Seconds after which to try again; None: no more."""
-        refused = isinstance(failure.__cause__, httpx2.ConnectError)
-        if refused and time.monotonic() < self._until:
+        nobody = isinstance(failure.__cause__, httpx2.ConnectError) or failure.code == _NO_ROUTE
+        if nobody and time.monotonic() < self._until:
             return _WAIT_S
         again, self._again = self._again, False
         return wait_of(failure) if again else None
@@ -214,7 +216,7 @@ def wait_of(failure: RequestError) -> float | None:
         wait_s = _WAIT_S if failure.retry_after_s is None else failure.retry_after_s
         return wait_s if wait_s <= MAX_WAIT_S else None
     gone = failure.status in (500, 502) and failure.code == _NOT_OURS
-    return _WAIT_S if gone or failure.code == "no_answer" else None
+    return _WAIT_S if gone or failure.code in ("no_answer", _NO_ROUTE) else None
 
 
 def _refused(response: httpx2.Response) -> RequestError:
@@ -223,6 +225,9 @@ def _refused(response: httpx2.Response) -> RequestError:
         code, message = str(detail["type"]), str(detail["message"])
     except (ValueError, KeyError, TypeError):  # not the service's, perhaps a proxy's
         code, message = _NOT_OURS, response.text[:200].strip() or response.reason_phrase
+        # Serve's proxies; one that has been started anew is told of routes a little later
+        if response.status_code == 404 and "/-/routes for available routes" in response.text:
+            code = _NO_ROUTE
     request_id = _request_id(response.request)
     wait_s = _seconds(response.headers.get("Retry-After"))
     return RequestError(response.status_code, code, message, request_id, wait_s)

@@ -139,7 +139,9 @@ class RecommendRequest(Body):
     """Whom to recommend to: what they did, or who they are."""
 
     history: list[Text] | None = Field(
-        None, description="ids of the items that the user chose, the newest last"
+        None,
+        description="ids of the items that the user chose, the newest last; none: what is popular",
+        examples=[[]],
     )
     user: Text | None = Field(
         None, description="a user of the rows that are served; a new one is shown what is popular"

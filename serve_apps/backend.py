@@ -52,6 +52,7 @@ class Limits(Config):
     max_k: int = Field(default=1000, ge=1, le=MAX_K)
     max_text_chars: int = Field(default=100_000, ge=1)  # of one text; the model reads the start
     max_body_bytes: int = Field(default=16 << 20, ge=1)
+    max_body_s: float = Field(default=20.0, gt=0)  # that a body may take to come
     # what would take longer than that with all that is under way is refused (503)
     max_embed_s: float = Field(default=5.0, gt=0)
     max_knn_s: float = Field(default=1.0, gt=0)

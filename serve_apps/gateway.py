@@ -58,8 +58,8 @@ def make_pinned_app(
     patience: dict[str, Patience] = {}
     patience |= dict.fromkeys(("/v1/embed", "/v1/embed/raw"), Patience(limits.max_embed_s))
     patience |= dict.fromkeys(("/v1/knn", "/v1/knn/raw"), Patience(limits.max_knn_s))
-    size = limits.max_body_bytes
-    app = new_app(title, __version__, size, operations=operations, patience=patience)
+    body = limits.max_body_bytes, limits.max_body_s
+    app = new_app(title, __version__, *body, operations=operations, patience=patience)
 
     @app.post("/v1/embed", summary="Texts and pictures to vectors")
     async def embed(body: EmbedRequest) -> EmbedResponse:

@@ -66,6 +66,7 @@ class RecommendLimits(Config):
     max_history: int = Field(default=5000, ge=1, le=MAX_EXCLUDED)  # items of a request's history
     max_exclude: int = Field(default=5000, ge=0, le=MAX_EXCLUDED)
     max_body_bytes: int = Field(default=1 << 20, ge=1)
+    max_body_s: float = Field(default=20.0, gt=0)  # that a body may take to come
     # what would take longer than that with all that is under way is refused (503)
     max_wait_s: float = Field(default=0.02, gt=0)
     max_wait_times: float = Field(default=4.0, ge=0)  # or this much longer than one takes alone
@@ -103,7 +104,8 @@ def make_pinned_recommend_app(
     """The service as an ASGI application; all its routes are below PATH."""
     title = "Raycall recommendations"
     patience = {PATH: Patience(limits.max_wait_s, limits.max_wait_times)}
-    app = new_app(title, __version__, limits.max_body_bytes, PATH, operations, patience)
+    body = limits.max_body_bytes, limits.max_body_s
+    app = new_app(title, __version__, *body, PATH, operations, patience)
 
     @app.post(PATH, summary="Items for a user", response_model_exclude_none=True)
     async def recommend(body: RecommendRequest, request: Request) -> RecommendResponse:

@@ -12,23 +12,26 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_apps.admission import Admitted, Patience
 from serve_apps.api import ErrorResponse
+from serve_apps.bodies import WholeBody
 from serve_apps.direct import Direct
+from serve_apps.docs_page import add_docs
 from serve_apps.errors import ApiError, invalid, refusal
 from serve_apps.guard import Guard
 from serve_apps.observe import CALLER, REFUSED, Observed, Operations
 
-_STATUSES = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503, 504)
-_STATUS_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_STATUSES = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504)
+_STATUS_KINDS = {404: "not_found", 405: "method_not_allowed"}
 
 
 def new_app(
     title: str,
     version: str,
     max_body_bytes: int,
+    max_body_s: float,
     below: str = "",
     operations: Operations | None = None,
     patience: Mapping[str, Patience] | None = None,
@@ -37,7 +40,8 @@ def new_app(
 
     Args:
         title, version: for its documentation, at `below`/docs.
-        max_body_bytes: reading more of a body is a 413.
+        max_body_bytes: a longer body is a 413.
+        max_body_s: one that takes longer to come is a 408.
         below: path that all its routes begin with; its own where Serve puts it below that path.
         operations: who may ask and what is told of it. All routes need a key, health alone does
             not; those below `below`/admin (/v1/admin) need one of that role.
@@ -50,22 +54,23 @@ def new_app(
         title=title,
         version=version,
         responses=refusals,
-        docs_url=f"{below}/docs",
-        redoc_url=None if below else "/redoc",
+        docs_url=None,  # FastAPI's pages load what they need from a public network
+        redoc_url=None,
         openapi_url=f"{below}/openapi.json",
     )
     operations = operations or Operations()
     app.state.direct = {}
     app.add_middleware(Direct, routes=app.state.direct, errors=app)
-    app.add_middleware(_BodyLimit, max_bytes=max_body_bytes)
     if patience:
         app.add_middleware(Admitted, patience=patience)
+    app.add_middleware(WholeBody, max_bytes=max_body_bytes, max_s=max_body_s)
     if operations.guard is not None:
         app.add_middleware(_Guarded, guard=operations.guard, below=below)
     app.add_middleware(Observed, service=title, operations=operations)
     if below:
         app.add_middleware(_WholePath, below=below)
     _add_error_handlers(app)
+    add_docs(app, below)
     return app
 
 
@@ -90,27 +95,6 @@ def check_version(asked: str | None, served: str) -> None:
             f"model_version: {asked!r} asked, {served!r} is served; vectors of "
             "different models cannot be compared",
         )
-
-
-class _BodyLimit:
-    """ASGI middleware: reading more than `max_bytes` of a body is a 413."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        num_bytes = 0
-
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise HTTPException(413, f"body: more than {self._max_bytes} bytes")
-            return message
-
-        await self._app(scope, limited if scope["type"] == "http" else receive, send)
 
 
 class _WholePath:

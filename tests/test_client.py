@@ -14,6 +14,10 @@ import pytest
 from rec.client import AsyncClient, Client, RequestError
 
 OK = httpx2.Response(200, json={"status": "ok"})
+# of Serve's proxies, HAProxy or not, where they know of no service
+NO_ROUTE = httpx2.Response(
+    404, text="Path '/healthz' not found. Ping http://.../-/routes for available routes."
+)
 
 
 class Service:
@@ -88,6 +92,7 @@ def test_a_request_has_its_key_its_id_and_its_body(call: Call) -> None:
         httpx2.Response(503, text="Service Unavailable"),
         httpx2.Response(500, text="Internal Server Error"),  # Serve's, of a replica that was killed
         httpx2.Response(502, text="<html>"),
+        NO_ROUTE,
     ],
 )
 def test_what_may_pass_is_tried_again_once_under_the_same_id(call: Call, first: Any) -> None:
@@ -150,13 +155,17 @@ def test_retry_after_is_kept_to(call: Call) -> None:
 
 
 @both
-def test_where_nobody_listens_it_is_tried_for_as_long_as_was_said(call: Call) -> None:
-    nobody = httpx2.ConnectError("refused")
+@pytest.mark.parametrize(
+    ("nobody", "code"), [(httpx2.ConnectError("refused"), "no_answer"), (NO_ROUTE, "no_route")]
+)
+def test_where_nobody_listens_it_is_tried_for_as_long_as_was_said(
+    call: Call, nobody: Any, code: str
+) -> None:
     service = Service(nobody, nobody, nobody, refusal(503, Retry_After="0"), OK)
     assert call(service, patience_s=60) == {"status": "ok"}  # and once more where it was busy
     assert len(service.requests) == 5
     service, since = Service(nobody), time.monotonic()
-    with pytest.raises(RequestError, match="no_answer"):
+    with pytest.raises(RequestError, match=code):
         call(service, patience_s=0.5)
     assert 0.5 < time.monotonic() - since < 20
     # what got through may have been done: that is no matter of patience
