@@ -53,14 +53,25 @@ def remove_asides(uri: str, grace_s: float = GRACE_S) -> None:
                 files.delete_file(info.path)
 
 
-def clear(uri: str, pattern: str, held: Collection[str]) -> list[str]:
+def root_in_use(uri: str) -> str | None:
+    """None where there is no artifact, or its manifest cannot be read."""
+    try:
+        return artifacts.read_manifest(uri).root
+    except artifacts.ArtifactError:
+        return None
+
+
+def clear(uri: str, pattern: str, *held: str | None) -> list[str]:
     """Remove what `old_roots` finds, and files aside; the names of the folders.
 
     For artifacts of which a job publishes one version after the other.
+
+    Args:
+        held: what was published, and the `root_in_use` before: someone may be reading it.
     """
     remove_asides(uri)
     files, path = artifacts.filesystem(uri)
-    removed = old_roots(uri, pattern, held)
+    removed = old_roots(uri, pattern, {root for root in held if root})
     for name in removed:
         files.delete_dir(f"{path}/{name}")
     return removed

@@ -1,9 +1,15 @@
-"""Columns that an index keeps to filter by: which types can be, and as what they are kept."""
+"""Columns that an index keeps to filter by: where they are read, and as what they are kept."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from rec import artifacts
 from rec.retrieval.errors import IndexBuildError
 
 
@@ -67,3 +73,47 @@ def _advice(kind: pa.DataType) -> str:
     if types.is_duration(kind) or types.is_time(kind):
         return " (cast it to an integer)"
     return " (cast it to string)" if str(kind).endswith("string_view") else ""
+
+
+def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
+    """Columns of the Parquet files at `uri`, one row for each of `ids`; null where one is absent.
+
+    Args:
+        uri: file or folder, local or s3://, with a string column `item_id` (or `id`).
+        ids: large_string, repeats allowed.
+        columns: what to take.
+
+    Raises:
+        IndexBuildError: a column is missing or of a type that none can be filtered by, or an id
+            repeats among the files.
+    """
+    files, path = artifacts.filesystem(uri)
+    try:
+        data = pads.dataset(path, filesystem=files, format="parquet", exclude_invalid_files=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IndexBuildError(f"{uri}: attributes cannot be read: {error}") from error
+    key = "item_id" if "item_id" in data.schema.names else "id"
+    if missing := {key, *columns} - set(data.schema.names):
+        raise IndexBuildError(
+            f"{uri}: columns {sorted(missing)} are missing; found {data.schema.names}"
+        )
+    kept(data.schema.empty_table().select(list(columns)), uri)
+    wanted = pc.unique(ids)
+    where = np.full(len(wanted), -1, np.int64)  # row of each wanted id among the rows picked
+    picked, num_picked = [], 0
+    for batch in data.to_batches(columns=[key, *columns]):
+        place = pc.index_in(batch[key].cast(pa.large_string()), value_set=wanted)
+        keep = np.flatnonzero(np.asarray(place.is_valid()))
+        slots = np.asarray(place.drop_null())
+        taken = where[slots] >= 0
+        repeated = np.ones(len(slots), bool)
+        repeated[np.unique(slots, return_index=True)[1]] = False
+        if (taken | repeated).any():
+            item_id = wanted[int(slots[(taken | repeated).argmax()])].as_py()
+            raise IndexBuildError(f"{uri}: {key} {item_id!r} is there more than once")
+        where[slots] = num_picked + np.arange(len(slots))
+        num_picked += len(slots)
+        picked.append(pa.Table.from_batches([batch]).select(list(columns)).take(keep))
+    table = pa.concat_tables(picked) if picked else data.schema.empty_table().select(list(columns))
+    rows = where[np.asarray(pc.index_in(ids, value_set=wanted))]
+    return table.take(pa.array(rows, mask=rows < 0)).combine_chunks()

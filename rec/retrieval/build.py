@@ -8,6 +8,7 @@ each other by whatever `run` is: `map` in this process, Ray's in jobs.index.
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -35,15 +36,16 @@ from rec.retrieval.fill import (
 from rec.retrieval.measure import true_rows, tuned
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig, factories, is_uneven
-from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.table import EmbeddingTable, check_published
 from rec.retrieval.threads import omp_threads
-from rec.retrieval.training import train
+from rec.retrieval.training import TooFewError, train
 from rec.retrieval.tune import Verdict
 
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
 _SOME_ROWS = 10_000
 _RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
 
+_log = logging.getLogger(__name__)
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
@@ -88,7 +90,8 @@ def build_index(
             that a compaction tunes with them too.
         log_seq: live changes up to this number are in the table already; None = unknown, so that
             opening it live makes all changes again.
-        continued: the version that this continues (compaction).
+        continued: the version that this continues (compaction); left with too few rows for
+            config.factory, the new one is "Flat".
         run: applies a function to tasks and yields the results in order.
         num_threads: OpenMP threads here; None = all.
 
@@ -121,6 +124,7 @@ class _Builder:
     def __init__(
         self, embeddings: str, out: str, config: IndexConfig, attributes: str | None, run: Runner
     ) -> None:
+        check_published(embeddings)
         self._source, folder = artifacts.open_artifact(embeddings, "embedding-table")
         self._table = EmbeddingTable(folder)
         self._embeddings, self._out, self._config = embeddings, out, config
@@ -153,7 +157,14 @@ class _Builder:
         dim = held_out.queries.shape[1]
         uneven = self._config.factory == "auto" and is_uneven(self._some(order, held_out))
         choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven)
-        root, about = self._best_of(choices, order, held_out)
+        try:
+            root, about = self._best_of(choices, order, held_out)
+        except TooFewError as error:
+            if self.continued is None:
+                raise
+            told = f"{self._num_rows} rows are too few for {choices[-1]} ({error.reason})"
+            _log.warning("%s: %s: the new version compares them all (Flat)", self._out, told)
+            root, about = self._best_of(["Flat"], order, held_out)
         about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
         return root, about
 
@@ -210,7 +221,13 @@ class _Builder:
         if queries_uri is None:
             own = np.sort(order[: self._config.held_out(self._num_rows)])
             return HeldOut(self._table.sample(own), own)
-        _, folder = artifacts.open_artifact(queries_uri, "embedding-table")
+        source, folder = artifacts.open_artifact(queries_uri, "embedding-table")
+        encoders = source.lineage.get("encoder"), self._source.lineage.get("encoder")
+        if None not in encoders and encoders[0] != encoders[1]:
+            raise IndexBuildError(
+                f"{queries_uri}: queries of encoder {encoders[0]}, {self._embeddings} has vectors "
+                f"of {encoders[1]}: a recall would say nothing; embed the queries with that one"
+            )
         table = EmbeddingTable(folder)
         there = table.keys().num_rows
         if not there:

@@ -97,7 +97,7 @@ class Delta:
             grown[:start] = self.vectors[:start]
             self.vectors = grown
         self.vectors[start : start + count] = put.vectors
-        self.interests += range(count)
+        self.interests += range(count) if put.interests is None else put.interests
         self.rows_of[put.item_id] = (
             *self.rows_of.get(put.item_id, ()),
             *range(start, start + count),

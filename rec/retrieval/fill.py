@@ -19,13 +19,13 @@ from rec import artifacts
 from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, staging, versions
 from rec.retrieval.ann import Ann
-from rec.retrieval.attributes import kept
+from rec.retrieval.attributes import attributes_of, kept
 from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.exact import ExactTop
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import FILES, Shard, shard_name
-from rec.retrieval.table import EmbeddingTable, attributes_of, folder_of
+from rec.retrieval.table import EmbeddingTable, folder_of
 
 NUM_TRUE = 101  # true neighbours kept of a held-out query, itself among them
 _COPIED_ROWS = 16_384

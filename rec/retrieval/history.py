@@ -63,6 +63,12 @@ def to_keep(in_use: Manifest, kept: list[Manifest], keep: int) -> list[Manifest]
     return [*chain.values(), *kept[max(0, len(kept) - keep) :]]
 
 
+def reached_by_all(uri: str) -> int:
+    """The live change that all versions that can be read go up to, at least; one that does not
+    know needs all of the log."""
+    return min(int(manifest.config.get("log_seq") or 0) for manifest in readable(uri)[0])
+
+
 def left_use(uri: str, kept: list[Manifest]) -> dict[str, datetime]:
     """When each root went out of use: then its manifest was put in the history."""
     times: dict[str, datetime] = {}

@@ -247,12 +247,18 @@ class Index(Rows):
         return out
 
     def search_ids(self, item_ids: Sequence[str], k: int, **how: Any) -> Hits:
-        """The k items nearest to each given item, itself left out; see `search`.
+        """The k items nearest to each given item, itself left out beside what `exclude` says; see
+        `search`.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
-        return self.search(self.vectors(item_ids), k, exclude=[[i] for i in item_ids], **how)
+        vectors, given = self.vectors(item_ids), how.pop("exclude", None)
+        own = [[item_id] for item_id in item_ids]
+        if given is not None:
+            self._excluded(given, len(own))  # as it is given, for what it is refused for
+            own = [[*mine, *others] for mine, others in zip(own, given, strict=True)]
+        return self.search(vectors, k, exclude=own, **how)
 
     def vector(self, item_id: str) -> np.ndarray:
         """(D,) vector of an item, its first; approximate where the index quantises."""

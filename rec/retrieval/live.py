@@ -27,7 +27,7 @@ from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import ChangeError, LogError, StaleError
 from rec.retrieval.export import export
-from rec.retrieval.history import readable
+from rec.retrieval.history import reached_by_all
 from rec.retrieval.index import Index
 from rec.retrieval.known_log import LOG_FILE, KnownLog
 from rec.retrieval.log import ChangeLog
@@ -45,10 +45,9 @@ class LiveIndex:
         uri: of a published index; compactions are published there.
         log_folder: on local disk, of this index alone.
         compact_at: share of rows changed at which a compaction starts by itself; None = never.
-        compact_least: nor before so many rows have changed, however few there are: searching so
-            many beside the index costs less than a new version.
-        keep: versions that a compaction leaves to roll back to, itself among them, and that many of
-            the newest. Others are removed, and what only they need of the log.
+        compact_least: nor before so many rows have changed: to search them costs next to nothing.
+        keep: versions that a compaction leaves to roll back to, itself among them, and so many of
+            the newest; the rest goes, and what only that needs of the log.
         grace_s: not before so long after they were last in use: readers may still be in them.
         mmap, pool, model: as for `Index.open`.
 
@@ -219,16 +218,12 @@ class LiveIndex:
         try:
             versions.collect(self._uri, self._keep, self._grace_s)
             with versions.one_publisher(self._uri):  # who publishes sees what is forgotten
-                through = min(_log_seq(kept) for kept in readable(self._uri)[0])
+                through = reached_by_all(self._uri)
                 self._make_known(through)
             self._log.forget(through)
         except (artifacts.ArtifactError, OSError) as error:
-            _log.warning(
-                "%s: version %s is in use, but those before it cannot be cleared away: %s",
-                self._uri,
-                manifest.version,
-                error,
-            )
+            told = f"version {manifest.version} is in use, but those before it cannot be"
+            _log.warning("%s: %s cleared away: %s", self._uri, told, error)
 
     def _publish(
         self, snapshot: Index, base: Index, number: int, num_threads: int | None
@@ -300,8 +295,3 @@ class LiveIndex:
 def _about(base: Index) -> dict[str, object]:
     """What vectors changes are of."""
     return {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
-
-
-def _log_seq(manifest: Manifest) -> int:
-    """The change up to which a version goes; one that does not know needs all of the log."""
-    return int(manifest.config.get("log_seq") or 0)

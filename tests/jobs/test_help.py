@@ -7,7 +7,18 @@ from collections.abc import Callable
 import pytest
 
 import serve_apps.__main__ as serve
-from jobs import embed, evaluate, index, ingest, nightly, pipeline, sequences, train
+from jobs import (
+    clusters,
+    embed,
+    evaluate,
+    index,
+    ingest,
+    neighbours,
+    nightly,
+    pipeline,
+    sequences,
+    train,
+)
 from tune import recall
 
 Main = Callable[[list[str]], int]
@@ -29,6 +40,8 @@ Main = Callable[[list[str]], int]
         (pipeline.main, ["--source", "exercises"], ["source.path = PATH", "users = None"]),
         (sequences.main, [], ["min_item_events = 1  (int)", "items.list_separator = |"]),
         (embed.main, [], ["batch_size = "]),
+        (neighbours.main, [], ["k = 50  (int)  neighbours an item"]),
+        (clusters.main, [], ["workers = 2  (int)  Ray tasks at once"]),
         (evaluate.main, [], ["max_items = "]),
         (evaluate.main, ["--rows", "ROWS"], ["tune_users = 5000  (int)", "index.factory = "]),
         (index.main, [], ["recall_target = "]),

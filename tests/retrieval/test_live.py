@@ -49,6 +49,7 @@ class Model:
         for change in changes:
             self.items.pop(change.item_id, None)
             if isinstance(change, Put):
+                assert isinstance(change.attributes, dict)  # of all its vectors
                 self.items[change.item_id] = (
                     np.atleast_2d(change.vectors),
                     dict(change.attributes),
@@ -315,6 +316,24 @@ def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> 
     assert manifest.config["num_changed"] == 0
     assert manifest.config["num_rows"] == 1250
     assert not np.array_equal(index.index.centroids(), before)
+    index.close()
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF8,PQ4x4fs,RFlat"])
+def test_what_is_left_of_a_large_index_is_compacted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, factory: str
+) -> None:
+    start(tmp_path, 600, IndexConfig(factory=factory, num_queries=50))
+    index = live(tmp_path)
+    index.apply([Delete(f"item-{i}") for i in range(595)])
+    manifest = index.compact()
+    assert manifest is not None
+    assert (len(index.index), manifest.config["factory"]) == (5, "Flat")
+    assert f"{tmp_path / 'i'}: 5 rows are too few for {factory}" in caplog.text
+    index.apply([Put(f"new-{i}", v) for i, v in enumerate(clustered(600, seed=1))])
+    manifest = index.compact()
+    assert manifest is not None
+    assert manifest.config["factory"] == factory
     index.close()
 
 
@@ -720,7 +739,8 @@ def test_an_index_has_one_log(tmp_path: Path) -> None:
     start(tmp_path)
     index = live(tmp_path)
     index.apply([Delete("item-0")])
-    with pytest.raises(LogError, match="no log, the changes of this index are in log"):
+    segment = tmp_path / "another" / "changes-0000000000000001.log"
+    with pytest.raises(LogError, match=f"^{segment}: no log, the changes of this index are in log"):
         LiveIndex(str(tmp_path / "i"), tmp_path / "another")
     index.close()
     (tmp_path / "log").rename(tmp_path / "lost")
@@ -977,6 +997,46 @@ def test_a_time_is_no_fraction() -> None:
     for name in schema.names:
         with pytest.raises(ChangeError, match=f"'{name}' is 1.5.*: not a whole number"):
             check([Put("a", clustered(1)[0], {name: 1.5})], DIM, schema)
+
+
+def test_regions_keep_their_boxes_and_numbers(tmp_path: Path) -> None:
+    vectors = clustered(6)
+    boxes = pa.array([[float(n), 0, 1, 1] for n in range(3)], pa.list_(pa.float32()))
+    uri = embeddings(
+        tmp_path / "e", vectors[:3], ["a", "a", "b"], interests=[3, 7, 0], columns={"box": boxes}
+    )
+    build_index(uri, str(tmp_path / "i"), IndexConfig(attributes=("box",)))
+    index = live(tmp_path)
+
+    def held(item_id: str) -> list[tuple[int, list[float]]]:
+        (rows,) = index.index.locate([item_id])
+        of_rows = index.index.attributes(rows)
+        numbers = index.index.interests(rows).tolist()
+        np.testing.assert_allclose(index.index.reconstruct(rows), by_number[item_id], atol=1e-6)
+        return [(n, one["box"]) for n, one in zip(numbers, of_rows, strict=True)]
+
+    by_number = {"a": vectors[[4, 3]], "new": vectors[[3, 4, 5]]}
+    changes = [
+        Put("a", vectors[[3, 4]], [{"box": [9, 9, 2, 2]}, {"box": [4, 4, 1, 1]}], [9, 4]),
+        Put("new", vectors[3:], [{"box": [0, 0, 1, 1]}, {}, {"box": None}]),
+    ]
+    index.apply(changes)
+    for again in (None, "reopened", "compacted"):
+        if again == "reopened":
+            index.close()
+            index = live(tmp_path)
+        if again == "compacted":
+            index.compact()
+        assert held("a") == [(4, [4, 4, 1, 1]), (9, [9, 9, 2, 2])]
+        assert held("new") == [(0, [0, 0, 1, 1]), (1, None), (2, None)]
+    hits = index.index.search(vectors[3:4], 1, where=Equal(column="box", value=9.0))
+    assert (hits.ids[0, 0], hits.interests[0, 0]) == ("a", 9)
+    for wrong in ([0], [0, 0], [0, -1], [0, 2**31], [0, 0.5], [True, 2], "01", 3):
+        with pytest.raises(ChangeError, match=r"interests are .*expected 2 different whole"):
+            index.apply([Put("a", vectors[:2], {}, wrong)])  # type: ignore[arg-type]
+    with pytest.raises(ChangeError, match="or a list of one for each of 2 vectors"):
+        index.apply([Put("a", vectors[:2], [{}])])
+    index.close()
 
 
 def test_changes_as_bytes() -> None:
