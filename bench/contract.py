@@ -105,7 +105,7 @@ def _run(cases: Any, number: int, turn: int, ask_one: Callable[[Case], None]) ->
         database=None,
         deadline=None,
         phases=[Phase.explicit, Phase.generate],  # what fails is told, not made smaller
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     try:
         seed(turn)(how(given(case=cases)(ask_one)))()

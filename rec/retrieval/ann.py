@@ -273,8 +273,9 @@ class Ann:
     def _turns(self) -> list[Any]:
         outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
         chain: Any = getattr(outer, "chain", None)
-        number = 0 if chain is None else chain.size()
-        return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(number)]
+        if chain is None:
+            return []
+        return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())]
 
     def list_of_rows(self) -> np.ndarray:
         """(size,) int32: the inverted list of each row."""

@@ -266,6 +266,7 @@ def _scalar(value: Any, kind: pa.DataType, column: str, is_bound: bool = False) 
         raise FilterError(f"filter: {value!r} cannot be compared with {column!r}, which is {kind}")
     try:
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            assert isinstance(value, str | datetime)  # nothing else is comparable with one
             value = _moment(value, kind, is_bound)
         if is_bound and isinstance(value, int) and hasattr(kind, "bit_width"):
             whole = pa.types.is_integer(kind) or pa.types.is_temporal(kind)

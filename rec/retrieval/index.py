@@ -256,7 +256,7 @@ class Index(Rows):
         vectors, given = self.vectors(item_ids), how.pop("exclude", None)
         own = [[item_id] for item_id in item_ids]
         if given is not None:
-            self._excluded(given, len(own))  # as it is given, for what it is refused for
+            excluded(given, len(own), self.locate)  # as it is given, for what it is refused for
             own = [[*mine, *others] for mine, others in zip(own, given, strict=True)]
         return self.search(vectors, k, exclude=own, **how)
 
