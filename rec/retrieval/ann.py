@@ -44,8 +44,7 @@ class Ann:
         additive = isinstance(codes, faiss.IndexIVFAdditiveQuantizer)
         self.takes_bits = self.is_graph or (self.num_lists > 0 and not additive)
         self._has_map = self._ivf is None or self.refines
-        self._making_map = Lock()
-        self._was_read = False
+        self._making_map, self._was_read = Lock(), False
         self._moved: list[np.ndarray] = []  # what FAISS has but a view of
         self.effort = Effort()
 
@@ -272,10 +271,10 @@ class Ann:
     @cached_property
     def _turns(self) -> list[Any]:
         outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
-        chain: Any = getattr(outer, "chain", None)
-        if chain is None:
+        if not isinstance(outer, faiss.IndexPreTransform):
             return []
-        return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())]
+        chain: Any = outer.chain
+        return [faiss.downcast_VectorTransform(chain.at(n)) for n in range(chain.size())]
 
     def list_of_rows(self) -> np.ndarray:
         """(size,) int32: the inverted list of each row."""

@@ -64,56 +64,104 @@ def search_fitting(
     if ns_to_compare(ann, there, len(queries)) <= ns_to_pass(ann, len(queries) * effort.nprobe):
         return compare(queries)
     first = _with(ann, effort, effort.nprobe, k, there, again=False)
-    rows, scores, looked, edge = walk(ann, queries, k, first, per_list, bits)
-    is_far, tried = looked > effort.nprobe, np.full(len(queries), float(first.k_factor))
-    goal, left = _Goal(ann, spread, k, effort, per_list), np.arange(len(queries))
-    # whose codes tell better from worse too badly there for so few candidates
-    coarse = is_far if ann.refines else np.zeros(len(queries), bool)
-    while len(left):
-        worst = scores[left, min(k, max(there, 1)) - 1]
-        wanted = goal.lists(queries[left], worst, looked[left], edge[left])
-        again = (wanted > looked[left]) | coarse[left]
-        if not again.any():
-            break
-        coarse = np.zeros(len(queries), bool)
-        left, wanted = left[again], wanted[again]
-        # on by steps: of better hits it wants fewer lists
-        steps = np.clip(wanted, looked[left], np.minimum(_STEP * looked[left], ann.num_lists))
-        dear = ns_to_compare(ann, there, len(left)) > ns_to_pass(ann, int(steps.sum()))
-        if len(lost := left if not dear else left[wanted > ann.num_lists]):
-            rows[lost], scores[lost] = compare(queries[lost])
-            going = dear & (wanted <= ann.num_lists)
-            left, wanted, steps = left[going], wanted[going], steps[going]
-        looked[left] = steps
-        for nprobe in np.unique(steps):
-            now = left[steps == nprobe]
-            further = _with(ann, effort, int(nprobe), k, there, again=True)
-            rows[now], scores[now] = ann.search(queries[now], k, further, bits)
-            tried[now] = further.k_factor
-        if ann.finds_all_lists:
-            left = left[wanted > steps]
-        for nprobe in np.unique(looked[left]):
-            now = left[looked[left] == nprobe]
-            edge[now] = _edge(ann, queries[now], *ann.nearest_lists(queries[now], int(nprobe)))
-        mark_absent(rows, scores)
-    left = np.flatnonzero(looked > effort.nprobe) if ann.refines else left[:0]
-    while len(left):  # of those far from the query many more score nearly the same to codes
-        worst = scores[left, min(k, max(there, 1)) - 1]
-        wanted = goal.candidates(queries[left], worst, looked[left]) / k
-        again = wanted > tried[left]
-        left, wanted = left[again], 2 ** np.ceil(np.log2(wanted[again]))
-        tried[left] = np.minimum(np.minimum(wanted, _STEP * tried[left]), there / k)
-        passing = ns_to_pass(ann, int(looked[left].sum())) + ns_to_rerank(tried[left].sum() * k)
-        if ns_to_compare(ann, there, len(left)) <= passing:
-            rows[left], scores[left] = compare(queries[left])
-            break
-        for nprobe, k_factor in set(zip(looked[left].tolist(), tried[left].tolist(), strict=True)):
-            now = left[(looked[left] == nprobe) & (tried[left] == k_factor)]
-            further = effort._replace(nprobe=nprobe, k_factor=k_factor)
-            rows[now], scores[now] = ann.search(queries[now], k, further, bits)
-        mark_absent(rows, scores)
-        left = left[tried[left] < np.minimum(wanted, there / k)]
-    return rows, scores
+    found = walk(ann, queries, k, first, per_list, bits)
+    look = _Look(ann, queries, k, effort, bits, compare, found, there)
+    goal = _Goal(ann, spread, k, effort, per_list)
+    look.into_lists(goal)
+    if ann.refines:
+        look.at_candidates(goal)
+    return look.rows, look.scores
+
+
+class _Look:
+    """Queries that look on after their first look; see `search_fitting`.
+
+    Args:
+        effort: as for the first look, which may have had more candidates.
+        found: by `walk`.
+        there: rows that fit.
+    """
+
+    def __init__(
+        self,
+        ann: Ann,
+        queries: np.ndarray,
+        k: int,
+        effort: Effort,
+        bits: np.ndarray,
+        compare: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        found: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        there: int,
+    ) -> None:
+        self._ann, self._queries, self._k, self._effort = ann, queries, k, effort
+        self._bits, self._compare, self._there = bits, compare, there
+        self.rows, self.scores, self._looked, self._edge = found
+        self._is_exact = np.zeros(len(queries), bool)
+        self._tried = np.full(len(queries), float(effort.k_factor))
+
+    def into_lists(self, goal: _Goal) -> None:
+        """Look into more lists, as many as `goal` says."""
+        ann, looked, left = self._ann, self._looked, np.arange(len(self._queries))
+        # whose codes tell better from worse too badly there for so few candidates
+        coarse = (looked > self._effort.nprobe) & ann.refines
+        while len(left):
+            worst = self._worst(left)
+            wanted = goal.lists(self._queries[left], worst, looked[left], self._edge[left])
+            again = (wanted > looked[left]) | coarse[left]
+            if not again.any():
+                return
+            coarse, left, wanted = np.zeros(len(looked), bool), left[again], wanted[again]
+            # on by steps: of better hits it wants fewer lists
+            steps = np.clip(wanted, looked[left], np.minimum(_STEP * looked[left], ann.num_lists))
+            lost = wanted > ann.num_lists
+            if ns_to_compare(ann, self._there, len(left)) <= ns_to_pass(ann, int(steps.sum())):
+                lost[:] = True
+            self._compared(left[lost])
+            left, wanted, steps = left[~lost], wanted[~lost], steps[~lost]
+            looked[left] = steps
+            for nprobe in np.unique(steps):
+                further = _with(ann, self._effort, int(nprobe), self._k, self._there, again=True)
+                self._search(left[steps == nprobe], further)
+            if ann.finds_all_lists:
+                left = left[wanted > steps]
+            for nprobe in np.unique(looked[left]):
+                now = left[looked[left] == nprobe]
+                near = ann.nearest_lists(self._queries[now], int(nprobe))
+                self._edge[now] = _edge(ann, self._queries[now], *near)
+
+    def at_candidates(self, goal: _Goal) -> None:
+        """Re-rank more candidates far from the query, where many score nearly the same to codes."""
+        ann, k, most = self._ann, self._k, self._there / self._k
+        left = np.flatnonzero((self._looked > self._effort.nprobe) & ~self._is_exact)
+        while len(left):
+            looked, tried = self._looked[left], self._tried[left]
+            wanted = goal.candidates(self._queries[left], self._worst(left), looked) / k
+            again = np.minimum(wanted, most) > tried
+            left, looked, tried = left[again], looked[again], tried[again]
+            wanted = np.minimum(2 ** np.ceil(np.log2(wanted[again])), most)
+            factors = np.minimum(wanted, _STEP * tried)
+            passing = ns_to_pass(ann, int(looked.sum())) + ns_to_rerank(factors.sum() * k)
+            if ns_to_compare(ann, self._there, len(left)) <= passing:
+                self._compared(left)
+                return
+            for nprobe, factor in set(zip(looked.tolist(), factors.tolist(), strict=True)):
+                now = left[(looked == nprobe) & (factors == factor)]
+                self._search(now, self._effort._replace(nprobe=nprobe, k_factor=factor))
+            left = left[factors < wanted]
+
+    def _worst(self, which: np.ndarray) -> np.ndarray:
+        return self.scores[which, min(self._k, max(self._there, 1)) - 1]
+
+    def _compared(self, which: np.ndarray) -> None:
+        if len(which):
+            self.rows[which], self.scores[which] = self._compare(self._queries[which])
+            self._is_exact[which] = True
+
+    def _search(self, which: np.ndarray, effort: Effort) -> None:
+        found = self._ann.search(self._queries[which], self._k, effort, self._bits)
+        mark_absent(*found)
+        self.rows[which], self.scores[which] = found
+        self._tried[which] = effort.k_factor
 
 
 class _Goal:
