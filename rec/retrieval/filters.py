@@ -226,8 +226,9 @@ def nanoseconds(value: str | datetime) -> int:
     return since // timedelta(microseconds=1) * 1000 + rest
 
 
-def _moment(value: str | datetime, kind: pa.DataType, is_bound: bool) -> int | None:
-    """A time as the column counts; between two of its steps the next as a bound, else none."""
+def _moment(value: Any, kind: pa.DataType, is_bound: bool) -> int | None:
+    """A time, as a text or not, as the column counts; between two of its steps the next as a bound,
+    else none."""
     step = _DAY if pa.types.is_date(kind) else _UNITS[kind.unit]
     count, rest = divmod(nanoseconds(value), step)
     if rest and not is_bound:

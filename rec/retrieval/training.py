@@ -19,7 +19,7 @@ class TooFewError(IndexBuildError):
 
     def __init__(self, place: str, factory: str, reason: str) -> None:
         super().__init__(f"{place}: FAISS refuses {factory}: {reason}")
-        self.reason = reason
+        self.reason = reason.split(": ")[-1]  # without where in FAISS
 
 
 def train(factory: str, dim: int, sample: Callable[[int], np.ndarray], place: str) -> bytes:
