@@ -94,9 +94,18 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
 
     Raises:
         ArtifactError, IndexBuildError: the table is not intact, or has fewer vectors than there
-            are clusters to be.
+            are clusters to be; or `out` holds something else.
     """
     config = config or ClustersConfig()
+    assignments = artifacts.join(out, "assignments")
+    before = (
+        leftovers.root_in_use(out, KIND),
+        leftovers.root_in_use(assignments, ASSIGNMENTS),
+    )
+    if before[0] and not before[1]:
+        raise ArtifactError(
+            f"{out}: holds vectors that are no clusters' centres; give another --out"
+        )
     started = time.monotonic()
     source, folder = artifacts.open_artifact(embeddings, "embedding-table")
     table = EmbeddingTable(folder)
@@ -109,7 +118,6 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     size = min(num_rows, max(config.sample, config.num_clusters))
     sample = table.sample(np.sort(rng.choice(num_rows, size, replace=False)))
     root = f"k-{uuid.uuid4().hex[:12]}"
-    assignments = artifacts.join(out, "assignments")
     target = artifacts.join(assignments, root)
     slices = [
         _Slice(
@@ -133,7 +141,6 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
             "seconds": round(time.monotonic() - started, 3),
         },
     }
-    before = leftovers.root_in_use(out), leftovers.root_in_use(assignments)
     with tempfile.TemporaryDirectory(prefix="raycall-clusters-") as staged:
         columns = [
             pa.array([str(number) for number in range(len(centres))], pa.string()),

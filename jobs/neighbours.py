@@ -63,9 +63,11 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
     """Write and publish the table; lineage names the index's version.
 
     Raises:
-        ArtifactError: there is no intact index, or the table cannot be written.
+        ArtifactError: there is no intact index, `out` holds something else, or the table cannot be
+            written.
     """
     config = config or NeighboursConfig()
+    before = leftovers.root_in_use(out, KIND)
     started = time.monotonic()
     source = artifacts.read_manifest(index, "index")
     artifacts.verify(index, source)  # named here in a line, not by every worker
@@ -86,7 +88,6 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
     parts.context.enable_progress_bars = False
     num_rows = sum(sum(batch["num_rows"].to_pylist()) for batch in stream(parts))
     seconds = round(time.monotonic() - started, 3)
-    before = leftovers.root_in_use(out)
     manifest = artifacts.seal(
         out,
         root,

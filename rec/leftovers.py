@@ -53,12 +53,16 @@ def remove_asides(uri: str, grace_s: float = GRACE_S) -> None:
                 files.delete_file(info.path)
 
 
-def root_in_use(uri: str) -> str | None:
-    """None where there is no artifact, or its manifest cannot be read."""
-    try:
-        return artifacts.read_manifest(uri).root
-    except artifacts.ArtifactError:
+def root_in_use(uri: str, kind: str) -> str | None:
+    """None where there is no artifact.
+
+    Raises:
+        ArtifactError: there is one of another kind, whose folders must not be cleared away, or
+            its manifest cannot be read.
+    """
+    if not artifacts.exists(artifacts.join(uri, artifacts.MANIFEST)):
         return None
+    return artifacts.read_manifest(uri, kind).root
 
 
 def clear(uri: str, pattern: str, *held: str | None) -> list[str]:

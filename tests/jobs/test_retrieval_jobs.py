@@ -105,6 +105,23 @@ def test_neighbours_of_a_damaged_index_are_refused_in_a_line(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
+def test_what_another_job_published_is_not_written_over(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "index")
+    build_index(table, index)
+    before = sorted(path.name for path in Path(index).iterdir())
+    for job, flag, source in ((clusters, "--embeddings", table), (neighbours, "--index", index)):
+        for out in (table, index):
+            assert job.main([flag, source, "--out", out]) == 1
+            (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+            assert out in line
+            assert "give another --out" in line or "artifact, expected" in line
+    assert sorted(path.name for path in Path(index).iterdir()) == before
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_planted_clusters_are_found(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
