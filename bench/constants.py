@@ -105,7 +105,7 @@ class CpuSeconds:
 
 
 def _in_a_loop(
-    work: Callable[[int], dict[str, Any]], indices: Sequence[int], *_: object
+    work: Callable[[int], dict[str, Any]], indices: Sequence[int], *_: object, **__: object
 ) -> Iterator[dict[str, Any]]:
     return (work(index) for index in indices)
 
@@ -169,7 +169,10 @@ def of_behaviour(work: Path, num_rows: int, report: Report) -> None:
     split = SequenceRowsConfig(cutoff=cutoffs[0], test_cutoff=cutoffs[1])
     out = work / "rows"
     clock = Phases(out)
-    with patch("rec.data.tasks.map_shards", _in_a_loop):
+    with (
+        patch("rec.data.tasks.map_shards", _in_a_loop),
+        patch("rec.data.split.map_shards", _in_a_loop),
+    ):
         sequence_rows.build_sequence_rows(str(work / "sequences"), str(out), split, progress=clock)
     clock.end()
     total = sum(clock.seconds.values())

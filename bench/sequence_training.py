@@ -6,10 +6,12 @@ matrix products in bf16, a warm-up of 100 steps and a cosine; RecTools' as it co
 constant rate (--precision fp32 takes the first of these differences away). Trained on everything
 but each user's last two events; of the one before the last the NDCG@10 is taken, over all items
 that the user has not seen, by the same code for both. Seconds are those of training alone. The peer
-lives in an environment of its own:
+lives in an environment of its own; RecBole, of which some batches are timed, in another:
 
     python -m venv peers && peers/bin/pip install "rectools[torch]"
-    python -m bench.sequence_training --peers peers/bin/python --data ../shared/data/ml-1m
+    python -m venv recbole && recbole/bin/pip install recbole "numpy<2" "pandas<3" "setuptools<80"
+    python -m bench.sequence_training --peers peers/bin/python --recbole recbole/bin/python \\
+        --data ../shared/data/ml-1m
 """
 
 from __future__ import annotations
@@ -195,17 +197,22 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="raycall-training-") as folder:
         work = Path(folder)
         numbers = [str(epochs), str(every)]
-        rows = write_rows(users, work)
+        rows, log = write_rows(users, work), work / "log.npy"
+        write_log(users, log)
         module = [sys.executable, "-m", "bench.sequence_training", "--ours", rows]
         command = [*module, str(work / "ours"), *numbers, options.precision]
         mine, my_peak = follow(command, work / "ours", targets)
         report.note(f"ours: matrix products in {options.precision}; RecTools' in fp32")
         _add("ours", mine, my_peak, report)
+        if options.recbole:
+            theirs = recbole(options.recbole, log, work, 5 if options.quick else 50)
+            report.add("RecBole, events/s", theirs)
+            bar = None if options.quick else 5.0
+            report.add("events/s, ours / RecBole", _speed(mine) / theirs, bar)
         if not options.peers:
             report.note("no --peers PYTHON: nothing compared; see the module's docstring")
             return
-        log, script = work / "log.npy", Path(__file__).with_name("peers_sequence_training.py")
-        write_log(users, log)
+        script = Path(__file__).with_name("peers_sequence_training.py")
         peer = [options.peers, str(script), str(log), str(work / "peer"), *numbers, str(cores())]
         theirs, peer_peak = follow(peer, work / "peer", targets)
     _add("RecTools", theirs, peer_peak, report)
@@ -217,6 +224,16 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     share = min(reached) / goal.seconds if reached else float("inf")
     report.add("seconds to RecTools' best NDCG@10, ours / RecTools", share, bars[2], at_most=True)
     report.note(f"RecTools' best NDCG@10, {goal.ndcg:.4f}, came after epoch {goal.epoch}")
+
+
+def recbole(python: str, log: Path, work: Path, num_batches: int) -> float:
+    """Events a second of RecBole's SASRec over some batches."""
+    script = Path(__file__).with_name("peers_recbole.py")
+    numbers = [str(num_batches), str(cores())]
+    command = [python, str(script), str(log), str(work / "recbole"), *numbers]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=work).stdout
+    line = json.loads(told.splitlines()[-1])
+    return line["events"] / line["seconds"]
 
 
 def _speed(marks: list[Mark]) -> float:
@@ -233,6 +250,7 @@ def _add(side: str, marks: list[Mark], peak: int, report: Report) -> None:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="of the environment with RecTools")
+    parser.add_argument("--recbole", metavar="PYTHON", help="of the environment with RecBole")
     parser.add_argument("--data", metavar="DIR", default="../shared/data/ml-1m")
     parser.add_argument("--epochs", type=int, default=20, help="of both sides")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of ours")

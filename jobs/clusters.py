@@ -5,7 +5,8 @@
 
 The centres are an embedding table themselves (ids "0", "1", ...), which jobs.index can index; the
 assignments stand beside them as Parquet (id, interest, cluster, similarity). Ray tasks pass over
-one partition each, and only sums travel.
+one partition each, and only sums travel. Published again, centres and assignments replace those
+before, whose files stay until the next time; older ones go after an hour.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pydantic import Field
 
 from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
 from jobs.index import ray_runner
-from rec import artifacts
+from rec import artifacts, leftovers
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import Config, ConfigError
 from rec.retrieval.clusters import Round, Sums, add_up, first_centres, kmeans, nearest
@@ -41,11 +42,13 @@ class ClustersConfig(Config):
     """How to cluster."""
 
     num_clusters: int = Field(default=1000, ge=1)
-    rounds: int = Field(default=20, ge=1)  # at most
-    sample: int = Field(default=50_000, ge=1)  # vectors to choose the first centres from
+    rounds: int = Field(default=20, ge=1, description="passes over all vectors, at most")
+    sample: int = Field(
+        default=50_000, ge=1, description="vectors to choose the first centres from"
+    )
     rows_per_task: int = Field(default=1_000_000, ge=1)
-    workers: int = Field(default=2, ge=1)  # Ray tasks at once
-    seed: int = 0
+    workers: int = Field(default=2, ge=1, description="Ray tasks at once")
+    seed: int = Field(default=0, ge=0)
 
 
 class _Slice(NamedTuple):
@@ -91,9 +94,18 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
 
     Raises:
         ArtifactError, IndexBuildError: the table is not intact, or has fewer vectors than there
-            are clusters to be.
+            are clusters to be; or `out` holds something else.
     """
     config = config or ClustersConfig()
+    assignments = artifacts.join(out, "assignments")
+    before = (
+        leftovers.root_in_use(out, KIND),
+        leftovers.root_in_use(assignments, ASSIGNMENTS),
+    )
+    if before[0] and not before[1]:
+        raise ArtifactError(
+            f"{out}: holds vectors that are no clusters' centres; give another --out"
+        )
     started = time.monotonic()
     source, folder = artifacts.open_artifact(embeddings, "embedding-table")
     table = EmbeddingTable(folder)
@@ -106,7 +118,6 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     size = min(num_rows, max(config.sample, config.num_clusters))
     sample = table.sample(np.sort(rng.choice(num_rows, size, replace=False)))
     root = f"k-{uuid.uuid4().hex[:12]}"
-    assignments = artifacts.join(out, "assignments")
     target = artifacts.join(assignments, root)
     slices = [
         _Slice(
@@ -144,6 +155,8 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     artifacts.seal(
         assignments, root, ASSIGNMENTS, lineage={**lineage, "centres": manifest.version}, **about
     )
+    leftovers.clear(out, "v-[0-9a-f]{12}", manifest.root, before[0])
+    leftovers.clear(assignments, "k-[0-9a-f]{12}", root, before[1])
     print(
         f"clusters: {assigned:,} vectors in {len(centres):,} clusters at {out}, mean similarity "
         f"{history[0]:.4f} to {history[-1]:.4f} in {len(history)} rounds",

@@ -5,6 +5,7 @@
     python -m jobs.index --embeddings s3://b/e --out s3://b/i --workers 8 \\
         --attributes s3://b/tables/items --set attributes='["language", "published_at"]'
     python -m jobs.index --out runs/demo/index --rollback
+    python -m jobs.index --out runs/demo/index --keep 2
 
 All places may be local or s3://. Up to 20,000 items the index is exact; beyond, it is tuned on
 held-out rows (or --queries) to the recall asked for, and what it reached is in the manifest. With
@@ -47,7 +48,11 @@ def arguments() -> argparse.ArgumentParser:
         help="instead: use this version at --out again, or what the one in use replaced",
     )
     places.add_argument(
-        "--keep", type=count, metavar="N", help="afterwards remove all but the N newest versions"
+        "--keep",
+        type=count,
+        metavar="N",
+        help="afterwards, or alone, remove all but the N newest versions, the one in use, and N "
+        "that rollbacks lead to; what was written or in use in the last hour stays",
     )
     add_overrides(places, IndexConfig())
     return places
@@ -119,9 +124,9 @@ def main(argv: list[str] | None = None) -> int:
         if given.rollback is not None:
             manifest = versions.rollback(given.out, given.rollback or None)
             print(f"index: {given.out} uses version {manifest.version} of {manifest.created_at}")
-        elif given.embeddings is None:
-            raise ConfigError("give --embeddings to build from, or --rollback")
-        else:
+        elif given.embeddings is None and given.keep is None:
+            raise ConfigError("give --embeddings to build from, --rollback or --keep")
+        elif given.embeddings is not None:
             if given.workers:
                 start_ray(given)
             run(
@@ -135,7 +140,11 @@ def main(argv: list[str] | None = None) -> int:
             )
         if given.keep is not None:
             removed = versions.collect(given.out, given.keep)
-            print(f"index: removed {len(removed)} versions that are no longer kept")
+            kept = len(versions.history(given.out))
+            print(
+                f"index: removed {len(removed)} versions that are no longer kept, {kept} are left; "
+                f"what was written or in use in the last hour stays"
+            )
     return 0
 
 

@@ -168,13 +168,15 @@ def run_tables(config: IngestConfig, out: str, *, overwrite: bool = False) -> Ta
     return tables
 
 
-def run_rows(config: IngestConfig, out: str, *, overwrite: bool = False) -> Manifest:
-    """Write `out`/rows of `out`/tables, which are there."""
+def run_rows(
+    config: IngestConfig, out: str, *, overwrite: bool = False, tables: str | None = None
+) -> Manifest:
+    """Write `out`/rows of the tables at `tables`, else of `out`/tables, which are there."""
     started = _start()
     print("rows: fitting the split, the tokenizer, key terms and labels", flush=True)
     with _Bar("rows") as bar:
         manifest = build_rows(
-            join(out, "tables"),
+            tables or join(out, "tables"),
             join(out, "rows"),
             config.rows,
             overwrite=overwrite,

@@ -2,7 +2,9 @@
 
     python -m jobs.neighbours --index runs/demo/index --out runs/demo/neighbours --set k=50
 
-Ray Data actors load the index once each and write the table's parts, each whole or not at all.
+Ray Data actors load the index once each and write the table's parts, each whole or not at all:
+Parquet with columns query_id, item_id and score, the best first. Published again, the table
+replaces the one before, whose files stay until the next time; older ones go after an hour.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import ray.data
 from pydantic import Field
 
 from jobs.cli import add_overrides, alone_in, parser, place, start_ray, tell_errors
-from rec import artifacts
+from rec import artifacts, leftovers
 from rec.artifacts import ArtifactError, Manifest
 from rec.config import Config, ConfigError
 from rec.data.tasks import stream
@@ -32,18 +34,17 @@ KIND = "score-table"
 class NeighboursConfig(Config):
     """How to make the table."""
 
-    k: int = Field(default=50, ge=1, le=9_999)  # neighbours an item
-    rows_per_part: int = Field(default=100_000, ge=1)
-    num_actors: int = Field(default=2, ge=1)
+    k: int = Field(default=50, ge=1, le=9_999, description="neighbours an item")
+    rows_per_part: int = Field(default=100_000, ge=1, description="rows of the index a file")
+    num_actors: int = Field(default=2, ge=1, description="Ray actors, each with the index")
 
 
 class _Neighbours:
     """One actor: the index in memory, the parts it is given."""
 
-    def __init__(self, index: str, version: str, folder: str, k: int) -> None:
-        self._index = Index.open(index)
-        if self._index.version != version:
-            raise ArtifactError(f"{index}: was published again meanwhile; start anew")
+    def __init__(self, index: str, manifest: str, folder: str, k: int) -> None:
+        # of the version that the job began with: another may be in use by now
+        self._index = Index.open(index, manifest=Manifest.from_json(manifest))
         self._folder, self._k = folder, k
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -62,9 +63,11 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
     """Write and publish the table; lineage names the index's version.
 
     Raises:
-        ArtifactError: there is no intact index, or the table cannot be written.
+        ArtifactError: there is no intact index, `out` holds something else, or the table cannot be
+            written.
     """
     config = config or NeighboursConfig()
+    before = leftovers.root_in_use(out, KIND)
     started = time.monotonic()
     source = artifacts.read_manifest(index, "index")
     artifacts.verify(index, source)  # named here in a line, not by every worker
@@ -77,7 +80,7 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
     start_ray()
     parts = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _Neighbours,
-        fn_constructor_args=(index, source.version, artifacts.join(out, root), config.k),
+        fn_constructor_args=(index, source.to_json(), artifacts.join(out, root), config.k),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(config.num_actors, len(work))),
@@ -93,6 +96,7 @@ def run(index: str, out: str, config: NeighboursConfig | None = None) -> Manifes
         config=config.model_dump(),
         metrics={"num_rows": num_rows, "num_items": source.config["num_items"], "seconds": seconds},
     )
+    leftovers.clear(out, "n-[0-9a-f]{12}", root, before)
     print(
         f"neighbours: {num_rows:,} pairs of {source.config['num_items']:,} items at {out}, version "
         f"{manifest.version}; {seconds:.1f} s",

@@ -41,8 +41,8 @@ from jobs.cli import (
     start_ray,
     tell_errors,
 )
+from jobs.pipeline_users import FILTERS, UsersConfig, somebody, steps_of_users
 from jobs.pipeline_users import FOLDER as USERS
-from jobs.pipeline_users import UsersConfig, somebody, steps_of_users
 from jobs.steps import Step, counted, going_on, last_step, plan, published, run
 from rec.artifacts import exists, filesystem, join, read_bytes
 from rec.config import Config, ConfigError
@@ -78,7 +78,7 @@ class PipelineConfig(Config):
     media: MediaConfig = MediaConfig()
     recipe: ContentRecipe
     embed: EmbedConfig = EmbedConfig()
-    index: IndexConfig = IndexConfig()
+    index: IndexConfig = IndexConfig(attributes=FILTERS)
     evaluate: EvaluationConfig
     users: UsersConfig | None  # None: nothing is made of what users did
 
@@ -243,9 +243,11 @@ def steps_of(
         Step(
             "index",
             config.index.model_dump(mode="json"),
-            ("embeddings",),
+            ("tables", "embeddings"),
             lambda: published(built, "index"),
-            done(lambda: index.run(embeddings, built, config.index)),
+            done(
+                lambda: index.run(embeddings, built, config.index, attributes=join(tables, "items"))
+            ),
         ),
         Step(
             "report",

@@ -30,6 +30,8 @@ from rec.recipes.sequence import SASRecRecipe, demo
 from rec.retrieval.spec import IndexConfig
 
 FOLDER = "users"
+# what a service can filter by
+FILTERS = ("domain", "tags", "categories", "uploader_id", "published_at")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SHOWN = 3  # items of a user that are told
 
@@ -39,7 +41,7 @@ class UsersConfig(Config):
 
     domain: str | None = None  # of the items; None: the one with the most interactions
     recipe: SASRecRecipe = demo()
-    index: IndexConfig = IndexConfig()
+    index: IndexConfig = IndexConfig(attributes=FILTERS)
 
 
 class Spread(NamedTuple):
@@ -108,9 +110,11 @@ def steps_of_users(
         Step(
             "item-index",
             config.index.model_dump(mode="json"),
-            ("items",),
+            ("tables", "items"),
             lambda: published(built, "index"),
-            finished(lambda: index.run(embeddings, built, config.index)),
+            finished(
+                lambda: index.run(embeddings, built, config.index, attributes=join(tables, "items"))
+            ),
         ),
     ]
 

@@ -29,6 +29,7 @@ def run(
     out: str,
     *,
     workers: int = 1,
+    min_workers: int | None = None,
     use_gpu: bool | None = None,
     resume: bool = True,
 ) -> TrainOutcome:
@@ -41,6 +42,7 @@ def run(
         out,
         "train",
         num_workers=workers,
+        min_workers=min_workers,
         use_gpu=use_gpu,
         encoder=join(out, "encoder"),
         resume=resume,
@@ -69,6 +71,13 @@ def parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         type=count,
         default=1,
         help="training processes; 0: in this one, without Ray",
+    )
+    options.add_argument(
+        "--min-workers",
+        type=count,
+        metavar="N",
+        help="go on with as few where nodes were lost, and with more again when they are back; "
+        "train.batch_size has to be a multiple of each number; not given: wait for --workers",
     )
     options.add_argument(
         "--gpu",
@@ -100,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.rows,
             options.out,
             workers=options.workers,
+            min_workers=options.min_workers,
             use_gpu=options.gpu,
             resume=not options.fresh,
         )

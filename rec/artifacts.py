@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from pydantic import AfterValidator, Field
 
-from rec import __version__
+from rec import __version__, copies
 from rec.config import Config, one_line
 from rec.file_schemas import schemas_of
 
@@ -36,6 +35,7 @@ MANIFEST = "manifest.json"
 _OWN = "sha256"  # of the manifest's other fields, as its file tells it
 LEDGER = "ledger.json"  # of rows in, out and dropped by reason (rec.data.ledger)
 _CHUNK = 1 << 20
+_TRIES = 5  # to copy what others may drop meanwhile
 # a manifest from elsewhere must not lead out of its folder, nor out of the cache
 _PLAIN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
 
@@ -122,7 +122,7 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
 
 def _text(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text:  # with parts added "" would be the root, /
         raise ArtifactError(
             f"{uri!r} in place of an address; give a local path or s3://BUCKET/FOLDER"
         )
@@ -344,7 +344,8 @@ def open_artifact(
 ) -> tuple[Manifest, Path]:
     """Verify the artifact at `uri` and return its manifest and a local folder of its files.
 
-    An S3 artifact is copied once into a cache below the system's temporary folder.
+    An S3 artifact is copied below the system's temporary folder, where the copy stays until this
+    process ends, or is `done` with it; see `rec.copies`.
 
     Args:
         uri: the artifact's folder, local or s3://.
@@ -382,15 +383,25 @@ def fetch(uri: str | os.PathLike[str], names: Iterable[str], folder: Path) -> No
 
 
 def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """A verified local copy of the artifact at `uri`; one that was altered is fetched again."""
-    cache = Path(tempfile.gettempdir()) / "raycall" / manifest.version
-    if cache.exists():
-        try:
-            verify(cache.parent, manifest.model_copy(update={"root": cache.name}))
-            return cache
-        except ArtifactError:  # cleaners of temporary folders take single files
-            shutil.rmtree(cache, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix="raycall-"))
+    """A verified local copy of the artifact at `uri`, held; one that was altered is fetched
+    again."""
+    copy = copies.place(manifest.version)
+    for _ in range(_TRIES):
+        if copies.hold(copy):
+            try:
+                verify(copy.parent, manifest.model_copy(update={"root": copy.name}))
+                return copy
+            except ArtifactError:  # cleaners of temporary folders take single files
+                copies.let_go(copy)
+                shutil.rmtree(copy, ignore_errors=True)
+        if _fetched(uri, manifest, copy) and copies.hold(copy):
+            return copy
+    raise ArtifactError(f"{copy}: removed again and again; set TMPDIR to where nobody does")
+
+
+def _fetched(uri: str | os.PathLike[str], manifest: Manifest, copy: Path) -> bool:
+    """Make a verified copy; False where another process was first."""
+    aside = copies.aside(manifest.version)
     try:
         try:
             fetch(join(uri, manifest.root), manifest.files, aside)
@@ -398,11 +409,10 @@ def _cached(uri: str | os.PathLike[str], manifest: Manifest) -> Path:
         except (ArtifactError, FileNotFoundError):
             verify(uri, manifest)  # names the file at its source, where it is altered there
             raise
-        cache.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.replace(aside, cache)
-        except OSError:  # another process was first
-            verify(cache.parent, manifest.model_copy(update={"root": cache.name}))
-        return cache
+            os.replace(aside, copy)
+        except OSError:
+            return False
+        return True
     finally:
         shutil.rmtree(aside, ignore_errors=True)

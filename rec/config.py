@@ -85,7 +85,8 @@ def _set(data: dict[str, Any], path: str, value: Any) -> None:
 
 
 def settings(config: Config, prefix: str = "") -> Iterator[str]:
-    """One line a field, sections opened: `path = value  (type)`, as override() takes them."""
+    """One line a field, sections opened: `path = value  (type)  description`, as override() takes
+    them."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, Config):
@@ -93,4 +94,5 @@ def settings(config: Config, prefix: str = "") -> Iterator[str]:
         else:
             kind = str(field.annotation)
             kind = getattr(field.annotation, "__name__", kind) if "[" not in kind else kind
-            yield f"{prefix}{name} = {value}  ({kind.replace('typing.', '')})"
+            says = f"  {field.description}" if field.description else ""
+            yield f"{prefix}{name} = {value}  ({kind.replace('typing.', '')}){says}"

@@ -6,7 +6,16 @@ import base64
 import binascii
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from rec.retrieval import filters
 
 
 def _unicode(text: str) -> str:
@@ -19,6 +28,9 @@ def _unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
+_WHERE = "only items whose attributes fit, of those that the index was built to keep"
+# the parser first: it bounds how deep and how large a filter is
+Where = Annotated[filters.Filter, BeforeValidator(filters.parse)]
 
 
 class Body(BaseModel):
@@ -85,6 +97,11 @@ class KnnRequest(Body):
         default=10, ge=1, description="neighbours a query; fewer where the index holds fewer"
     )
     exclude_self: bool = Field(True, description="leave the item out of its own neighbours")
+    where: Where | None = Field(
+        None,
+        description=_WHERE,
+        examples=[{"op": "equal", "column": "language", "value": "en"}],
+    )
     model_version: Text | None = Field(
         None, description="refuse (409) unless this is the model that answers"
     )
@@ -132,6 +149,18 @@ class RecommendRequest(Body):
     k: int = Field(default=10, ge=1, description="items; fewer where no more are left")
     exclude: list[Text] = Field([], description="ids of further items to leave out")
     exclude_seen: bool = Field(True, description="leave out the items of the history")
+    where: Where | None = Field(
+        None,
+        description=_WHERE,
+        examples=[{"op": "range", "column": "published_at", "least": "2026-01-01T00:00:00Z"}],
+    )
+    diversity: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="0: by score alone; above, of five times as many items, each next one that has "
+        "the best score less what it resembles those before it, which weighs so much (MMR)",
+    )
     reasons: int = Field(
         0,
         ge=0,
@@ -173,8 +202,8 @@ class RecommendResponse(BaseModel):
 
     ids: list[str] = Field(description="of items, the best first")
     scores: list[float] = Field(
-        description="falling; of the model: inner products of user and item; of what is popular: "
-        "the items' events on the training side"
+        description="falling, but with diversity; of the model: inner products of user and item; "
+        "of what is popular: the items' events on the training side"
     )
     source: Literal["model", "popular"] = Field(
         description="popular: nothing that the model knows is known of the user"

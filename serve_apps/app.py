@@ -17,6 +17,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from rec.config import Config
+from rec.retrieval.filters import Filter
 from serve_apps.api import Version
 from serve_apps.backend import Packed
 from serve_apps.deployment import (
@@ -130,12 +131,17 @@ class Knn:
         await self._indexes.start()
 
     async def search(
-        self, index: str, queries: Queries, k: int, exclude_self: bool
+        self,
+        index: str,
+        queries: Queries,
+        k: int,
+        exclude_self: bool,
+        where: Filter | None = None,
     ) -> Searched | ApiError:
         searcher = self._indexes.get(index)
         if searcher is None:
             return not_held(index)
-        return await answered(searcher.search(queries, k, exclude_self))
+        return await answered(searcher.search(queries, k, exclude_self, where))
 
     async def search_packed(self, index: str, rows: np.ndarray, k: int) -> Packed | ApiError:
         searcher = self._indexes.get(index)
@@ -169,10 +175,13 @@ class ServeBackend:
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         return await ask(self._timeout_s, self._encoder.encode, self._model, inputs)
 
-    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
+    async def search(
+        self, queries: Queries, k: int, exclude_self: bool, where: Filter | None = None
+    ) -> Searched:
+        asked = queries, k, exclude_self, where
         if self._knn is None:
-            return await self._searcher.search(queries, k, exclude_self)
-        return await ask(self._timeout_s, self._knn.search, self._index, queries, k, exclude_self)
+            return await self._searcher.search(*asked)
+        return await ask(self._timeout_s, self._knn.search, self._index, *asked)
 
     async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
         if self._knn is None:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from rec.config import Config
+from rec.retrieval.filters import Filter
 from rec.retrieval.queries import MAX_K
 
 
@@ -64,8 +65,10 @@ class Backend(Protocol):
         """(B, D) float32, unit norm."""
         ...
 
-    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
-        """Neighbours of vectors and of items, best first."""
+    async def search(
+        self, queries: Queries, k: int, exclude_self: bool, where: Filter | None = None
+    ) -> Searched:
+        """Neighbours of vectors and of items, best first, among the items that fit."""
         ...
 
     async def search_packed(self, rows: np.ndarray, k: int) -> Packed:

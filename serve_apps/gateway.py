@@ -78,7 +78,7 @@ def make_pinned_app(
         if body.k > limits.max_k:
             raise invalid(f"k: {body.k}, expected 1 to {limits.max_k}")
         queries = await _resolve(backend, body.queries, version.dim, limits)
-        found = await backend.search(queries, body.k, body.exclude_self)
+        found = await backend.search(queries, body.k, body.exclude_self, body.where)
         return KnnResponse(
             results=[Neighbours(ids=f.ids, scores=f.scores) for f in found.results],
             model_version=version.model_version,

@@ -6,15 +6,17 @@ import asyncio
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from rec import wire
 from rec.artifacts import ArtifactError, Manifest
-from rec.retrieval.errors import UnknownIdError
+from rec.retrieval.errors import FilterError, UnknownIdError
+from rec.retrieval.filters import Filter
 from rec.retrieval.index import Index
 from serve_apps.backend import Found, ItemQuery, Packed, Queries, Searched
-from serve_apps.errors import ApiError
+from serve_apps.errors import ApiError, invalid
 from serve_apps.versions import same
 
 _INLINE_S = 100e-6  # what handing over to a thread and back costs, on a busy machine
@@ -45,19 +47,27 @@ class Searcher:
         if not np.isfinite(self._expected.scores[self._expected.rows >= 0]).all():
             raise ArtifactError(f"{uri}: a search gives scores that are no numbers; build it again")
 
-    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
+    async def search(
+        self, queries: Queries, k: int, exclude_self: bool, where: Filter | None = None
+    ) -> Searched:
         """Neighbours of each query, best first; fewer than k where the index holds fewer.
 
         Args:
             queries: float32 unit vectors, and items of the index.
             k: 1 to 10,000.
             exclude_self: leave an item out of its own neighbours.
+            where: only items that fit; None: all.
 
         Raises:
-            ApiError: 404, an item is not in the index.
+            ApiError: 404, an item is not in the index; 422, the filter is of attributes that the
+                index does not hold.
         """
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, self._search, queries, k, exclude_self)
+        search = partial(self._search, queries, k, exclude_self, where)
+        try:
+            found = await loop.run_in_executor(self._threads, search)
+        except FilterError as error:
+            raise invalid(f"where: {error}") from error
         return Searched(found, self._index.version)
 
     async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
@@ -75,7 +85,9 @@ class Searcher:
         body = wire.pack_hits(counts, flat[1], *self._index.id_bytes(flat[0]))
         return Packed(body, self._index.version)
 
-    def _search(self, queries: Queries, k: int, exclude_self: bool) -> list[Found]:
+    def _search(
+        self, queries: Queries, k: int, exclude_self: bool, where: Filter | None
+    ) -> list[Found]:
         own: list[list[str]] | None = None
         if isinstance(queries, np.ndarray):
             vectors = queries
@@ -84,7 +96,8 @@ class Searcher:
                 [self._vector(q) if isinstance(q, ItemQuery) else q for q in queries]
             )
             own = [[q.item_id] if isinstance(q, ItemQuery) else [] for q in queries]
-        hits = self._index.search(vectors, k, exclude=own if exclude_self else None)
+        own = own if exclude_self else None
+        hits = self._index.search(vectors, k, where=where, exclude=own)
         num_found = (hits.rows >= 0).sum(axis=1)
         return [
             Found(hits.ids[row, :n].tolist(), hits.scores[row, :n].tolist())

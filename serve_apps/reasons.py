@@ -50,7 +50,7 @@ def explain(
     """
     active = np.flatnonzero(np.asarray(user.weights) > 0)
     scores = user.vectors[active] @ history_vectors.T
-    near = _unit(found_vectors) @ _unit(history_vectors).T
+    near = unit_rows(found_vectors) @ unit_rows(history_vectors).T
     place = {int(interest): number for number, interest in enumerate(active)}
     interests = [
         Interest(float(user.weights[interest]), *_best(history, row, most))
@@ -63,7 +63,7 @@ def explain(
     return Reasons(interests, items)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1; one of zeros, of which nothing is known, stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)

@@ -11,23 +11,29 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
 from rec.artifacts import ArtifactError
 from rec.config import Config
+from rec.retrieval.diversity import mmr
+from rec.retrieval.errors import FilterError
 from rec.retrieval.index import Index
 from rec.retrieval.interests import Recalled, UserInterests, recall_interests
-from rec.retrieval.queries import MAX_EXCLUDED
+from rec.retrieval.queries import MAX_EXCLUDED, MAX_K
 from serve_apps.batcher import Batcher
-from serve_apps.errors import ApiError
+from serve_apps.errors import ApiError, invalid
 from serve_apps.histories import Histories, PopularItem
-from serve_apps.reasons import Reasons, explain
+from serve_apps.reasons import Reasons, explain, unit_rows
 from serve_apps.recommend_gateway import Asked, History, Recommended
 from serve_apps.releases import Release
 from serve_apps.versions import same
+
+CANDIDATES = 5  # times as many items to choose different ones from
+_AT_ONCE = 1000
 
 
 class Places(Config):
@@ -100,7 +106,8 @@ class Recommender:
         left out, as many as make MAX_EXCLUDED with those of the request.
 
         Raises:
-            ApiError: 404, the request gives a history, and the model knows none of its items.
+            ApiError: 404, the request gives a history, and the model knows none of its items; 422,
+                the filter is of attributes that the index does not hold.
         """
         history = self._histories.of(asked.user or "") if asked.history is None else asked.history
         num_known = sum(item_id in self._known for item_id in history)
@@ -118,18 +125,20 @@ class Recommender:
         counts = num_known, len(history) - num_known
         versions = self._encoder.version, self._index.version
         spans = _Spans()
+        loop = asyncio.get_running_loop()
         if not num_known:
-            left = (item for item in self._popular if item.item_id not in exclude)
-            shown = list(itertools.islice(left, asked.k))
+            shown = await loop.run_in_executor(self._threads, self._popular_of, asked, exclude)
             ids, events = [item.item_id for item in shown], [float(i.num_events) for i in shown]
             return Recommended(ids, events, "popular", *counts, *versions)
         user, encode_s = await self._interests(history)
         spans.add("encode", encode_s, waited="batch")
-        loop = asyncio.get_running_loop()
         found, recall_s = await loop.run_in_executor(
-            self._threads, self._recall, user, asked.k, exclude
+            self._threads, self._recall, user, asked, exclude
         )
         spans.add("recall", recall_s, waited="thread")
+        if asked.diversity:
+            found = await loop.run_in_executor(self._threads, self._diversify, found, asked)
+            spans.add("diversify")
         why = None
         if asked.reasons:
             why = await loop.run_in_executor(
@@ -155,7 +164,8 @@ class Recommender:
         """Raises ApiError unless a small history gives what it gave when all was loaded."""
         user, _ = await self._interests(self._encoder.item_ids[:1])
         loop = asyncio.get_running_loop()
-        found, _ = await loop.run_in_executor(self._threads, self._recall, user, 1, set())
+        asked = Asked([], None, 1)
+        found, _ = await loop.run_in_executor(self._threads, self._recall, user, asked, set())
         same_size = len(found.scores) == len(self._expected.scores)
         if not same_size or not np.allclose(found.scores, self._expected.scores, 1e-3, 1e-5):
             raise ApiError(
@@ -191,19 +201,61 @@ class Recommender:
     def _explain(
         self, user: UserInterests, found: Recalled, history: Sequence[str], most: int
     ) -> Reasons:
-        place, vectors = self._encoder.places, self._encoder.item_vectors()
         chosen = [one for one in dict.fromkeys(reversed(history)) if one in self._known]
-        theirs, shown = (
-            vectors[[place[one] for one in ids]].float().cpu().numpy()
-            for ids in (chosen, found.ids)
-        )
-        return explain(user, found, shown, chosen, theirs, most)
+        return explain(user, found, self._vectors(found.ids), chosen, self._vectors(chosen), most)
 
-    def _recall(self, user: UserInterests, k: int, exclude: set[str]) -> tuple[Recalled, float]:
+    def _vectors(self, item_ids: Iterable[str]) -> np.ndarray:
+        place, vectors = self._encoder.places, self._encoder.item_vectors()
+        return vectors[[place[one] for one in item_ids]].float().cpu().numpy()
+
+    def _recall(
+        self, user: UserInterests, asked: Asked, exclude: set[str]
+    ) -> tuple[Recalled, float]:
         """What is recalled, and the seconds that it took."""
         since = time.perf_counter()
-        found = recall_interests(self._index, [user], k, by="score", exclude=[list(exclude)])[0]
+        budget = min(MAX_K, CANDIDATES * asked.k) if asked.diversity else asked.k
+        with _of_the_filter():
+            found = recall_interests(
+                self._index,
+                [user],
+                budget,
+                by="score",
+                where=asked.where,
+                exclude=[list(exclude)],
+            )[0]
         return found, time.perf_counter() - since
+
+    def _diversify(self, found: Recalled, asked: Asked) -> Recalled:
+        vectors = unit_rows(self._vectors(found.ids))
+        chosen = mmr(_from_0_to_1(found.scores), vectors, asked.k, 1 - asked.diversity)
+        return Recalled(*(part[chosen] for part in found))
+
+    def _popular_of(self, asked: Asked, exclude: set[str]) -> list[PopularItem]:
+        """The k most popular that are not excluded and fit the filter."""
+        left = (item for item in self._popular if item.item_id not in exclude)
+        shown: list[PopularItem] = []
+        while len(shown) < asked.k and (some := list(itertools.islice(left, _AT_ONCE))):
+            if asked.where is not None:
+                rows = self._index.locate([item.item_id for item in some])
+                with _of_the_filter():
+                    fit = self._index.fits(np.array([one[0] for one in rows]), asked.where)
+                some = [item for item, fits in zip(some, fit, strict=True) if fits]
+            shown += some
+        return shown[: asked.k]
+
+
+@contextmanager
+def _of_the_filter() -> Iterator[None]:
+    try:
+        yield
+    except FilterError as error:
+        raise invalid(f"where: {error}") from error
+
+
+def _from_0_to_1(scores: np.ndarray) -> np.ndarray:
+    """On the scale of similarities, whatever the norms of users and items are."""
+    low, high = scores.min(initial=np.inf), scores.max(initial=-np.inf)
+    return (scores - low) / (high - low) if high > low else np.ones_like(scores)
 
 
 class _Spans:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from rec import __version__
 from rec.config import Config
+from rec.retrieval.filters import Filter
 from rec.retrieval.queries import MAX_EXCLUDED, MAX_K
 from serve_apps.admission import Patience
 from serve_apps.api import RecommendRequest, RecommendResponse, RecommendVersion
@@ -36,6 +37,8 @@ class Asked(NamedTuple):
     exclude: Sequence[str] = ()  # at most MAX_EXCLUDED
     exclude_seen: bool = True
     reasons: int = 0  # items of the history told with each; 0: none
+    where: Filter | None = None  # only items that fit
+    diversity: float = 0.0  # 0 (by score alone) to 1
 
 
 class Recommended(NamedTuple):
@@ -115,7 +118,14 @@ def make_pinned_recommend_app(
         _check_count("history", len(body.history or ()), limits.max_history)
         _check_count("exclude", len(body.exclude), limits.max_exclude)
         asked = Asked(
-            body.history, body.user, body.k, body.exclude, body.exclude_seen, body.reasons
+            body.history,
+            body.user,
+            body.k,
+            body.exclude,
+            body.exclude_seen,
+            body.reasons,
+            body.where,
+            body.diversity,
         )
         since = time.perf_counter()
         found = await backend.recommend(asked)

@@ -35,7 +35,8 @@ _TEXTS_KEY = ""  # counts texts among word counts; no word is empty
 class TextConfig(Config):
     """How texts become tokens and key-term scores."""
 
-    tokenizer: str | None = None  # a local Hugging Face folder; None trains one on the texts
+    # a Hugging Face folder, local or s3://; None trains one on the texts
+    tokenizer: str | None = None
     vocab_size: int = Field(default=16_000, ge=100)  # of a trained tokenizer
     num_sample_texts: int = Field(default=200_000, ge=1)  # that a tokenizer is trained on
     max_tokens: int = Field(default=128, ge=4)
@@ -74,7 +75,7 @@ def fit_tokenizer(
     """Write the tokenizer to `folder`: the given one, or one trained on a sample of the texts."""
     with tempfile.TemporaryDirectory() as local:
         if config.tokenizer is not None:
-            copy_tokenizer(config.tokenizer, local)
+            copy_tokenizer(local_folder(config.tokenizer), local)
         else:
             size = config.num_sample_texts
             texts = _sample(tables_uri, tables, split, size, duplicates_uri)

@@ -31,9 +31,13 @@ from rec.features.masking import MaskingConfig
 from rec.features.tags import LabelWeights
 from rec.features.text import TextTokenizer
 from rec.models.content.config import AudioConfig, ContentModelConfig, TextConfig, VisionConfig
+from rec.models.content.encoder import KIND as ENCODER
 from rec.models.content.encoder import save_encoder
 from rec.models.content.pretrain import ContentPretrainer, build_model, name_labels
 from rec.models.content.transform import training_inputs
+from rec.models.content.warm_start import start_from
+from rec.runtime.partition import EmbedError
+from rec.runtime.same_tokenizer import refuse_other_tokenizer
 from rec.train.recipe import TrainConfig
 
 
@@ -49,6 +53,9 @@ class ContentRecipe(Config):
     masking: MaskingConfig = MaskingConfig()
     modality_dropout: float = Field(default=0.1, ge=0, lt=1)  # a modality of an item
     weights: dict[str, NonNegativeFloat] = {"infonce": 1.0, "key_terms": 1.0, "labels": 1.0}
+    # a published encoder whose weights training begins with, of these sizes and of the rows'
+    # tokenizer; None: random ones, or those of the checkpoints that `model` names
+    start: str | None = None
     # learning rate of what a checkpoint brought, as a share of the rest's
     checkpoint_rate: float = Field(default=0.1, gt=0)
 
@@ -61,7 +68,8 @@ class ContentRecipe(Config):
 
         Raises:
             ArtifactError: there are no published rows.
-            ConfigError: `masking.mask_token_id` is not the mask of the rows' tokenizer.
+            ConfigError: `masking.mask_token_id` is not the mask of the rows' tokenizer, or `start`
+                knows another tokenizer.
             CheckpointError: a checkpoint is not there or does not fit the rows.
         """
         manifest = read_manifest(rows, ROWS)
@@ -78,6 +86,12 @@ class ContentRecipe(Config):
         )
         if self.model.text.checkpoint is not None:
             name_labels(model, tokenizer, labels)
+        if self.start is not None:
+            try:
+                refuse_other_tokenizer(self.start, read_manifest(self.start, ENCODER), rows)
+            except EmbedError as error:
+                raise ConfigError(f"start: {error}") from error
+            start_from(model, labels, self.start)
         return model
 
     def collate(self, table: pa.Table) -> ContentBatch:

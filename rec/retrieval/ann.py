@@ -16,11 +16,10 @@ import numpy as np
 from faiss import swig_ptr
 from numpy import empty, float32, int64
 
+from rec.retrieval.aligned import align
 from rec.retrieval.effort import Effort, search_params
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
-_LINE = 64  # bytes of a cache line
-_MOST_MOVED = 256 << 20  # bytes: what is moved stands in memory twice meanwhile
 _CANDIDATES = 1 << 22  # to be re-ranked at a time, 12 bytes each
 _faiss: Any = faiss  # its Python wrappers take arguments that its generated types do not know
 
@@ -45,9 +44,7 @@ class Ann:
         additive = isinstance(codes, faiss.IndexIVFAdditiveQuantizer)
         self.takes_bits = self.is_graph or (self.num_lists > 0 and not additive)
         self._has_map = self._ivf is None or self.refines
-        self._making_map = Lock()
-        self._centres: np.ndarray | None = None
-        self._was_read = False
+        self._making_map, self._was_read = Lock(), False
         self._moved: list[np.ndarray] = []  # what FAISS has but a view of
         self.effort = Effort()
 
@@ -142,22 +139,12 @@ class Ann:
             self._index.hnsw.efSearch = self.enough_for = value.ef
 
     def _align(self) -> None:
-        """Move centroids, codes and vectors to where a cache line begins. Where malloc puts them
-        each load by AVX-512 touches two lines: searching the same index took up to an eighth longer
-        by where its centroids happened to lie."""
-        held = [self._index]
+        """Move centroids, codes and vectors to where a cache line begins."""
+        held: list[Any] = [self._index]
         held += [self._ivf.quantizer] if self._ivf is not None else []
         held += [self._refine.refine_index] if self.refines else []
         held += [self._index.storage] if self.is_graph else []
-        for index in map(faiss.downcast_index, held):
-            if isinstance(index, faiss.IndexFlatCodes) and index.codes.size() <= _MOST_MOVED:
-                codes: Any = index.codes
-                moved = np.empty(codes.size() + _LINE, np.uint8)
-                moved = moved[-moved.ctypes.data % _LINE :][: codes.size()]
-                moved[:] = faiss.rev_swig_ptr(codes.data(), codes.size())
-                view = _faiss.MaybeOwnedVectorUInt8.create_view
-                index.codes = view(faiss.swig_ptr(moved), codes.size(), codes.owner)
-                self._moved.append(moved)
+        self._moved += align(held)
 
     def train(self, vectors: np.ndarray) -> None:
         """Learn from a sample; the coarse centroids on all GPUs where FAISS finds some."""
@@ -235,6 +222,11 @@ class Ann:
         self._search(num, swig_ptr(vectors), k, swig_ptr(scores), swig_ptr(rows), params)
         return rows, scores
 
+    def first_look(self, vectors: np.ndarray, k: int, effort: Effort) -> tuple[Any, Any]:
+        """As `search`, where it `refines`, before the candidates are re-ranked."""
+        params = search_params(self._refine.base_index, effort, None)
+        return self._refine.base_index.search(vectors, k, params=params)[::-1]
+
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) vectors as the index stores them: approximate where it quantises. For inverted
         lists the first call makes a map of rows to places (8 bytes a row)."""
@@ -259,35 +251,47 @@ class Ann:
         return held if is_codes else None
 
     def nearest_lists(self, vectors: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, num) inverted lists in the order they are looked into, -1 where none is found, and
-        the scores of their centres."""
-        return self._ivf.quantizer.search(self._turned(vectors), num)[::-1]
+        """(B, num) lists in the order they are looked into, or -1, and their centres' scores."""
+        return self._ivf.quantizer.search(self.turned(vectors), num)[::-1]
 
     def list_scores(self, vectors: np.ndarray) -> np.ndarray:
         """(B, num_lists) scores of the centres of the inverted lists."""
-        if self._centres is None:
-            self._centres = self.centroids()  # made twice at worst
-        return faiss.pairwise_distances(self._turned(vectors), self._centres, _METRIC)
+        return faiss.pairwise_distances(self.turned(vectors), self._centres, _METRIC)
 
-    def _turned(self, vectors: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _centres(self) -> np.ndarray:
+        return self.centroids()  # made twice at worst
+
+    def turned(self, vectors: np.ndarray) -> np.ndarray:
         """As the quantiser takes them."""
-        outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
-        if isinstance(outer, faiss.IndexPreTransform):
-            chain: Any = outer.chain
-            for place in range(chain.size()):
-                vectors = faiss.downcast_VectorTransform(chain.at(place)).apply(vectors)
+        for turn in self._turns:
+            vectors = turn.apply(vectors)
         return vectors
+
+    @cached_property
+    def _turns(self) -> list[Any]:
+        outer = faiss.downcast_index(self._refine.base_index) if self.refines else self._index
+        if not isinstance(outer, faiss.IndexPreTransform):
+            return []
+        chain: Any = outer.chain
+        return [faiss.downcast_VectorTransform(chain.at(n)) for n in range(chain.size())]
 
     def list_of_rows(self) -> np.ndarray:
         """(size,) int32: the inverted list of each row."""
-        lists = np.zeros(self.size, np.int32)
-        stored = self._ivf.invlists
+        lists, stored = np.zeros(self.size, np.int32), self._ivf.invlists
         for number in range(self.num_lists):
             if count := stored.list_size(number):
                 ids = stored.get_ids(number)
                 lists[faiss.rev_swig_ptr(ids, count)] = number
                 stored.release_ids(number, ids)
         return lists
+
+    def stored(self, lists: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """(n, D) vectors by place in lists, turned; by row it would take a map of all."""
+        vectors = np.empty((len(lists), self._ivf.d), np.float32)
+        for vector, number, place in zip(vectors, lists.tolist(), places.tolist(), strict=True):
+            self._ivf.reconstruct_from_offset(number, place, swig_ptr(vector))
+        return vectors
 
     def centroids(self) -> np.ndarray:
         """(num_lists, D) centres of the inverted lists; (0, D) where there are none."""

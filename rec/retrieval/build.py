@@ -8,6 +8,7 @@ each other by whatever `run` is: `map` in this process, Ray's in jobs.index.
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import known_log, spec, staging, versions
+from rec.retrieval.attributes import kept
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     HeldOut,
@@ -33,15 +35,17 @@ from rec.retrieval.fill import (
 )
 from rec.retrieval.measure import true_rows, tuned
 from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
-from rec.retrieval.spec import IndexConfig, factories
-from rec.retrieval.table import EmbeddingTable
+from rec.retrieval.spec import IndexConfig, factories, is_uneven
+from rec.retrieval.table import EmbeddingTable, check_published
 from rec.retrieval.threads import omp_threads
-from rec.retrieval.training import train
+from rec.retrieval.training import TooFewError, train
 from rec.retrieval.tune import Verdict
 
 METRIC = "inner_product"  # cosine, for the unit vectors of our encoders
+_SOME_ROWS = 10_000
 _RETRAIN_BELOW = 0.02  # recall lost since the training that is continued
 
+_log = logging.getLogger(__name__)
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
@@ -74,8 +78,8 @@ def build_index(
     Rows of weight 0 (inactive interests) are left out and counted; several interests of one id
     are several vectors of one item. Recall is measured against brute force on queries that the
     quantiser was not trained on; the effort is tuned on one half of them and the recorded recall
-    comes from the other. Equal scores count by id, so with many identical vectors the figure is
-    a lower bound. Memory here holds the ids, a training sample and, to tune, the mapped shards.
+    comes from the other; of items that score as the last true one, any counts. Memory here holds
+    the ids, a training sample and, to tune, the mapped shards.
 
     Args:
         config: see IndexConfig.
@@ -86,7 +90,8 @@ def build_index(
             that a compaction tunes with them too.
         log_seq: live changes up to this number are in the table already; None = unknown, so that
             opening it live makes all changes again.
-        continued: the version that this continues (compaction).
+        continued: the version that this continues (compaction); left with too few rows for
+            config.factory, the new one is "Flat".
         run: applies a function to tasks and yields the results in order.
         num_threads: OpenMP threads here; None = all.
 
@@ -119,6 +124,7 @@ class _Builder:
     def __init__(
         self, embeddings: str, out: str, config: IndexConfig, attributes: str | None, run: Runner
     ) -> None:
+        check_published(embeddings)
         self._source, folder = artifacts.open_artifact(embeddings, "embedding-table")
         self._table = EmbeddingTable(folder)
         self._embeddings, self._out, self._config = embeddings, out, config
@@ -149,10 +155,24 @@ class _Builder:
             versions.discard(self._out, root)
             self.continued = Continued(self.continued.version)
         dim = held_out.queries.shape[1]
-        choices = factories(self._num_rows, dim, self._config, self._key_bytes)
-        root, about = self._best_of(choices, order, held_out)
+        uneven = self._config.factory == "auto" and is_uneven(self._some(order, held_out))
+        choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven)
+        try:
+            root, about = self._best_of(choices, order, held_out)
+        except TooFewError as error:
+            if self.continued is None:
+                raise
+            told = f"{self._num_rows} rows are too few for {choices[-1]} ({error.reason})"
+            _log.warning("%s: %s: the new version compares them all (Flat)", self._out, told)
+            root, about = self._best_of(["Flat"], order, held_out)
         about["config"]["recall_at_training"] = about["metrics"]["recall@10"]
         return root, about
+
+    def _some(self, order: np.ndarray, held_out: HeldOut) -> np.ndarray:
+        """(n, D) rows by chance."""
+        if held_out.own[0] >= 0:  # they were read already
+            return held_out.queries
+        return self._table.sample(np.sort(order[:_SOME_ROWS]))
 
     def _best_of(
         self, choices: list[str], order: np.ndarray, held_out: HeldOut
@@ -183,12 +203,14 @@ class _Builder:
         return best[1:]
 
     def _check_attributes(self) -> None:
-        own = self._table.columns()
-        if self._attributes is None and (rest := set(self._config.attributes) - set(own)):
+        schema, wanted = self._table.schema(), self._config.attributes
+        if self._attributes is None and (rest := set(wanted) - set(schema.names)):
             raise IndexBuildError(
                 f"{self._embeddings}: no columns {sorted(rest)} to keep as attributes, found "
-                f"{own}; say where they are (attributes)"
+                f"{schema.names}; say where they are (attributes)"
             )
+        own = [name for name in wanted if name in schema.names]
+        kept(schema.empty_table().select(own), self._embeddings)
 
     def _held_out(
         self, order: np.ndarray, queries_uri: str | None, rng: np.random.Generator
@@ -199,7 +221,13 @@ class _Builder:
         if queries_uri is None:
             own = np.sort(order[: self._config.held_out(self._num_rows)])
             return HeldOut(self._table.sample(own), own)
-        _, folder = artifacts.open_artifact(queries_uri, "embedding-table")
+        source, folder = artifacts.open_artifact(queries_uri, "embedding-table")
+        encoders = source.lineage.get("encoder"), self._source.lineage.get("encoder")
+        if None not in encoders and encoders[0] != encoders[1]:
+            raise IndexBuildError(
+                f"{queries_uri}: queries of encoder {encoders[0]}, {self._embeddings} has vectors "
+                f"of {encoders[1]}: a recall would say nothing; embed the queries with that one"
+            )
         table = EmbeddingTable(folder)
         there = table.keys().num_rows
         if not there:

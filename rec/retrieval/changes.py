@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval.errors import ChangeError
+from rec.retrieval.filters import nanoseconds
 from rec.retrieval.queries import as_floats, unfit
 
 _LENGTH = struct.Struct("<I")
+_MAX_INTEREST = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,9 @@ class Put:
 
     item_id: str
     vectors: np.ndarray  # (D,) or (n, D)
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # absent ones are empty
+    # of all of them, or one dictionary for each (boxes of regions, say); absent ones are empty
+    attributes: Mapping[str, Any] | Sequence[Mapping[str, Any]] = field(default_factory=dict)
+    interests: Sequence[int] | None = None  # which is which, a number for each; None = 0, 1, 2, ...
 
 
 @dataclass(frozen=True)
@@ -73,27 +77,66 @@ def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
         )
     if (found := unfit(vectors)) is not None:
         raise ChangeError(f"{name}: the vector has {found[1]}")
-    table(change.attributes, 1, schema, name)
-    return Put(change.item_id, vectors, change.attributes)
+    attributes, interests = change.attributes, change.interests
+    table(attributes, len(vectors), schema, name)
+    if interests is not None:
+        order = _order(interests, len(vectors), name)
+        vectors, interests = vectors[order], [int(interests[place]) for place in order]
+        if not isinstance(attributes, Mapping):
+            attributes = [attributes[place] for place in order]
+    return Put(change.item_id, vectors, attributes, interests)
 
 
-def table(attributes: Mapping[str, Any], num_rows: int, schema: pa.Schema, name: str) -> pa.Table:
-    """`num_rows` equal rows of attributes; times may be ISO 8601.
+def _order(interests: Any, num_vectors: int, name: str) -> list[int]:
+    """The places of the interests from the least on."""
+    is_one_each = hasattr(interests, "__len__") and len(interests) == num_vectors
+    whole = is_one_each and all(
+        isinstance(number, int | np.integer)
+        and not isinstance(number, bool)
+        and 0 <= number <= _MAX_INTEREST
+        for number in interests
+    )
+    if not whole or len(set(interests)) < num_vectors:
+        raise ChangeError(
+            f"{name}: interests are {interests!r}, expected {num_vectors} different whole numbers "
+            f"from 0 on"
+        )
+    return sorted(range(num_vectors), key=lambda place: interests[place])
+
+
+def table(
+    attributes: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    num_rows: int,
+    schema: pa.Schema,
+    name: str,
+) -> pa.Table:
+    """`num_rows` rows of attributes, equal ones of one dictionary; times may be ISO 8601.
 
     Raises:
-        ChangeError: an attribute is not one of the index's, or of another type.
+        ChangeError: an attribute is not one of the index's, or of another type; or there are
+            several dictionaries, but not as many as rows.
     """
-    if not isinstance(attributes, Mapping):
-        raise ChangeError(f"{name}: attributes are {attributes!r}, expected a dictionary")
-    if unknown := set(attributes) - set(schema.names):
+    alike = isinstance(attributes, Mapping)
+    rows = [attributes] if alike else attributes
+    fits = isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows)
+    if not fits or (not alike and len(rows) != num_rows):
+        raise ChangeError(
+            f"{name}: attributes are {attributes!r}, expected a dictionary, or a list of one for "
+            f"each of {num_rows} vectors"
+        )
+    if unknown := {key for row in rows for key in row} - set(schema.names):
         raise ChangeError(
             f"{name}: no attributes {sorted(unknown, key=str)}; there are {schema.names}"
         )
     columns = []
     for column in schema:
-        value = attributes.get(column.name)
+        value: Any = None
         try:
-            columns.append(pa.array([_parsed(value, column.type)] * num_rows, column.type))
+            values = []
+            for row in rows:
+                value = row.get(column.name)
+                values.append(_parsed(value, column.type))
+            columns.append(pa.array(values * num_rows if alike else values, column.type))
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ChangeError(
                 f"{name}: attribute {column.name!r} is {value!r}, expected {column.type}: {error}"
@@ -106,10 +149,14 @@ def table(attributes: Mapping[str, Any], num_rows: int, schema: pa.Schema, name:
 def _parsed(value: Any, kind: pa.DataType) -> Any:
     """`value` with texts for times and dates, in lists too, as what they say."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if not isinstance(value, list | tuple):
-            return value
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple | np.ndarray):  # Arrow would split a text
+            raise ValueError("not a list")
         return [_parsed(member, kind.value_type) for member in value]
     if isinstance(value, str) and pa.types.is_temporal(kind):
+        if str(getattr(kind, "unit", "")) == "ns":  # which datetime has no place for
+            return nanoseconds(value)
         moment = datetime.fromisoformat(value)
         return moment.date() if pa.types.is_date(kind) else moment
     is_fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
@@ -124,7 +171,10 @@ def encode(changes: Sequence[Change]) -> bytes:
     heads, vectors = [], []
     for change in changes:
         if isinstance(change, Put):
-            heads.append([change.item_id, len(change.vectors), dict(change.attributes)])
+            of_all, interests = change.attributes, change.interests
+            told = dict(of_all) if isinstance(of_all, Mapping) else [dict(one) for one in of_all]
+            numbers = [] if interests is None else [list(interests)]
+            heads.append([change.item_id, len(change.vectors), told, *numbers])
             vectors.append(change.vectors.tobytes())
         else:
             heads.append([change.item_id, 0, {}])
@@ -141,9 +191,10 @@ def decode(payload: bytes, dim: int) -> list[Change]:
     values = np.frombuffer(payload, np.float32, offset=_LENGTH.size + length).reshape(-1, dim)
     changes: list[Change] = []
     first = 0
-    for item_id, num_vectors, attributes in heads:
+    for item_id, num_vectors, attributes, *interests in heads:
         if num_vectors:
-            changes.append(Put(item_id, values[first : first + num_vectors], attributes))
+            vectors = values[first : first + num_vectors]
+            changes.append(Put(item_id, vectors, attributes, *interests))
         else:
             changes.append(Delete(item_id))
         first += num_vectors

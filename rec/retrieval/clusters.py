@@ -146,6 +146,9 @@ def kmeans(
 
     Returns:
         (C, D) unit centres, and the mean similarity to them before each round.
+
+    Raises:
+        QueryError: the parts have no vectors.
     """
     history: list[float] = []
     for number in range(rounds):
@@ -153,7 +156,7 @@ def kmeans(
         for sums in run(share, [Round(part, centres) for part in parts]):
             total = sums if total is None else total + sums
         if total is None or not total.counts.sum():
-            raise ValueError("there are no vectors to cluster")
+            raise QueryError("there are no vectors to cluster")
         history.append(total.similarity / float(total.counts.sum()))
         if number and history[-1] - history[-2] < tolerance and (total.counts > 0).all():
             break

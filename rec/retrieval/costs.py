@@ -6,7 +6,10 @@ what comes of it).
 
 from __future__ import annotations
 
+import math
+
 from rec.retrieval.ann import Ann
+from rec.retrieval.effort import Effort
 
 _COMPARE_NS = 0.09  # a value of a query with one of a vector
 CHEAP_VALUES = 1 << 18  # numbers of vectors compared in the time that lists would take
@@ -29,6 +32,11 @@ def ns_to_compare(ann: Ann, num_rows: int, num_queries: int) -> float:
 def ns_to_pass(ann: Ann, num_lists: float) -> float:
     """To look for rows that fit in so many lists, one query's or all queries' together."""
     return _PASS_NS * ann.size * num_lists / ann.num_lists
+
+
+def ns_to_rerank(num: float) -> float:
+    """To compare so many candidates by the refinement."""
+    return _RERANK_NS * num
 
 
 def affordable(ann: Ann, num_lists: float) -> float:
@@ -55,3 +63,18 @@ def compares_all(matches: int, ann: Ann, k: int) -> bool:
     """
     few = matches < max(10 * k, ann.size * (0.1 if ann.is_graph else 0.05))
     return few or matches * ann.dim <= CHEAP_VALUES
+
+
+def effort_for(ann: Ann, k: int, matches: int) -> Effort | None:
+    """More than was tuned for where k is large or few rows match; None = as tuned."""
+    tuned, lists = ann.effort, ann.num_lists
+    if ann.is_graph:
+        ef = max(k, math.ceil(tuned.ef * min(8.0, ann.size / max(matches, 1))))
+        return None if ef == tuned.ef else tuned._replace(ef=ef)
+    if not lists:
+        return None
+    # the lists looked into must hold some times k rows that match
+    least = math.ceil(4 * k * lists / max(matches, 1))
+    wider = math.ceil(tuned.nprobe * min(8.0, math.sqrt(ann.size / max(matches, 1))))
+    nprobe = min(lists, max(least, wider))
+    return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)

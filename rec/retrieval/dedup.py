@@ -6,9 +6,8 @@ alone call different pictures of one thing duplicates, hashes alone dark ones.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
-from typing import TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +22,7 @@ from rec.retrieval.queries import MAX_K
 _BATCH = 1024
 _FIRST_K = 16
 _MAX_PAIRS = 1 << 20  # looked at, and kept, at a time
-T = TypeVar("T", bound=Hashable)
+_NORMS_APART = 2.0
 
 
 class DuplicateRule(Config):
@@ -59,15 +58,19 @@ def duplicate_groups(
     each row's neighbours, as many as reach the rule's similarity. Dead rows stand alone.
 
     Args:
-        index: of unit vectors; one vector an item.
+        index: one vector an item; of about one norm, whichever, since neighbours are found by the
+            inner product: the largest at most twice the smallest. Zeros are no vector.
         hashes: (rows,) uint64 perceptual hashes in the order of the index's rows; None = none.
         hash_mask: (rows,) bool, which rows have one; None = all.
         rule: see DuplicateRule.
 
     Raises:
-        QueryError: hashes that are no whole numbers, a mask that is no bool, or not one a row.
+        QueryError: hashes that are no whole numbers, a mask that is no bool, or not one a row; an
+            item has several vectors; or their norms differ too much.
     """
     rule = rule or DuplicateRule()
+    if index.many:
+        raise QueryError("an item has several vectors; index one of each for groups of items")
     num_rows = index.num_rows
     if hashes is None:
         hashes, hash_mask = np.zeros(num_rows, np.uint64), np.zeros(num_rows, bool)
@@ -87,9 +90,11 @@ def duplicate_groups(
     live = np.arange(num_rows) if index.dead is None else np.flatnonzero(~index.dead)
     least = min(rule.similarity, rule.similarity_alone)
     first = np.arange(num_rows)
-    first[live] = _first_equal(index, live, hashes, hash_mask)
+    first[live], norms = _first_equal(index, live, hashes, hash_mask)
+    norm_of = np.zeros(num_rows, np.float32)
+    norm_of[live] = norms
     pairs, num_pairs = [np.zeros((0, 2), np.int64)], 0
-    for left, right, similarity in _candidates(index, live[first[live] == live], least):
+    for left, right, similarity in _candidates(index, live[first[live] == live], norm_of, least):
         masks = hash_mask[left], hash_mask[right]
         alike = are_duplicates(similarity, (hashes[left], hashes[right]), masks, rule)
         pairs.append(np.stack([left, right], axis=1)[alike & (left != right)])
@@ -102,20 +107,24 @@ def duplicate_groups(
 
 def _first_equal(
     index: Index, rows: np.ndarray, hashes: np.ndarray, hash_mask: np.ndarray
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """(n,) of each row the first of the same vector and hash: thousands of equal rows would have
-    a pair for every two of them. A vector of zeros is none, and equal to no other."""
+    a pair for every two of them. A vector of zeros is none, and equal to no other. And (n,) norms.
+    """
     seen: dict[bytes, int] = {}
     first: list[int] = []
+    norms = [np.zeros(0, np.float32)]
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         kept = np.where(hash_mask[batch], hashes[batch], 0)
+        vectors = index.reconstruct(batch)
+        norms.append(np.linalg.norm(vectors, axis=1))
         for row, vector, bits, has in zip(
-            batch.tolist(), index.reconstruct(batch), kept, hash_mask[batch], strict=True
+            batch.tolist(), vectors, kept, hash_mask[batch], strict=True
         ):
             key = blake2b(vector.tobytes() + bits.tobytes() + has.tobytes(), digest_size=16)
             first.append(seen.setdefault(key.digest(), row) if vector.any() else row)
-    return np.array(first, np.int64)
+    return np.array(first, np.int64), np.concatenate(norms)
 
 
 def _joined(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -129,32 +138,33 @@ def _joined(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def _candidates(
-    index: Index, rows: np.ndarray, least: float
+    index: Index, rows: np.ndarray, norm_of: np.ndarray, least: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs (row, neighbour) of at least this similarity, wider where a row has many."""
+    """Pairs (row, neighbour) of at least this cosine, wider where a row has many."""
+    some = np.flatnonzero(norm_of)
+    if not len(some):
+        return
+    low, high = some[norm_of[some].argmin()], norm_of.argmax()
+    if norm_of[high] > _NORMS_APART * norm_of[low]:
+        small, large = index.ids(np.array([low, high]))
+        raise QueryError(
+            f"norms from {norm_of[low]:.3g} (item {small!r}) to {norm_of[high]:.3g} (item "
+            f"{large!r}): an inner product says little of their cosine; index unit vectors"
+        )
+    enough = least * norm_of[low]  # a neighbour of a smaller inner product has no such cosine
+    divisor = np.where(norm_of > 0, norm_of, 1)
+    rows = rows[norm_of[rows] > 0]
     k = min(_FIRST_K, index.num_rows)
     while len(rows):
         more: list[np.ndarray] = []
         step = min(_BATCH, max(1, _MAX_PAIRS // k))
         for start in range(0, len(rows), step):
             batch = rows[start : start + step]
-            hits = index.search(index.reconstruct(batch), k)
-            near = hits.scores >= least
-            full = near[:, -1] & (k < min(MAX_K, index.num_rows))
+            hits = index.search(index.reconstruct(batch) / divisor[batch, None], k)
+            cosines = hits.scores / divisor[hits.rows]
+            near = cosines >= least
+            full = (hits.scores[:, -1] >= enough) & (k < min(MAX_K, index.num_rows))
             place, column = np.nonzero(near & ~full[:, None])
-            yield batch[place], hits.rows[place, column], hits.scores[place, column]
+            yield batch[place], hits.rows[place, column], cosines[place, column]
             more.append(batch[full])
         rows, k = np.concatenate(more), min(4 * k, MAX_K, index.num_rows)
-
-
-def first_of_group(items: Sequence[T], group_of: dict[T, Hashable]) -> list[int]:
-    """Positions of the items that are the first of their group; one without a group stays."""
-    seen: set[Hashable] = set()
-    kept = []
-    for place, item in enumerate(items):
-        group = group_of.get(item)
-        if group is None or group not in seen:
-            kept.append(place)
-        if group is not None:
-            seen.add(group)
-    return kept

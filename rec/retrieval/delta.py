@@ -15,6 +15,7 @@ from rec.retrieval import filters
 from rec.retrieval.changes import Change, Put, table
 from rec.retrieval.exact import ExactTop
 from rec.retrieval.index import Index
+from rec.retrieval.merge import Without, pick
 
 _FIRST_CAPACITY = 256
 _MAX_CHUNKS = 64
@@ -36,12 +37,30 @@ class DeltaPart:
         k: int,
         where: filters.Filter | None = None,
         exact: bool = False,  # noqa: ARG002  it always is
+        without: Without | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        fits = None if where is None else filters.mask(where, self.attributes)
+        if without is None:
+            return self._best(queries, k, fits)
+        fits = np.ones(self.size, bool) if fits is None else fits
+        fits[without.dead] = False
+        if without.dropped is None:
+            return self._best(queries, k, fits)
+        width = k + max(map(len, without.dropped), default=0)
+        rows, scores = self._best(queries, min(width, self.size), fits)
+        out = rows < 0
+        for query, dropped in enumerate(without.dropped):
+            out[query] |= np.isin(rows[query], dropped)
+        return pick(rows, scores, out, k)[:2]
+
+    def _best(
+        self, queries: np.ndarray, k: int, fits: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         top = ExactTop(queries, k)
-        if where is None:
+        if fits is None:
             top.add(self._vectors)
         else:
-            rows = np.flatnonzero(filters.mask(where, self.attributes))
+            rows = np.flatnonzero(fits)
             top.add(self._vectors[rows], rows)
         return top.finish()
 
@@ -78,7 +97,7 @@ class Delta:
             grown[:start] = self.vectors[:start]
             self.vectors = grown
         self.vectors[start : start + count] = put.vectors
-        self.interests += range(count)
+        self.interests += range(count) if put.interests is None else put.interests
         self.rows_of[put.item_id] = (
             *self.rows_of.get(put.item_id, ()),
             *range(start, start + count),

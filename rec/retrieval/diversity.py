@@ -72,7 +72,13 @@ def dpp(scores: np.ndarray, vectors: np.ndarray, k: int, trade_off: float = 0.7)
     if trade_off >= 1:
         raise QueryError("trade_off is 1, expected below 1: that is the order of the scores")
     num_taken = min(k, len(scores))
-    log_quality = trade_off / (1 - trade_off) * scores  # 2 log q: logarithms, since exp overflows
+    with np.errstate(over="ignore"):
+        log_quality = trade_off / (1 - trade_off) * scores  # 2 log q: exp would overflow sooner
+    if not np.isfinite(log_quality).all():
+        raise QueryError(
+            f"scores up to {np.abs(scores).max():.3g} overflow with trade_off {trade_off}; scale "
+            f"them to that of the similarities"
+        )
     rows = np.zeros((num_taken, len(scores)))  # of the Cholesky factor of S, item by column
     left = np.ones(len(scores))  # squared: of each item what those taken do not explain
     taken: list[int] = []

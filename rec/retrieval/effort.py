@@ -18,6 +18,8 @@ class Effort(NamedTuple):
     ef: int = 64  # HNSW's queue
     # by how much a hit may score above its list's centre, for a query of norm 1; for filters
     rise: float = 0.0
+    # share of the hits that lists not looked into may be expected to hold; for filters
+    missed: float = 0.02
 
     @classmethod
     def from_json(cls, text: str) -> Effort:

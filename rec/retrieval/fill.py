@@ -19,12 +19,13 @@ from rec import artifacts
 from rec.artifacts import ArtifactError, join
 from rec.retrieval import originals, staging, versions
 from rec.retrieval.ann import Ann
+from rec.retrieval.attributes import attributes_of, kept
 from rec.retrieval.effort import Effort
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.exact import ExactTop
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import FILES, Shard, shard_name
-from rec.retrieval.table import EmbeddingTable, attributes_of, folder_of
+from rec.retrieval.table import EmbeddingTable, folder_of
 
 NUM_TRUE = 101  # true neighbours kept of a held-out query, itself among them
 _COPIED_ROWS = 16_384
@@ -78,7 +79,8 @@ def fill_shard(task: ShardTask) -> Filled:
     """Fill and write one shard; returns the true neighbours of the queries among its rows."""
     table = EmbeddingTable(folder_of(task.embeddings, task.version), task.start, task.stop)
     keys = table.keys()
-    own = [name for name in task.columns if name in table.columns()]
+    names = table.schema().names
+    own = [name for name in task.columns if name in names]
     other = [name for name in task.columns if name not in own]
     attributes = table.extra(own) if own else pa.table({"_": pa.nulls(keys.num_rows)}).select([])
     if other and task.attributes is not None:
@@ -86,10 +88,7 @@ def fill_shard(task: ShardTask) -> Filled:
             other, attributes_of(task.attributes, keys["id"], other).columns, strict=True
         ):
             attributes = attributes.append_column(name, column)
-    for place, field in enumerate(attributes.schema):
-        if pa.types.is_dictionary(field.type):  # filters compare values
-            values = attributes[field.name].cast(field.type.value_type)
-            attributes = attributes.set_column(place, field.name, values)
+    attributes = kept(attributes, task.embeddings)
     ann = Ann.from_bytes(task.trained)
     exact = ExactTop(task.queries, NUM_TRUE)
     with _staging() as staged:

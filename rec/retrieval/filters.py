@@ -12,6 +12,7 @@ midnight, and a time without a zone is in UTC.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,12 +35,10 @@ from rec.retrieval.errors import FilterError
 
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 64, 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_STEPS = {  # of the columns that hold no microseconds
-    "date32[day]": timedelta(days=1),
-    "date64[ms]": timedelta(days=1),
-    "s": timedelta(seconds=1),
-    "ms": timedelta(milliseconds=1),
-}
+_UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds
+_DAY = 86_400 * 10**9
+_FAR = 1e30  # beyond all integers of columns
+_BEYOND_MICRO = re.compile(r":\d\d[.,]\d{6}(\d{1,3})")  # digits that datetime has no place for
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
 
 
@@ -190,42 +189,65 @@ def _compare(expression: Equal | In | Range, column: pa.ChunkedArray) -> np.ndar
     if isinstance(expression, Equal):
         fits = pc.equal(column, _scalar(expression.value, column.type, name))
     elif isinstance(expression, In):
-        values = [_scalar(value, column.type, name).as_py() for value in expression.values]
-        values = [value for value in values if value is not None]
+        values = [_scalar(value, column.type, name) for value in expression.values]
+        values = [value for value in values if value.is_valid]
         fits = pc.is_in(column, value_set=pa.array(values, column.type))
     else:
         fits = pc.is_valid(column)
-        if expression.least is not None:
-            least = _scalar(_bound(expression.least, column.type), column.type, name, True)
-            fits = pc.and_kleene(fits, pc.greater_equal(column, least))
-        if expression.below is not None:
-            below = _scalar(_bound(expression.below, column.type), column.type, name, True)
-            fits = pc.and_kleene(fits, pc.less(column, below))
+        for value, compare, is_least in (
+            (expression.least, pc.greater_equal, True),
+            (expression.below, pc.less, False),
+        ):
+            if value is None:
+                continue
+            bound = _scalar(value, column.type, name, True)
+            if isinstance(bound, pa.Scalar):
+                fits = pc.and_kleene(fits, compare(column, bound))
+            elif is_least == (bound > 0):  # beyond what the column can hold: no row fits
+                return np.zeros(len(column), bool)
     return fits.fill_null(False).to_numpy(zero_copy_only=False).astype(bool, copy=False)
 
 
 def _bound(value: Any, kind: pa.DataType) -> Any:
     """Among integers, at least 1.5 is at least 2, and below 1.5 is below 2."""
-    whole = pa.types.is_integer(kind) and isinstance(value, float) and math.isfinite(value)
-    return math.ceil(value) if whole else value
-
-
-def _moment(value: datetime, kind: pa.DataType, is_bound: bool) -> int | datetime | None:
-    """A time as a column of coarser ones has it: as a bound the next, else none, where it falls
-    between two."""
-    step = _STEPS.get(str(kind) if pa.types.is_date(kind) else getattr(kind, "unit", ""))
-    if step is None:
+    if not pa.types.is_integer(kind) or not isinstance(value, float) or math.isnan(value):
         return value
+    return math.ceil(max(-_FAR, min(_FAR, value)))
+
+
+def nanoseconds(value: str | datetime) -> int:
+    """Since 1970, of an ISO 8601 text or a datetime. Raises ValueError where the text is none."""
+    rest = getattr(value, "nanosecond", 0)  # of a timestamp of pandas
+    if isinstance(value, str):
+        found = _BEYOND_MICRO.search(value)
+        rest = int(found[1].ljust(3, "0")) if found else 0
+        value = datetime.fromisoformat(value)
     since = (value.replace(tzinfo=UTC) if value.tzinfo is None else value) - _EPOCH
-    count, rest = divmod(since, step)
+    return since // timedelta(microseconds=1) * 1000 + rest
+
+
+def _moment(value: Any, kind: pa.DataType, is_bound: bool) -> int | None:
+    """A time, as a text or not, as the column counts; between two of its steps the next as a bound,
+    else none."""
+    step = _DAY if pa.types.is_date(kind) else _UNITS[kind.unit]
+    count, rest = divmod(nanoseconds(value), step)
     if rest and not is_bound:
         return None
     return (count + bool(rest)) * (86_400_000 if pa.types.is_date64(kind) else 1)
 
 
-def _scalar(value: Any, kind: pa.DataType, column: str, is_bound: bool = False) -> pa.Scalar:
+def _beyond(value: int, kind: pa.DataType) -> int:
+    """1 where it is greater than all that a column of integers or times holds, -1 where it is
+    less, else 0."""
+    is_signed = not pa.types.is_unsigned_integer(kind)
+    high = (1 << (kind.bit_width - is_signed)) - 1
+    return int(value > high) - int(value < (-high - 1 if is_signed else 0))
+
+
+def _scalar(value: Any, kind: pa.DataType, column: str, is_bound: bool = False) -> Any:
     """`value` as the column's type; never across kinds (5 is no text, "5" no number). Null where
-    no row can have it."""
+    no row can have it; of a bound that is beyond them all, on which side, as 1 or -1."""
+    value = _bound(value, kind) if is_bound else value
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     comparable = (
         (is_text and isinstance(value, str))
@@ -244,11 +266,13 @@ def _scalar(value: Any, kind: pa.DataType, column: str, is_bound: bool = False) 
     if not comparable:
         raise FilterError(f"filter: {value!r} cannot be compared with {column!r}, which is {kind}")
     try:
-        if pa.types.is_temporal(kind) and isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        is_moment = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
-        if is_moment and isinstance(value, datetime):
-            return pa.scalar(_moment(value, kind, is_bound), kind)
+        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            assert isinstance(value, str | datetime)  # nothing else is comparable with one
+            value = _moment(value, kind, is_bound)
+        if is_bound and isinstance(value, int) and hasattr(kind, "bit_width"):
+            whole = pa.types.is_integer(kind) or pa.types.is_temporal(kind)
+            if whole and (side := _beyond(value, kind)):
+                return side
         return pa.scalar(value, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
         raise FilterError(

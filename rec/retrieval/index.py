@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,50 +15,16 @@ from rec import artifacts
 from rec.retrieval import filters, settings
 from rec.retrieval.errors import QueryError, UnknownIdError
 from rec.retrieval.filters import Filter
+from rec.retrieval.hits import Hits
 from rec.retrieval.loading import load
-from rec.retrieval.merge import Answers, Part, in_time, merge, pick
-from rec.retrieval.queries import MAX_EXCLUDED, checked, due_at, whole
+from rec.retrieval.merge import Answers, Part, Without, in_time, merge, pick
+from rec.retrieval.queries import checked, due_at, excluded, whole
 from rec.retrieval.rows import Rows
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import MAX_THREADS
 from rec.retrieval.threads import omp_get_max_threads, omp_threads
 
-
-class Hits:
-    """What was found, best first; where there are fewer than k the rest is row -1, score -inf.
-
-    Args:
-        rows: (B, k) int64; of `index` only, another version counts differently.
-        scores: (B, k) float32.
-        missing_shards: did not answer, or not in full, by the deadline.
-    """
-
-    # no dataclass: every search would take half a microsecond more
-    __slots__ = ("__dict__", "index", "missing_shards", "rows", "scores")
-
-    def __init__(
-        self,
-        rows: np.ndarray,
-        scores: np.ndarray,
-        index: Index,
-        missing_shards: tuple[int, ...] = (),
-    ) -> None:
-        self.rows, self.scores, self.index = rows, scores, index
-        self.missing_shards = missing_shards
-
-    @property
-    def partial(self) -> bool:
-        return bool(self.missing_shards)
-
-    @cached_property
-    def ids(self) -> np.ndarray:
-        """(B, k) object array of str, None where there is no hit."""
-        return self.index.ids_at(self.rows)
-
-    @cached_property
-    def interests(self) -> np.ndarray:
-        """(B, k) which of the item's vectors was hit (a region, say); -1 where there is no hit."""
-        return self.index.interests(self.rows)
+_FEW_EXCLUDED = 4  # of a query: are left out of what a wider look finds
 
 
 class Index(Rows):
@@ -89,6 +56,7 @@ class Index(Rows):
         first = self.parts[0]
         plain = len(self.parts) == 1 and not self.many and not self._num_dead
         self._plain = first.ann if plain and isinstance(first, Shard) else None
+        self._in_lists = isinstance(first, Shard) and first.searches_lists
 
     @classmethod
     def open(
@@ -182,20 +150,53 @@ class Index(Rows):
         if where is not None:
             filters.check(where)
         due = due_at(deadline_s, self.pool is not None)
-        dropped = self._excluded(exclude, len(queries))
+        dropped = excluded(exclude, len(queries), self.locate)
+        search = partial(self._pooled, where=where, exact=exact, due=due, num_threads=num_threads)
         if not (dropped.size or self._num_dead or self.many):
-            return Hits(*self._pooled(queries, k, where, exact, due, num_threads))
-        # look wider until k are left of those that may be returned
-        width = k + dropped.shape[1] + math.ceil(k * self._num_dead / max(1, self.num_rows))
+            return Hits(*search(queries, k))
+        return self._left(queries, k, dropped, search, self._in_lists and not exact)
+
+    def _left(
+        self, queries: np.ndarray, k: int, dropped: np.ndarray, search: Any, in_lists: bool
+    ) -> Hits:
+        """The k best that are left of what may be returned.
+
+        A few are taken from what a wider look finds. Many, or where too few hits are left so, and
+        rows stand in lists, are told to the parts, which then look where others are.
+        """
+        rows = np.full((len(queries), k), -1, np.int64)
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        told = in_lists and dropped.shape[1] > _FEW_EXCLUDED
+        width = k + (0 if told else dropped.shape[1])
+        width += math.ceil(k * self._num_dead / max(1, self.num_rows))
         before: Answers = {}  # of a narrower look: a part that is late with the next keeps them
+        short = np.arange(len(queries))  # queries that have too few hits
         while True:
-            width = min(width, self.num_rows)
-            hits = self._pooled(queries, width, where, exact, due, num_threads, before)
-            rows, scores, num_kept = pick(hits[0], hits[1], self._out(hits[0], dropped), k)
-            exhausted = width == self.num_rows or (hits[0][:, -1:] < 0).all()
-            if (num_kept >= k).all() or exhausted or hits[3]:
+            width, out = min(width, self.num_rows), dropped[short]
+            without = self._without(out) if told else {}
+            hits = search(queries[short], width, before=before, without=without)
+            picked = pick(hits[0], hits[1], self._out(hits[0], out), k)
+            rows[short], scores[short], num_kept = picked
+            exhausted = width == self.num_rows or (hits[0][:, -1] < 0).all()
+            again = num_kept < k
+            if not again.any() or exhausted or hits[3]:
                 return Hits(rows, scores, self, hits[3])
-            width *= 2
+            before = {part: (found[again], by[again]) for part, (found, by) in before.items()}
+            short, told = short[again], in_lists
+            width = width if told and not without and not self.many else 2 * width
+
+    def _without(self, dropped: np.ndarray) -> dict[Part, Without]:
+        """What each part is told to leave out: what is dead, and what is dropped of each query."""
+        told: dict[Part, Without] = {}
+        for start, part, dead in zip(self._starts, self.parts, self._dead_of_parts, strict=False):
+            own = [rows[(rows >= start) & (rows < start + part.size)] - start for rows in dropped]
+            told[part] = Without(dead, own if any(map(len, own)) else None)
+        return told
+
+    @cached_property
+    def _dead_of_parts(self) -> list[np.ndarray]:
+        dead = np.zeros(self.num_rows, bool) if self.dead is None else self.dead
+        return [np.flatnonzero(rows) for rows in np.split(dead, self._starts[1:-1])]
 
     def _pooled(
         self,
@@ -206,13 +207,14 @@ class Index(Rows):
         due: float | None,
         num_threads: int,
         before: Answers | None = None,
+        without: Mapping[Part, Without] = MappingProxyType({}),
     ) -> tuple[np.ndarray, np.ndarray, Index, tuple[int, ...]]:
         """The k best rows of all parts, and the parts that were late; `before` has what parts
-        answered earlier, and takes what they answer now."""
+        answered earlier, and takes what they answer now; `without` as told to each."""
 
         def one(part: Part) -> tuple[np.ndarray, np.ndarray]:
             with omp_threads(num_threads):
-                return part.search(queries, k, where, exact)
+                return part.search(queries, k, where, exact, without.get(part))
 
         if len(self.parts) == 1 and due is None:
             return *one(self.parts[0]), self, ()
@@ -245,12 +247,18 @@ class Index(Rows):
         return out
 
     def search_ids(self, item_ids: Sequence[str], k: int, **how: Any) -> Hits:
-        """The k items nearest to each given item, itself left out; see `search`.
+        """The k items nearest to each given item, itself left out beside what `exclude` says; see
+        `search`.
 
         Raises:
             UnknownIdError: an id is not in the index.
         """
-        return self.search(self.vectors(item_ids), k, exclude=[[i] for i in item_ids], **how)
+        vectors, given = self.vectors(item_ids), how.pop("exclude", None)
+        own = [[item_id] for item_id in item_ids]
+        if given is not None:
+            excluded(given, len(own), self.locate)  # as it is given, for what it is refused for
+            own = [[*mine, *others] for mine, others in zip(own, given, strict=True)]
+        return self.search(vectors, k, exclude=own, **how)
 
     def vector(self, item_id: str) -> np.ndarray:
         """(D,) vector of an item, its first; approximate where the index quantises."""
@@ -270,22 +278,3 @@ class Index(Rows):
                     f"its vector"
                 )
         return self.reconstruct(np.array([found[0] for found in rows], np.int64))
-
-    def _excluded(self, exclude: Sequence[Sequence[str]] | None, num_queries: int) -> np.ndarray:
-        """(B, widest) rows to leave out, -2 where a query has fewer."""
-        if exclude is None:
-            return np.full((num_queries, 0), -2)
-        if isinstance(exclude, str) or not hasattr(exclude, "__len__"):
-            raise QueryError(f"exclude is {exclude!r}, expected a list of ids for each query")
-        if len(exclude) != num_queries:
-            raise QueryError(f"{len(exclude)} lists of excluded ids for {num_queries} queries")
-        most = max((len(ids) for ids in exclude if hasattr(ids, "__len__")), default=0)
-        if most > MAX_EXCLUDED:
-            raise QueryError(f"{most} excluded ids for one query, expected at most {MAX_EXCLUDED}")
-        found = [
-            np.concatenate([np.zeros(0, np.int64), *self.locate(item_ids)]) for item_ids in exclude
-        ]
-        dropped = np.full((num_queries, max(map(len, found), default=0)), -2)
-        for place, rows in enumerate(found):
-            dropped[place, : len(rows)] = rows
-        return dropped

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rec.retrieval.ann import Ann
-from rec.retrieval.costs import affordable, ns_to_compare, ns_to_pass
+from rec.retrieval.costs import affordable, ns_to_compare, ns_to_pass, ns_to_rerank
 from rec.retrieval.effort import Effort
 from rec.retrieval.exact import mark_absent
+from rec.retrieval.spread import Spread
 
 _BELOW_RISE = 0.95  # of the true neighbours of held-out queries
-_FAR = 2.0  # times the rise; of rows that are all far the best lie further from their centres
+_STEP = 8  # times as many lists at a time, at most
 _MORE_CANDIDATES = 4  # times as many
 _MANY_CANDIDATES, _MOST_CANDIDATES = 64, 6400  # for a hit; for all
-_MANY_LISTS = 4  # times as many as were tuned to, of which all rows score nearly the same
 
 
 def rise(anns: Sequence[Ann], queries: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> float:
@@ -45,14 +45,16 @@ def search_fitting(
     per_list: np.ndarray,
     bits: np.ndarray,
     compare: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    spread: Spread,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Look as `walk` does, then once more where better hits may lie further off: into all lists
-    whose centres come within the effort's rise of the k-th score that was found.
+    """Look as `walk` does, then on until all lists were looked into that may hold better hits.
 
-    Where the nearest rows fit, those lists were looked into already. Where they do not, hits lie
-    in lists that are nearly all as far from the query, further from their centres than near ones,
-    and many rows score nearly the same: then it takes twice the rise, and the refinement, where
-    there is one, many candidates. All rows that fit are compared instead wherever that costs less.
+    Where the nearest rows fit, those are the lists whose centres come within the effort's rise of
+    the k-th score that was found, and mostly they were looked into already. Where those rows do
+    not, hits lie in lists that are nearly all as far from the query, of which those with the best
+    hits are not those with the best centres: it looks on until the lists left are expected to hold
+    no more better rows than the effort may miss. All rows that fit are compared instead wherever
+    that costs less.
 
     Args:
         per_list, bits: see `walk`.
@@ -62,33 +64,168 @@ def search_fitting(
     if ns_to_compare(ann, there, len(queries)) <= ns_to_pass(ann, len(queries) * effort.nprobe):
         return compare(queries)
     first = _with(ann, effort, effort.nprobe, k, there, again=False)
-    rows, scores, looked, edge = walk(ann, queries, k, first, per_list, bits)
-    is_far = looked > effort.nprobe
-    margins = np.where(is_far, _FAR, 1.0) * effort.rise * _norms(queries)
-    least = scores[:, min(k, max(there, 1)) - 1] - margins
-    again = (edge >= least) & (looked < ann.num_lists)
+    found = walk(ann, queries, k, first, per_list, bits)
+    look = _Look(ann, queries, k, effort, bits, compare, found, there)
+    goal = _Goal(ann, spread, k, effort, per_list)
+    look.into_lists(goal)
     if ann.refines:
-        again |= is_far
-    if again.any():
-        wanted = (ann.list_scores(queries[again]) >= least[again, None]).sum(axis=1)
-        # few different numbers, so that queries are searched together
-        wanted = np.ceil(2 ** (np.ceil(2 * np.log2(wanted + 1)) / 2)).astype(np.int64)
-        looked[again] = np.clip(wanted, looked[again], ann.num_lists)
-        passing = ns_to_pass(ann, int(looked[again].sum()))
-        if ns_to_compare(ann, there, int(again.sum())) <= passing:
-            rows[again], scores[again] = compare(queries[again])
-            return rows, scores
-        for nprobe in np.unique(looked[again]):
-            now = np.flatnonzero(again & (looked == nprobe))
-            if not ann.finds_all_lists:
-                found = _edge(ann, queries[now], *ann.nearest_lists(queries[now], int(nprobe)))
-                if len(lost := now[found >= least[now]]):
-                    rows[lost], scores[lost] = compare(queries[lost])
-                now = now[found < least[now]]
-            further = _with(ann, effort, int(nprobe), k, there, again=True)
-            rows[now], scores[now] = ann.search(queries[now], k, further, bits)
-        mark_absent(rows, scores)
-    return rows, scores
+        look.at_candidates(goal)
+    return look.rows, look.scores
+
+
+class _Look:
+    """Queries that look on after their first look; see `search_fitting`.
+
+    Args:
+        effort: as for the first look, which may have had more candidates.
+        found: by `walk`.
+        there: rows that fit.
+    """
+
+    def __init__(
+        self,
+        ann: Ann,
+        queries: np.ndarray,
+        k: int,
+        effort: Effort,
+        bits: np.ndarray,
+        compare: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        found: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+        there: int,
+    ) -> None:
+        self._ann, self._queries, self._k, self._effort = ann, queries, k, effort
+        self._bits, self._compare, self._there = bits, compare, there
+        self.rows, self.scores, self._looked, self._edge = found
+        self._is_exact = np.zeros(len(queries), bool)
+        self._tried = np.full(len(queries), float(effort.k_factor))
+
+    def into_lists(self, goal: _Goal) -> None:
+        """Look into more lists, as many as `goal` says."""
+        ann, looked, left = self._ann, self._looked, np.arange(len(self._queries))
+        # whose codes tell better from worse too badly there for so few candidates
+        coarse = (looked > self._effort.nprobe) & ann.refines
+        while len(left):
+            worst = self._worst(left)
+            wanted = goal.lists(self._queries[left], worst, looked[left], self._edge[left])
+            again = (wanted > looked[left]) | coarse[left]
+            if not again.any():
+                return
+            coarse, left, wanted = np.zeros(len(looked), bool), left[again], wanted[again]
+            # on by steps: of better hits it wants fewer lists
+            steps = np.clip(wanted, looked[left], np.minimum(_STEP * looked[left], ann.num_lists))
+            lost = wanted > ann.num_lists
+            if ns_to_compare(ann, self._there, len(left)) <= ns_to_pass(ann, int(steps.sum())):
+                lost[:] = True
+            self._compared(left[lost])
+            left, wanted, steps = left[~lost], wanted[~lost], steps[~lost]
+            looked[left] = steps
+            for nprobe in np.unique(steps):
+                further = _with(ann, self._effort, int(nprobe), self._k, self._there, again=True)
+                self._search(left[steps == nprobe], further)
+            if ann.finds_all_lists:
+                left = left[wanted > steps]
+            for nprobe in np.unique(looked[left]):
+                now = left[looked[left] == nprobe]
+                near = ann.nearest_lists(self._queries[now], int(nprobe))
+                self._edge[now] = _edge(ann, self._queries[now], *near)
+
+    def at_candidates(self, goal: _Goal) -> None:
+        """Re-rank more candidates far from the query, where many score nearly the same to codes."""
+        ann, k, most = self._ann, self._k, self._there / self._k
+        left = np.flatnonzero((self._looked > self._effort.nprobe) & ~self._is_exact)
+        while len(left):
+            looked, tried = self._looked[left], self._tried[left]
+            wanted = goal.candidates(self._queries[left], self._worst(left), looked) / k
+            again = np.minimum(wanted, most) > tried
+            left, looked, tried = left[again], looked[again], tried[again]
+            wanted = np.minimum(2 ** np.ceil(np.log2(wanted[again])), most)
+            factors = np.minimum(wanted, _STEP * tried)
+            passing = ns_to_pass(ann, int(looked.sum())) + ns_to_rerank(factors.sum() * k)
+            if ns_to_compare(ann, self._there, len(left)) <= passing:
+                self._compared(left)
+                return
+            for nprobe, factor in set(zip(looked.tolist(), factors.tolist(), strict=True)):
+                now = left[(looked == nprobe) & (factors == factor)]
+                self._search(now, self._effort._replace(nprobe=nprobe, k_factor=factor))
+            left = left[factors < wanted]
+
+    def _worst(self, which: np.ndarray) -> np.ndarray:
+        return self.scores[which, min(self._k, max(self._there, 1)) - 1]
+
+    def _compared(self, which: np.ndarray) -> None:
+        if len(which):
+            self.rows[which], self.scores[which] = self._compare(self._queries[which])
+            self._is_exact[which] = True
+
+    def _search(self, which: np.ndarray, effort: Effort) -> None:
+        found = self._ann.search(self._queries[which], self._k, effort, self._bits)
+        mark_absent(*found)
+        self.rows[which], self.scores[which] = found
+        self._tried[which] = effort.k_factor
+
+
+class _Goal:
+    """How many lists a query should have looked into, once it has found some hits.
+
+    Args:
+        effort: of which it takes `rise` and `missed`.
+        per_list: see `walk`.
+    """
+
+    def __init__(
+        self, ann: Ann, spread: Spread, k: int, effort: Effort, per_list: np.ndarray
+    ) -> None:
+        self._ann, self._spread, self._per_list = ann, spread, per_list
+        self._rise, self._missed = effort.rise, effort.missed * k
+        self._reach = spread.reach(self._missed, int(per_list.sum()))
+
+    def lists(
+        self, queries: np.ndarray, worst: np.ndarray, looked: np.ndarray, edge: np.ndarray
+    ) -> np.ndarray:
+        """(B,) lists to look into, those looked into included; more than there are where better
+        hits may lie in a list that the graph of centres does not lead to.
+
+        Args:
+            worst: (B,) score of the k-th hit.
+            looked, edge: (B,) see `walk`.
+        """
+        along, rises = self._spread.along(self._ann.turned(queries)), self._rise * _norms(queries)
+        may = edge >= worst - np.maximum(rises, self._reach * along)
+        if self._ann.finds_all_lists:
+            may &= looked < self._ann.num_lists
+        wanted = looked.copy()
+        if not may.any():
+            return wanted
+        centres = self._ann.list_scores(queries[may])
+        better = self._spread.expected(along[may], centres, worst[may], self._per_list)
+        least = (worst - rises)[may]
+        for place, scores, rows, bound in zip(
+            np.flatnonzero(may), centres, better, least, strict=True
+        ):
+            lists = np.flatnonzero(rows > 0.1 * self._missed / len(rows))
+            lists = lists[np.argsort(scores[lists])]
+            held = lists[rows[lists].cumsum() > self._missed]
+            bound = min(bound, scores[held[0]]) if len(held) else bound
+            number = np.count_nonzero(scores >= bound)
+            if number > looked[place]:
+                # few different numbers, so that queries are searched together
+                wanted[place] = np.ceil(2 ** (np.ceil(2 * np.log2(number)) / 2))
+            elif not self._ann.finds_all_lists and edge[place] >= bound:
+                wanted[place] = self._ann.num_lists + 1
+        return wanted
+
+    def candidates(self, queries: np.ndarray, worst: np.ndarray, looked: np.ndarray) -> np.ndarray:
+        """(B,) rows to re-rank of so many lists, for most of the k best to be among them."""
+        along, centres = (
+            self._spread.along(self._ann.turned(queries)),
+            self._ann.list_scores(queries),
+        )
+        rows = self._spread.expected(along, centres, worst, self._per_list, blurred=True)
+        found = np.empty(len(queries))
+        for place, number in enumerate(looked.tolist()):
+            last = np.partition(centres[place], -number)[-number]
+            found[place] = rows[place, centres[place] >= last].sum()
+        return found
 
 
 def walk(
@@ -135,8 +272,7 @@ def _with(ann: Ann, effort: Effort, nprobe: int, k: int, there: int, again: bool
     codes, and the less it adds to re-rank as many candidates as that takes time; `again` more."""
     many, least = affordable(ann, nprobe) / k, effort.k_factor
     if again:
-        least *= _MORE_CANDIDATES
-        many = _MANY_CANDIDATES if nprobe > _MANY_LISTS * ann.effort.nprobe else many
+        least, many = least * _MORE_CANDIDATES, _MANY_CANDIDATES
     many = max(least, min(many, _MANY_CANDIDATES, _MOST_CANDIDATES / k))
     return effort._replace(nprobe=nprobe, k_factor=max(effort.k_factor, min(many, there / k)))
 

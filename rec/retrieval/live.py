@@ -27,6 +27,7 @@ from rec.retrieval.changes import Change, check, decode, encode
 from rec.retrieval.delta import Overlay
 from rec.retrieval.errors import ChangeError, LogError, StaleError
 from rec.retrieval.export import export
+from rec.retrieval.history import reached_by_all
 from rec.retrieval.index import Index
 from rec.retrieval.known_log import LOG_FILE, KnownLog
 from rec.retrieval.log import ChangeLog
@@ -44,8 +45,9 @@ class LiveIndex:
         uri: of a published index; compactions are published there.
         log_folder: on local disk, of this index alone.
         compact_at: share of rows changed at which a compaction starts by itself; None = never.
-        keep: versions that a compaction leaves to roll back to, itself among them. Older ones are
-            removed, and what only they need of the log.
+        compact_least: nor before so many rows have changed: to search them costs next to nothing.
+        keep: versions that a compaction leaves to roll back to, itself among them, and so many of
+            the newest; the rest goes, and what only that needs of the log.
         grace_s: not before so long after they were last in use: readers may still be in them.
         mmap, pool, model: as for `Index.open`.
 
@@ -62,20 +64,21 @@ class LiveIndex:
         log_folder: str | os.PathLike[str],
         *,
         compact_at: float | None = 0.03,
+        compact_least: int = 1000,
         keep: int = 2,
         grace_s: float = 3600,
         mmap: bool = False,
         pool: ThreadPoolExecutor | None = None,
         model: str | None = None,
     ) -> None:
-        settings.check(log_folder, compact_at, keep, grace_s, pool)
-        self._uri, self._compact_at = uri, compact_at
+        settings.check(log_folder, compact_at, compact_least, keep, grace_s, pool)
+        self._uri, self._compact_at, self._compact_least = uri, compact_at, compact_least
         self._keep, self._grace_s = keep, grace_s
         self._mmap, self._pool, self._model = mmap, pool, model
         self._lock = threading.Lock()  # of changes; searches take none
         self._compacting = threading.Lock()
         self._worker: threading.Thread | None = None
-        self._in_vain = 0.0  # share changed when a compaction last came to nothing
+        self._in_vain = 0  # rows changed when a compaction last came to nothing
         base = self._open()
         self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
@@ -116,9 +119,10 @@ class LiveIndex:
             checked = check(changes, base.dim, base.parts[0].attributes.schema)
             number = self._log.append(encode(checked))
             self._state.apply(checked)
-        due = None if self._compact_at is None else self._compact_at + self._in_vain
-        if due is not None and self.changed_share >= due:
-            self._start_worker()
+        if self._compact_at is not None:
+            due = max(self._compact_at * self._state.base.num_rows, self._compact_least)
+            if self._state.num_changed >= due + self._in_vain:
+                self._start_worker()
         return number
 
     @property
@@ -166,7 +170,8 @@ class LiveIndex:
         try:
             self.compact(num_threads=1)
         except Exception:  # tried again once as much has changed; meanwhile everything answers
-            _log.exception("%s: compaction failed; the version in use stays", self._uri)
+            version = self._state.base.version
+            _log.exception("%s: compaction failed; version %s answers on", self._uri, version)
 
     def compact(self, num_threads: int | None = None) -> Manifest | None:
         """Publish what is live now as a new version and go on from it; None where nothing is
@@ -186,7 +191,7 @@ class LiveIndex:
         try:
             with self._lock:
                 snapshot, base = self._state.index, self._state.base
-                self._in_vain = self.changed_share
+                self._in_vain = self._state.num_changed
                 number = self._log.last
                 self._is_told = False  # no change is made before it is
                 self._log.roll()
@@ -202,15 +207,23 @@ class LiveIndex:
             except StaleError:  # a new version was published meanwhile: go on from that one
                 manifest = artifacts.read_manifest(self._uri, versions.KIND)
             self.refresh()
-            self._in_vain = 0.0
-            versions.collect(self._uri, self._keep, self._grace_s)
-            with versions.one_publisher(self._uri):  # who publishes sees what is forgotten
-                through = min(_log_seq(kept) for kept in versions.history(self._uri))
-                self._make_known(through)
-            self._log.forget(through)
+            self._in_vain = 0
+            self._clear_away(manifest)
             return manifest
         finally:
             self._compacting.release()
+
+    def _clear_away(self, manifest: Manifest) -> None:
+        """What a compaction leaves behind: versions no longer kept, and their part of the log."""
+        try:
+            versions.collect(self._uri, self._keep, self._grace_s)
+            with versions.one_publisher(self._uri):  # who publishes sees what is forgotten
+                through = reached_by_all(self._uri)
+                self._make_known(through)
+            self._log.forget(through)
+        except (artifacts.ArtifactError, OSError) as error:
+            told = f"version {manifest.version} is in use, but those before it cannot be"
+            _log.warning("%s: %s cleared away: %s", self._uri, told, error)
 
     def _publish(
         self, snapshot: Index, base: Index, number: int, num_threads: int | None
@@ -282,8 +295,3 @@ class LiveIndex:
 def _about(base: Index) -> dict[str, object]:
     """What vectors changes are of."""
     return {"format": 1, "dimension": base.dim, "encoder": base.encoder_version}
-
-
-def _log_seq(manifest: Manifest) -> int:
-    """The change up to which a version goes; one that does not know needs all of the log."""
-    return int(manifest.config.get("log_seq") or 0)

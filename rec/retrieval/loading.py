@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from rec import artifacts
+import json
+import logging
+from pathlib import Path
+
+from rec import artifacts, copies
 from rec.artifacts import Manifest, join
 from rec.retrieval.effort import Effort
+from rec.retrieval.history import KIND
 from rec.retrieval.originals import VECTORS_FILE
 from rec.retrieval.shards import EFFORT_FILE, Shard, shard_name
-from rec.retrieval.versions import KIND
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -15,6 +21,13 @@ def load(
 ) -> tuple[list[Shard], Manifest]:
     """See `Index.open`."""
     manifest, folder = artifacts.open_artifact(uri, KIND, without=VECTORS_FILE, manifest=manifest)
+    try:
+        return _read(uri, mmap, model, manifest, folder), manifest
+    finally:
+        copies.done(uri, folder)
+
+
+def _read(uri: str, mmap: bool, model: str | None, manifest: Manifest, folder: Path) -> list[Shard]:
     if model is not None and manifest.lineage.get("encoder") != model:
         raise artifacts.ArtifactError(
             f"{uri}: holds vectors of encoder {manifest.lineage.get('encoder')}, the queries "
@@ -30,11 +43,20 @@ def load(
                 f"{join(uri, artifacts.MANIFEST)}: {name} of version {manifest.version} is "
                 f"{value!r}, expected a whole number above 0; restore it, or build the index again"
             )
-    effort = Effort.from_json((folder / EFFORT_FILE).read_text())
+    text = (folder / EFFORT_FILE).read_text()
+    effort = Effort.from_json(text)
     shards = [
         Shard.read(folder / shard_name(number), effort, mmap)
         for number in range(manifest.config["num_shards"])
     ]
+    if "rise" not in json.loads(text) and shards[0].ann.num_lists > 1:
+        _log.warning(
+            "%s: %s of version %s has no `rise`, as those of before: with a filter it looks less "
+            "far and finds less than it might; build it again",
+            uri,
+            EFFORT_FILE,
+            manifest.version,
+        )
     rows = sum(shard.size for shard in shards)
     for shard in shards:
         found = stated | {"dimension": shard.ann.dim, "num_rows": rows}
@@ -43,4 +65,4 @@ def load(
                 f"{uri}: the manifest states {stated}, the files have {found}; build the "
                 f"index again"
             )
-    return shards, manifest
+    return shards

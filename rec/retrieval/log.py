@@ -113,7 +113,9 @@ class ChangeLog:
             if end < size and segment != segments[-1]:
                 raise LogError(f"{segment}, byte {end}: ends within a record; restore it")
         if self._is_known and not num_records:  # it is known once its first is on disk
-            raise self._another("an empty log" if segments else "no log")
+            missing = self._segment(newest) if newest else self._folder
+            place = segments[-1] if segments else missing
+            raise self._another("an empty log" if segments else "no log", place)
         if num_records and newest > self.newest:
             raise self._lost(self._segment(newest), "is missing")
         self.last = start if expected is None else expected - 1
@@ -146,7 +148,7 @@ class ChangeLog:
         found = json.loads(payload)
         identity = found.pop("log", "")
         if self._is_known and identity != self.identity:
-            raise self._another(f"log {identity}")
+            raise self._another(f"log {identity}", segment)
         self.identity, self._is_known = identity, True
         if found != self._about:
             raise LogError(
@@ -155,9 +157,9 @@ class ChangeLog:
                 f"changes again with its encoder"
             )
 
-    def _another(self, found: str) -> LogError:
+    def _another(self, found: str, place: Path) -> LogError:
         return LogError(
-            f"{self._folder}: {found}, the changes of this index are in log {self.identity}; give "
+            f"{place}: {found}, the changes of this index are in log {self.identity}; give "
             f"the folder of that log, or restore it; or remove {LOG_FILE} beside the index's "
             f"manifest, to go on without what only that log holds"
         )

@@ -29,8 +29,9 @@ def tuned(
     def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
         # one more than k, as the query may be among them, of as many candidates as for k
         effort = effort._replace(k_factor=max(1.0, effort.k_factor * k / (k + 1)))
-        rows = search_with(shards, held_out.queries[which], min(k + 1, num_rows), effort)
-        return without_self(rows, held_out.own[which])
+        hits = search_with(shards, held_out.queries[which], min(k + 1, num_rows), effort)
+        true_k = Filled(truth[which, :k], true.scores[which, :k])
+        return exchange_ties(without_self(hits, held_out.own[which]), true_k)
 
     tuner = Tuner(lambda effort: found(tune, effort, 10), truth[tune, :10], config.recall_target)
     ann, effort = shards[0].ann, Effort()
@@ -38,7 +39,8 @@ def tuned(
         if ann.num_lists:
             known = truth[tune, :10], true.scores[tune, :10]
             above = rise([shard.ann for shard in shards], held_out.queries[tune], *known)
-            effort = tuner.lists(ann.num_lists, ann.refines)._replace(rise=above)
+            missed = min(max(1 - config.recall_target, 0.002), 0.05)
+            effort = tuner.lists(ann.num_lists, ann.refines)._replace(rise=above, missed=missed)
         elif ann.is_graph:
             effort = tuner.graph()
     metrics: dict[str, Any] = {
@@ -60,33 +62,46 @@ def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> Fi
     scores = np.concatenate([part.scores for part in filled], axis=1)
     best = np.argsort(np.where(rows < 0, np.inf, -scores), axis=1, kind="stable")[:, :NUM_TRUE]
     rows, scores = (np.take_along_axis(array, best, axis=1) for array in (rows, scores))
-    kept = _others(rows, held_out.own)
-    return Filled(*(array[kept].reshape(len(rows), -1) for array in (rows, scores)))
+    return without_self(Filled(rows, scores), held_out.own)
 
 
-def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
+def search_with(shards: list[Shard], queries: np.ndarray, k: int, effort: Effort) -> Filled:
     """(Q, k) rows over all shards with this effort, as an opened index would find them."""
     for shard in shards:
         shard.ann.effort = effort
     parts = [shard.search(queries, k) for shard in shards]
     if len(parts) == 1:
-        return parts[0][0]
+        return Filled(*parts[0])
     starts = np.cumsum([0, *(shard.size for shard in shards)])
     rows = np.concatenate(
         [np.where(r < 0, -1, r + start) for (r, _), start in zip(parts, starts, strict=False)], 1
     )
     scores = np.concatenate([np.where(r < 0, -np.inf, s) for r, s in parts], axis=1)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(rows, best, axis=1)
+    return Filled(*(np.take_along_axis(array, best, axis=1) for array in (rows, scores)))
 
 
-def without_self(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+def without_self(hits: Filled, own: np.ndarray) -> Filled:
     """(Q, k - 1): each query's hits but itself; where it did not find itself, but the last."""
-    return rows[_others(rows, own)].reshape(len(rows), rows.shape[1] - 1)
-
-
-def _others(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """(Q, k) which hits `without_self` leaves."""
-    is_own = (rows == own[:, None]) & (own[:, None] >= 0)
+    is_own = (hits.rows == own[:, None]) & (own[:, None] >= 0)
     is_own[~is_own.any(axis=1), -1] = True
-    return ~is_own
+    return Filled(*(array[~is_own].reshape(len(own), -1) for array in hits))
+
+
+def exchange_ties(found: Filled, true: Filled) -> np.ndarray:
+    """(Q, k) rows found, those that score as the last of the (Q, k) true ones do exchanged for
+    true ones of that score that were not found: which of equal items a search gives is chance."""
+    last = np.where(true.rows >= 0, true.scores, np.inf).min(axis=1, keepdims=True)
+    same = (true.rows[:, :, None] == found.rows[:, None, :]) & (true.rows >= 0)[:, :, None]
+    spare = _level(found, last) & ~same.any(axis=1)
+    missing = _level(true, last) & ~same.any(axis=2)
+    rows = found.rows.copy()
+    for query in np.nonzero(spare.any(axis=1) & missing.any(axis=1))[0]:
+        places, others = np.nonzero(spare[query])[0], true.rows[query, missing[query]]
+        rows[query, places[: len(others)]] = others[: len(places)]
+    return rows
+
+
+def _level(hits: Filled, score: np.ndarray) -> np.ndarray:
+    # sums of products differ in the last bits by how many queries are searched at once
+    return (hits.rows >= 0) & np.isclose(hits.scores, score, rtol=1e-6, atol=1e-30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,6 +14,13 @@ import pyarrow as pa
 from rec.retrieval import filters
 
 Answers = dict[int, tuple[np.ndarray, np.ndarray]]  # number of a part -> its rows and scores
+
+
+class Without(NamedTuple):
+    """Rows of a part that may not be returned."""
+
+    dead: np.ndarray  # to no query
+    dropped: list[np.ndarray] | None  # of each query; None = of none
 
 
 class Part(Protocol):
@@ -31,6 +38,7 @@ class Part(Protocol):
         k: int,
         where: filters.Filter | None = None,
         exact: bool = False,
+        without: Without | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(B, k) rows, best first, -1 where there are fewer; and (B, k) scores, -inf there."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -75,6 +76,26 @@ def due_at(deadline_s: float | None, has_pool: bool) -> float | None:
             f"deadline"
         )
     return time.monotonic() + deadline_s
+
+
+def excluded(
+    exclude: Any, num_queries: int, locate: Callable[[Sequence[str]], list[np.ndarray]]
+) -> np.ndarray:
+    """(B, widest) rows to leave out, -2 where a query has fewer; `locate` finds the rows of ids."""
+    if exclude is None:
+        return np.full((num_queries, 0), -2)
+    if isinstance(exclude, str) or not hasattr(exclude, "__len__"):
+        raise QueryError(f"exclude is {exclude!r}, expected a list of ids for each query")
+    if len(exclude) != num_queries:
+        raise QueryError(f"{len(exclude)} lists of excluded ids for {num_queries} queries")
+    most = max((len(ids) for ids in exclude if hasattr(ids, "__len__")), default=0)
+    if most > MAX_EXCLUDED:
+        raise QueryError(f"{most} excluded ids for one query, expected at most {MAX_EXCLUDED}")
+    found = [np.concatenate([np.zeros(0, np.int64), *locate(item_ids)]) for item_ids in exclude]
+    dropped = np.full((num_queries, max(map(len, found), default=0)), -2)
+    for place, rows in enumerate(found):
+        dropped[place, : len(rows)] = rows
+    return dropped
 
 
 def texts(item_ids: Any) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from rec.retrieval import filters
 from rec.retrieval.merge import Part
 from rec.retrieval.queries import as_rows, texts
 from rec.retrieval.shards import Shard
@@ -39,6 +41,8 @@ class Rows:
             QueryError: an id is no str.
         """
         item_ids = texts(item_ids)
+        if len(self.parts) == 1 and self.dead is None:
+            return self.parts[0].locate(item_ids)
         places = [
             [start + rows for rows in part.locate(item_ids)]
             for start, part in zip(self._starts, self.parts, strict=False)
@@ -86,6 +90,20 @@ class Rows:
         for row, part in zip(rows, self._part_of(rows), strict=True):
             table = self.parts[part].attributes.slice(int(row - self._starts[part]), 1)
             found += table.to_pylist()
+        return found
+
+    def fits(self, rows: np.ndarray, where: filters.Filter) -> np.ndarray:
+        """(n,) bool: which of (n,) rows, none of which is -1, fit a filter.
+
+        Raises:
+            FilterError: it does not fit the attributes.
+        """
+        rows = as_rows(rows, self.num_rows)
+        owner, found = self._part_of(rows), np.zeros(len(rows), bool)
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero(owner == number)
+            theirs = part.attributes.take(pa.array(rows[mine] - self._starts[number]))
+            found[mine] = filters.mask(where, theirs)
         return found
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:

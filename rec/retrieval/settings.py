@@ -15,12 +15,16 @@ from rec.retrieval.errors import SettingError
 MAX_GRACE_S = 1e9  # some 31 years; a date so far back must exist
 
 
-def check(log_folder: Any, compact_at: Any, keep: Any, grace_s: Any, pool: Any) -> None:
+def check(
+    log_folder: Any, compact_at: Any, compact_least: Any, keep: Any, grace_s: Any, pool: Any
+) -> None:
     """All that `LiveIndex` needs."""
     is_place = isinstance(log_folder, str | os.PathLike) and str(log_folder) != ""
     _expect("log_folder", log_folder, is_place, "the path of a local folder")
     fits = compact_at is None or (_is_number(compact_at) and 0 <= compact_at < math.inf)
     _expect("compact_at", compact_at, fits, "a share of rows, 0 or more; None = never")
+    fits = _is_number(compact_least, Integral) and compact_least >= 0
+    _expect("compact_least", compact_least, fits, "a whole number of rows, 0 or more")
     check_kept(keep, grace_s, 1)
     check_pool(pool)
 

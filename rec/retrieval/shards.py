@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +17,18 @@ import pyarrow.parquet as pq
 from rec.artifacts import ArtifactError
 from rec.retrieval import filters
 from rec.retrieval.ann import Ann
-from rec.retrieval.costs import compares_all, passes_all
+from rec.retrieval.costs import compares_all, effort_for, passes_all
 from rec.retrieval.effort import Effort
 from rec.retrieval.exact import ExactTop, mark_absent
+from rec.retrieval.fits import Fit
 from rec.retrieval.lists import search_fitting, walk
+from rec.retrieval.merge import Without
+from rec.retrieval.spread import Spread
 
 EFFORT_FILE = "search.json"  # of all shards, beside their folders
 TRAINED_FILE = "trained.faiss"  # the index without rows, for what continues this version
 QUERIES_FILE = "queries.npy"  # that it was tuned with, where they are not rows of its own
 INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE = "index.faiss", "ids.parquet", "attributes.parquet"
-_FEW_IDS = 50  # are cut out one by one in less time than all at once
 FILES = INDEX_FILE, IDS_FILE, ATTRIBUTES_FILE
 _CHUNK_VALUES = 1 << 22  # numbers of vectors that an exact search holds at a time
 _BYTES_OF_FITS = 64 << 20  # of rows that fit the filters asked last, kept by a shard
@@ -36,14 +37,6 @@ _FEW_IDS = 32  # up to here one by one is faster than Arrow's machinery
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
-
-
-class _Fit(NamedTuple):
-    """The rows that fit a filter."""
-
-    bits: np.ndarray  # a bit a row, lowest first
-    num_rows: int
-    per_list: np.ndarray  # (lists,) int32, how many of them each inverted list holds
 
 
 class Shard:
@@ -64,9 +57,8 @@ class Shard:
         self._interests = keys["interest"].to_numpy()
         self._by_id = keys["by_id"].to_numpy()
         self.attributes = attributes
-        self._fits: OrderedDict[str, _Fit] = OrderedDict()
+        self._fits: OrderedDict[str, Fit] = OrderedDict()
         self._held = 0  # bytes of them
-        self._list_of_rows: np.ndarray | None = None
         self._lock = Lock()
 
     @classmethod
@@ -101,6 +93,11 @@ class Shard:
             pq.write_table(attributes, folder / ATTRIBUTES_FILE)
 
     @property
+    def searches_lists(self) -> bool:
+        """Rows stand in inverted lists that FAISS filters: it may be told what to leave out."""
+        return self.ann.num_lists > 0 and self.ann.takes_bits
+
+    @property
     def keys(self) -> pa.Table:
         """`id` and `interest` of every row."""
         return pa.table({"id": self._ids, "interest": self._interests})
@@ -111,24 +108,54 @@ class Shard:
         k: int,
         where: filters.Filter | None = None,
         exact: bool = False,
+        without: Without | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
+        if without is not None:
+            return self._search_without(queries, k, where, exact, without)
         if where is None and (not exact or self.ann.is_flat):
-            effort = None if k <= self.ann.enough_for else self._effort(k, self.size)
+            effort = None if k <= self.ann.enough_for else effort_for(self.ann, k, self.size)
             found = self.ann.search(queries, k, effort)
             return self._completed(queries, k, found, None)
         if where is None:
             return self._compared(queries, k, None)
-        fit = self._fit(where)
+        return self._fitting(queries, k, self._fit(where), exact)
+
+    def _search_without(
+        self,
+        queries: np.ndarray,
+        k: int,
+        where: filters.Filter | None,
+        exact: bool,
+        without: Without,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to leave out are rows that do not fit: among hits they would be the nearest ones,
+        and in the lists that were looked into little but them."""
+        fit = self._all if where is None else self._fit(where)
+        fit = fit.less(without.dead, self._lists)
+        if without.dropped is None:
+            return self._fitting(queries, k, fit, exact)
+        found = [
+            self._fitting(queries[place : place + 1], k, fit.less(rows, self._lists), exact)
+            for place, rows in enumerate(without.dropped)
+        ]
+        rows, scores = map(np.concatenate, zip(*found, strict=True))
+        return rows, scores
+
+    def _fitting(
+        self, queries: np.ndarray, k: int, fit: Fit, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         if exact or not self.ann.takes_bits or compares_all(fit.num_rows, self.ann, k):
             return self._compared(queries, k, fit)
-        effort = self._effort(k, fit.num_rows)
+        effort = effort_for(self.ann, k, fit.num_rows)
         if self.ann.num_lists:
             effort = effort or self.ann.effort
 
             def compare(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 return self._compared(some, k, fit)
 
-            found = search_fitting(self.ann, queries, k, effort, fit.per_list, fit.bits, compare)
+            found = search_fitting(
+                self.ann, queries, k, effort, fit.per_list, fit.bits, compare, self._spread
+            )
         else:
             found = self.ann.search(queries, k, effort, fit.bits)
         return self._completed(queries, k, found, fit)
@@ -138,7 +165,7 @@ class Shard:
         queries: np.ndarray,
         k: int,
         found: tuple[np.ndarray, np.ndarray],
-        fit: _Fit | None,
+        fit: Fit | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`found`, and again where a query has fewer hits than there are: with more effort, then by
         brute force. A scan of four-bit codes finds nothing where all sums of its table are equal
@@ -150,7 +177,7 @@ class Shard:
         if not (short := rows[:, last] < 0).any():
             return found
         if self.ann.num_lists and fit is None:
-            per_list = np.bincount(self._lists(), minlength=self.ann.num_lists)
+            per_list = self._all.per_list
             again = walk(self.ann, queries[short], k, self.ann.effort, per_list, None)
             rows[short], scores[short] = again[:2]
             short = rows[:, last] < 0
@@ -158,22 +185,8 @@ class Shard:
             rows[short], scores[short] = self._compared(queries[short], k, fit)
         return rows, scores
 
-    def _effort(self, k: int, matches: int) -> Effort | None:
-        """More than was tuned for where k is large or few rows match; None = as tuned."""
-        tuned, lists = self.ann.effort, self.ann.num_lists
-        if self.ann.is_graph:
-            ef = max(k, math.ceil(tuned.ef * min(8.0, self.size / max(matches, 1))))
-            return None if ef == tuned.ef else tuned._replace(ef=ef)
-        if not lists:
-            return None
-        # the lists looked into must hold some times k rows that match
-        least = math.ceil(4 * k * lists / max(matches, 1))
-        wider = math.ceil(tuned.nprobe * min(8.0, math.sqrt(self.size / max(matches, 1))))
-        nprobe = min(lists, max(least, wider))
-        return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)
-
     def _compared(
-        self, queries: np.ndarray, k: int, fit: _Fit | None
+        self, queries: np.ndarray, k: int, fit: Fit | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Brute force over the rows that fit, None = all, as the index stores them."""
         num_rows, bits = (self.size, None) if fit is None else (fit.num_rows, fit.bits)
@@ -189,10 +202,10 @@ class Shard:
             top.add(self.ann.reconstruct(chunk), chunk)
         return top.finish()
 
-    def _rows(self, fit: _Fit) -> np.ndarray:
+    def _rows(self, fit: Fit) -> np.ndarray:
         return np.flatnonzero(np.unpackbits(fit.bits, count=self.size, bitorder="little"))
 
-    def _fit(self, where: filters.Filter) -> _Fit:
+    def _fit(self, where: filters.Filter) -> Fit:
         """Rows that fit; kept for the filters asked last."""
         key = repr(where)  # as JSON, infinity, NaN and no bound are one
         with self._lock:
@@ -200,40 +213,45 @@ class Shard:
                 self._fits.move_to_end(key)
                 return found
         mask = filters.mask(where, self.attributes)
-        lists = self._lists()[mask] if self.ann.num_lists else np.zeros(0, np.int32)
+        lists = self._lists[mask] if self.ann.num_lists else np.zeros(0, np.int32)
         per_list = np.bincount(lists, minlength=self.ann.num_lists).astype(np.int32)
         bits = np.packbits(mask, bitorder="little")
-        fit = _Fit(bits, int(np.count_nonzero(mask)), per_list)
+        fit = Fit(bits, int(np.count_nonzero(mask)), per_list)
         with self._lock:
             if self._fits.pop(key, None) is None:
-                self._held += _bytes_of(key, fit)
+                self._held += fit.bytes_with(key)
             self._fits[key] = fit
             while self._held > _BYTES_OF_FITS and len(self._fits) > 1:
-                self._held -= _bytes_of(*self._fits.popitem(last=False))
+                oldest, fit_of_it = self._fits.popitem(last=False)
+                self._held -= fit_of_it.bytes_with(oldest)
         return fit
 
+    @cached_property
     def _lists(self) -> np.ndarray:
         """(size,) the inverted list of each row; made at the first filter, 4 bytes a row."""
-        if self._list_of_rows is None:
-            self._list_of_rows = self.ann.list_of_rows()  # made twice at worst
-        return self._list_of_rows
+        return self.ann.list_of_rows()  # made twice at worst
+
+    @cached_property
+    def _all(self) -> Fit:
+        bits = np.packbits(np.ones(self.size, bool), bitorder="little")
+        return Fit(bits, self.size, np.bincount(self._lists, minlength=self.ann.num_lists))
+
+    @cached_property
+    def _spread(self) -> Spread:
+        return Spread(self.ann, self._lists)  # made twice at worst
 
     def locate(self, item_ids: Sequence[str]) -> list[np.ndarray]:
-        first = self._bisect(item_ids)
-        found = []
-        for item_id, place in zip(item_ids, first, strict=True):
-            end = place
-            while end < self.size and self._id_at(end) == item_id:
-                end += 1
-            found.append(self._by_id[place:end])
-        return found
+        first, ends = (found.tolist() for found in self._bounds(item_ids))
+        return [self._by_id[start:end] for start, end in zip(first, ends, strict=True)]
 
-    def _bisect(self, item_ids: Sequence[str]) -> np.ndarray:
-        """First place in the order of ids that is not below each id. No dictionary: the ids stay
-        in Arrow memory."""
+    def _bounds(self, item_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """First place in the order of ids that is not below each id, and the one behind its last.
+        No dictionary: the ids stay in Arrow memory."""
         if len(item_ids) < 8:
             order = range(self.size)
-            return np.array([bisect_left(order, i, key=self._id_at) for i in item_ids], int)
+            first = [bisect_left(order, i, key=self._id_at) for i in item_ids]
+            ends = [bisect_right(order, i, key=self._id_at) for i in item_ids]
+            return np.array(first, int), np.array(ends, int)
         wanted = pa.array(item_ids, pa.large_string())
         low = np.zeros(len(item_ids), np.int64)
         high = np.full(len(item_ids), self.size, np.int64)
@@ -243,7 +261,12 @@ class Shard:
             below = np.asarray(pc.less(self._ids.take(pa.array(rows)), wanted))
             low = np.where(open_ & below, middle + 1, low)
             high = np.where(open_ & ~below, middle, high)
-        return low
+        ends, on = low.copy(), np.arange(len(low))
+        while len(on := on[ends[on] < self.size]):
+            held = self._ids.take(pa.array(self._by_id[ends[on]]))
+            on = on[np.asarray(pc.equal(held, wanted.take(pa.array(on))))]
+            ends[on] += 1
+        return low, ends
 
     def _id_at(self, place: int) -> str:
         return self._ids[int(self._by_id[place])].as_py()
@@ -271,7 +294,3 @@ class Shard:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         return self.ann.reconstruct(rows)
-
-
-def _bytes_of(key: str, fit: _Fit) -> int:
-    return len(key) + fit.bits.nbytes + fit.per_list.nbytes

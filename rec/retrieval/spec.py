@@ -7,6 +7,7 @@ import re
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from rec.config import Config
@@ -18,6 +19,7 @@ TRAIN_PER_LIST = 64  # FAISS asks for at least 39 points a centroid
 _LEAST_PER_LIST = 39
 MAX_LOG_SEQ = 10**15  # names of a log's files have 16 digits
 MAX_THREADS = 1024
+_MAY_LOSE = 0.02  # of a short vector's length by 8-bit codes
 
 
 class IndexConfig(Config):
@@ -79,7 +81,27 @@ def num_bytes(num_rows: int, dim: int, bytes_a_value: float, key_bytes: float) -
     return num_rows * (bytes_a_value * dim + 8 + 4 + key_bytes) + 4 * lists * dim
 
 
-def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 32.0) -> list[str]:
+def is_uneven(sample: np.ndarray) -> bool:
+    """Whether codes of one range a value tell the shorter of these (n, D) vectors badly apart:
+    8-bit ones lose a fiftieth or more of a vector that only one in a hundred is shorter than. Even
+    vectors lose a hundredth. Recall over all rows does not show it, as the long ones are its hits;
+    recall under a filter that leaves short ones does.
+    """
+    norms = np.linalg.norm(sample.astype(np.float64), axis=1)
+    if not (norms > 0).any():
+        return False
+    steps = np.ptp(sample.astype(np.float64), axis=0) / 255
+    lost = np.sqrt((steps**2).sum() / 12)  # of a number rounded to steps, the root mean square
+    return bool(lost > _MAY_LOSE * np.quantile(norms[norms > 0], 0.01))
+
+
+def factories(
+    num_rows: int,
+    dim: int,
+    config: IndexConfig,
+    key_bytes: float = 32.0,
+    uneven: bool = False,
+) -> list[str]:
     """FAISS factory strings to try in turn until one reaches the recall asked without strain (see
     `rec.retrieval.tune.Verdict`); of those tried the best is taken.
 
@@ -95,6 +117,7 @@ def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 3
                                                              the items changes a day: it has no
                                                              codebook that would grow old
 
+    Of vectors that are `uneven` (see `is_uneven`) only full vectors, where those fit the memory.
     Beside that each row has its id and where it stands, `key_bytes`; see `num_bytes`.
 
     Graphs (HNSW) are left to a factory string: they took several times the memory and build time
@@ -115,6 +138,8 @@ def factories(num_rows: int, dim: int, config: IndexConfig, key_bytes: float = 3
         by_speed = by_speed[2:]
     room = math.inf if config.memory_gb is None else config.memory_gb * 2**30
     fitting = [kind for kind in by_speed if num_bytes(num_rows, dim, kind[1], key_bytes) <= room]
+    if uneven and by_speed[-1] in fitting:
+        fitting = by_speed[-1:]
     able = [kind for kind in fitting if kind[2] >= config.recall_target]
     # where none that fits is able: the ablest that fits, else the smallest
     chosen = able or sorted(fitting, key=lambda kind: -kind[2])[:1] or [("SQ8", 1.0, 0.98)]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from pyarrow import fs as pafs
 
 from rec import artifacts
-from rec.artifacts import ArtifactError, Manifest
+from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval.errors import IndexBuildError, remedy
 from rec.retrieval.originals import as_lists
 from rec.retrieval.queries import as_floats, texts, unfit
@@ -125,6 +125,24 @@ def folder_of(uri: str, version: str) -> Path:
     return folder
 
 
+def check_published(uri: str) -> None:
+    """Raises ArtifactError where there is Parquet at `uri` that was not published as a table."""
+    if artifacts.exists(join(uri, artifacts.MANIFEST)):
+        return
+    files, path = artifacts.filesystem(uri)
+    if files.get_file_info(path).type == pafs.FileType.Directory:
+        names = [name for name in artifacts.file_sizes(uri) if name.endswith(".parquet")]
+    else:
+        names = [path] if path.endswith(".parquet") and artifacts.exists(uri) else []
+    if names:
+        raise ArtifactError(
+            f"{join(uri, artifacts.MANIFEST)}: not found, though there is Parquet ({names[0]}): "
+            f"ids and vectors of your own become an embedding table by "
+            f"rec.retrieval.table.write_table, or by rec.artifacts.seal where the files have its "
+            f"columns already (docs/retrieval.md)"
+        )
+
+
 class EmbeddingTable:
     """The active rows (weight above 0) of an embedding table's partitions, in name order.
 
@@ -138,10 +156,10 @@ class EmbeddingTable:
         self._folder = folder
         self._start, self._stop = start, stop
 
-    def columns(self) -> list[str]:
-        """Names of the columns of the first partition beside an embedding table's own."""
-        names = pq.read_schema(self._files[0]).names if self._files else []
-        return [name for name in names if name not in EMBEDDINGS.names]
+    def schema(self) -> pa.Schema:
+        """Of the columns of the first partition beside an embedding table's own."""
+        fields = pq.read_schema(self._files[0]) if self._files else ()
+        return pa.schema([field for field in fields if field.name not in EMBEDDINGS.names])
 
     def num_rows(self) -> int:
         """Rows of all partitions, inactive ones included."""
@@ -248,45 +266,3 @@ def _active(weights: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def _interests(values: list[int]) -> pa.Array:
     return pa.array(values, pa.int32())
-
-
-def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
-    """Columns of the Parquet files at `uri`, one row for each of `ids`; null where one is absent.
-
-    Args:
-        uri: file or folder, local or s3://, with a string column `item_id` (or `id`).
-        ids: large_string, repeats allowed.
-        columns: what to take.
-
-    Raises:
-        IndexBuildError: a column is missing, or an id repeats among the files.
-    """
-    files, path = artifacts.filesystem(uri)
-    try:
-        data = pads.dataset(path, filesystem=files, format="parquet", exclude_invalid_files=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise IndexBuildError(f"{uri}: attributes cannot be read: {error}") from error
-    key = "item_id" if "item_id" in data.schema.names else "id"
-    if missing := {key, *columns} - set(data.schema.names):
-        raise IndexBuildError(
-            f"{uri}: columns {sorted(missing)} are missing; found {data.schema.names}"
-        )
-    wanted = pc.unique(ids)
-    where = np.full(len(wanted), -1, np.int64)  # row of each wanted id among the rows picked
-    picked, num_picked = [], 0
-    for batch in data.to_batches(columns=[key, *columns]):
-        place = pc.index_in(batch[key].cast(pa.large_string()), value_set=wanted)
-        keep = np.flatnonzero(np.asarray(place.is_valid()))
-        slots = np.asarray(place.drop_null())
-        taken = where[slots] >= 0
-        repeated = np.ones(len(slots), bool)
-        repeated[np.unique(slots, return_index=True)[1]] = False
-        if (taken | repeated).any():
-            item_id = wanted[int(slots[(taken | repeated).argmax()])].as_py()
-            raise IndexBuildError(f"{uri}: {key} {item_id!r} is there more than once")
-        where[slots] = num_picked + np.arange(len(slots))
-        num_picked += len(slots)
-        picked.append(pa.Table.from_batches([batch]).select(list(columns)).take(keep))
-    table = pa.concat_tables(picked) if picked else data.schema.empty_table().select(list(columns))
-    rows = where[np.asarray(pc.index_in(ids, value_set=wanted))]
-    return table.take(pa.array(rows, mask=rows < 0)).combine_chunks()

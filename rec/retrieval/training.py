@@ -14,6 +14,14 @@ from rec.retrieval.spec import TRAIN_PER_LIST
 _TRIED = 128
 
 
+class TooFewError(IndexBuildError):
+    """FAISS cannot train on these vectors, most often for they are too few."""
+
+    def __init__(self, place: str, factory: str, reason: str) -> None:
+        super().__init__(f"{place}: FAISS refuses {factory}: {reason}")
+        self.reason = reason.split(": ")[-1]  # without where in FAISS
+
+
 def train(factory: str, dim: int, sample: Callable[[int], np.ndarray], place: str) -> bytes:
     """The index, trained and empty.
 
@@ -33,7 +41,7 @@ def train(factory: str, dim: int, sample: Callable[[int], np.ndarray], place: st
         try:
             ann.train(sample(max(TRAIN_PER_LIST * ann.num_lists, 20_000)))
         except RuntimeError as error:  # for instance more lists than training points
-            raise IndexBuildError(f"{place}: FAISS refuses {factory}: {error}") from error
+            raise TooFewError(place, factory, str(error)) from error
     trained = ann.to_bytes()
     try:
         _try_out(trained, dim)

@@ -18,24 +18,31 @@ import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from typing import Any
 
 from pyarrow import fs as pafs
 
-from rec import artifacts
+from rec import artifacts, leftovers
 from rec.artifacts import ArtifactError, Manifest, join
-from rec.config import one_line
 from rec.retrieval import known_log, settings
 from rec.retrieval.errors import IndexBuildError, LogError, StaleError
+from rec.retrieval.history import FOLDER, KIND, ROOT, history, left_use, readable, to_keep
 
-KIND = "index"
-_HISTORY = "history"
-_ROOT_PREFIX = "v-"
-_ROOT = f"{_ROOT_PREFIX}[A-Za-z0-9._-]+"
+__all__ = [
+    "KIND",
+    "collect",
+    "current",
+    "discard",
+    "history",
+    "one_publisher",
+    "publish",
+    "rollback",
+    "under_construction",
+    "upload",
+]
+
 _MARKER, _MARK_S = "building.tmp", 300.0  # no manifest lists a .tmp
-_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> Manifest:
@@ -57,8 +64,8 @@ def publish(uri: str, root: str, *, expect: str | None = None, **about: Any) -> 
         ArtifactError: the files or the manifest cannot be written, or another process has been
             publishing for long; the files are removed unless they may be in use.
     """
-    if not re.fullmatch(_ROOT, str(root)):  # it is removed where this fails
-        raise ArtifactError(f"root is {root!r}, expected the name of a folder below {uri}: {_ROOT}")
+    if not re.fullmatch(ROOT, str(root)):  # it is removed where this fails
+        raise ArtifactError(f"root is {root!r}, expected the name of a folder below {uri}: {ROOT}")
     with ExitStack() as held:
         try:
             manifest = artifacts.describe(uri, root, KIND, **about)  # others need not wait for this
@@ -100,35 +107,6 @@ def current(uri: str) -> str:
     return artifacts.read_manifest(uri, KIND).version
 
 
-def history(uri: str) -> list[Manifest]:
-    """Manifests of the version in use and of all that are kept, oldest first.
-
-    Raises:
-        ArtifactError: one of them cannot be read.
-    """
-    found: dict[str, Manifest] = {}
-    files, path = artifacts.filesystem(join(uri, _HISTORY))
-    for info in files.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-        if not info.path.endswith(".json"):
-            continue
-        name = info.path.rsplit("/", 1)[-1]
-        try:
-            text = artifacts.read_bytes(join(uri, _HISTORY, name)).decode()
-            manifest = Manifest.from_json(text)
-        except OSError as error:
-            raise ArtifactError(f"{info.path}: cannot be read: {error}") from error
-        except ValueError as error:
-            raise ArtifactError(
-                f"{info.path}: not a manifest ({one_line(error)}); restore it, or remove it to "
-                "give up that version"
-            ) from error
-        found[manifest.version] = manifest
-    if artifacts.exists(join(uri, artifacts.MANIFEST)):
-        in_use = artifacts.read_manifest(uri, KIND)
-        found[in_use.version] = in_use
-    return sorted(found.values(), key=lambda manifest: manifest.created_at)
-
-
 def rollback(uri: str, to: str | None = None) -> Manifest:
     """Put a kept version back in use, once all its files are found intact.
 
@@ -137,8 +115,8 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
         to: a version; None = the one that the one in use replaced.
 
     Raises:
-        ArtifactError: there is no such version, or a file of it is missing or altered; the
-            version in use stays.
+        ArtifactError: there is no such version that can be read, or a file of it is missing or
+            altered; the version in use stays.
     """
     intact: Manifest | None = None
     while True:
@@ -152,7 +130,7 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
 
 
 def _to_roll_back_to(uri: str, to: str | None) -> Manifest:
-    kept = history(uri)
+    kept, _ = readable(uri)
     versions = [manifest.version for manifest in kept]
     if to is None:
         in_use = artifacts.read_manifest(uri, KIND)
@@ -166,37 +144,32 @@ def _to_roll_back_to(uri: str, to: str | None) -> Manifest:
 
 
 def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:
-    """Remove all but the `keep` newest versions and the one in use; returns the roots removed.
+    """Remove all but the `keep` newest versions, the one in use, and as many as `keep` with it
+    that rollbacks lead to; returns the roots removed.
 
     What a publisher that died left behind goes too. Nothing written or last in use less than
-    `grace_s` seconds ago is touched: it may be being built, or still be read.
+    `grace_s` seconds ago is touched: it may be being built, or still be read. Of a manifest in the
+    history that is damaged the log warns; the files that it names stay.
 
     Raises:
         SettingError: `keep` or `grace_s` is not as it should be.
-        ArtifactError: as `history`.
+        ArtifactError: the version in use, or the history, cannot be read.
     """
     settings.check_kept(keep, grace_s, 0)
     with one_publisher(uri):
+        kept, named = readable(uri)
         in_use = artifacts.read_manifest(uri, KIND)
-        kept = history(uri)
-        newest = kept[max(0, len(kept) - keep) :]
-        held = {in_use.root, *(manifest.root for manifest in newest)}
-        left_use = _left_use(uri, kept)
-        young = datetime.now(UTC) - timedelta(seconds=grace_s)
+        held = {*named, *(manifest.root for manifest in to_keep(in_use, kept, keep))}
         files, path = artifacts.filesystem(uri)
-        removed = []
-        for info in files.get_file_info(pafs.FileSelector(path)):
-            name = info.path.rsplit("/", 1)[-1]
-            is_root = info.type == pafs.FileType.Directory and name.startswith(_ROOT_PREFIX)
-            if not is_root or name in held:
-                continue
-            if max(_last_change(files, info), left_use.get(name, _NEVER)) < young:
-                # the manifest first: a version that is listed must be whole
-                for manifest in kept:
-                    if manifest.root == name:
-                        files.delete_file(f"{path}/{_HISTORY}/{manifest.version}.json")
-                files.delete_dir(info.path)
-                removed.append(name)
+        removed = leftovers.old_roots(uri, ROOT, held, grace_s, left_use(uri, kept))
+        for name in removed:
+            # the manifest first: a version that is listed must be whole
+            for manifest in kept:
+                if manifest.root == name:
+                    files.delete_file(f"{path}/{FOLDER}/{manifest.version}.json")
+            files.delete_dir(f"{path}/{name}")
+        for place in (uri, join(uri, FOLDER)):
+            leftovers.remove_asides(place, grace_s)
         return removed
 
 
@@ -232,27 +205,12 @@ def discard(uri: str, root: str) -> None:
         files.delete_dir(path)
 
 
-def _last_change(files: pafs.FileSystem, root: pafs.FileInfo) -> datetime:
-    inside = files.get_file_info(pafs.FileSelector(root.path, recursive=True))
-    times = [info.mtime for info in [root, *inside] if info.mtime is not None]
-    return max(times, default=_NEVER)
-
-
-def _left_use(uri: str, kept: list[Manifest]) -> dict[str, datetime]:
-    """When each root went out of use: then its manifest was put in the history."""
-    times: dict[str, datetime] = {}
-    for manifest in kept:
-        files, path = artifacts.filesystem(join(uri, _HISTORY, f"{manifest.version}.json"))
-        times[manifest.root] = files.get_file_info(path).mtime or _NEVER
-    return times
-
-
 def _use(uri: str, manifest: Manifest) -> None:
     """Swap; what goes out of use is kept first, so that a publisher killed here or there leaves
     in the history only what has been in use."""
     if artifacts.exists(join(uri, artifacts.MANIFEST)):
         before = artifacts.read_manifest(uri, KIND)
-        place = join(uri, _HISTORY, f"{before.version}.json")
+        place = join(uri, FOLDER, f"{before.version}.json")
         artifacts.write_atomic(place, before.to_json().encode())
     artifacts.write_atomic(join(uri, artifacts.MANIFEST), manifest.to_json().encode())
 

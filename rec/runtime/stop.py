@@ -1,4 +1,7 @@
-"""A wish to stop travels to the workers of a run as a file in its folder, on any storage."""
+"""What workers are told while they train: to stop, and that a node of theirs is about to go.
+
+A wish to stop travels as a file in the run's folder, on any storage.
+"""
 
 from __future__ import annotations
 
@@ -84,3 +87,24 @@ def watch_stop(run: str, rank: int) -> Iterator[Callable[[], bool]]:
         closed.set()
         if rank == 0:
             watcher.join()
+
+
+def watch_notice() -> Callable[[], bool]:
+    """For a worker of Ray Train: true once, when a node of its group is announced to go, as a spot
+    node is. What has been learned since the last checkpoint would be lost with it.
+
+    Ray's own question (ray.train.get_preemption_info) is a barrier of all ranks, too dear for every
+    step; what it asks for is known here, and the loop's ranks agree on it by themselves.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    told = get_train_context().preemption_context
+    seen: list[bool] = []
+
+    def noticed() -> bool:
+        if seen or told.preemption_info is None:
+            return False
+        seen.append(True)
+        return True
+
+    return noticed

@@ -10,7 +10,6 @@ With num_workers 0 the loop runs in this process, without Ray, for the plain eng
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,8 @@ from rec.config import ConfigError
 from rec.data.stream import RowPass, RowStream, StreamError, open_rows
 from rec.runtime.checkpoints import ALONE, forget_removed, refuse_other_kind
 from rec.runtime.failures import REFUSED, end_at_once, reason
-from rec.runtime.stop import clear_stop, sigint_as_before, stop_on_sigterm, watch_stop
+from rec.runtime.ray_store import SCORE, RayStore
+from rec.runtime.stop import clear_stop, sigint_as_before, stop_on_sigterm, watch_notice, watch_stop
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
 from rec.train.engine import MODEL_FILE, Engine, TrainError, build_engine, load_weights
@@ -33,10 +33,9 @@ from rec.train.malloc import ONE_ARENA, keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
 
-LOGS, _SCORE = "logs", "score"
+LOGS = "logs"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _SETTINGS = {
-    # Ray's own is 60 s, too short for a GPU node that is still booting
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Ray's own is 2 s; a checkpoint waits until Ray has looked at the one before, and the end too
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
 }
@@ -80,6 +79,7 @@ def train(
     name: str = "train",
     *,
     num_workers: int = 1,
+    min_workers: int | None = None,
     use_gpu: bool | None = None,
     encoder: str | None = None,
     resume: bool = True,
@@ -94,6 +94,8 @@ def train(
     Args:
         storage: folder of runs, local (shared by the nodes) or s3://.
         num_workers: processes; 0 is this process, without Ray, for the plain engine.
+        min_workers: go on with as few where there is no room for more, as after a lost node, and
+            with more again once there is; None: wait for `num_workers`.
         use_gpu: one GPU a worker; None takes them where Ray has them.
         encoder: where to export the last checkpoint as an artifact, once all steps are done. Not
             the best one: that was chosen on held-out rows, which evaluation reports on.
@@ -104,7 +106,11 @@ def train(
             workers failed, by the machine (no space, no rights) or more than `max_failures` times.
         ArtifactError: there are no published rows at `rows`, or a file is not as published.
     """
-    loop.check(recipe, max(num_workers, 1))
+    fewest = num_workers if min_workers is None else min_workers
+    if not 0 < fewest <= num_workers and num_workers:
+        raise TrainError(f"min_workers is {fewest}, expected 1 to num_workers, {num_workers}")
+    for ranks in range(max(fewest, 1), max(num_workers, 1) + 1):
+        loop.check(recipe, ranks)
     published = artifacts.read_manifest(rows, recipe.kind)
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
@@ -115,7 +121,9 @@ def train(
     clear_stop(run)
     with stop_on_sigterm(run) as asked:
         if num_workers:
-            outcome = _train_on_ray(job, storage, name, num_workers, use_gpu, max_failures)
+            outcome = _train_on_ray(
+                job, storage, name, (fewest, num_workers), use_gpu, max_failures
+            )
         else:
             outcome = _train_here(job)
         # the workers look once a second, and not after their last step
@@ -171,6 +179,7 @@ def work(
     resumed: Path | None,
     num_threads: int,
     measure: loop.Measure | None = None,
+    notice: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """What one rank does. Errors that would come again are returned, so that nobody retries.
 
@@ -179,6 +188,7 @@ def work(
         resumed: the checkpoint to start from.
         num_threads: of this process.
         measure: see loop.run.
+        notice: true when a checkpoint is to be saved, though none is due.
     """
     torch.set_num_threads(num_threads)
     if not torch.cuda.is_available():
@@ -218,6 +228,7 @@ def work(
                 data=data,
                 start_step=start,
                 stop=stop,
+                save=notice,
                 measure=measure,
             )
         return Ended(outcome.step, outcome.stopped, None)
@@ -264,30 +275,6 @@ def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | N
     )
 
 
-def _score(metrics: dict[str, float]) -> float:
-    """Higher is better; below all for a checkpoint that was not validated. Ray keeps the highest
-    and the last; with order "min" it would take a missing score for the best."""
-    return -metrics[checkpoint.SCORE] if checkpoint.SCORE in metrics else -sys.float_info.max
-
-
-class _RayStore:
-    """Checkpoints through ray.train.report, which is a barrier of all ranks."""
-
-    def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        from ray import train as ray_train
-
-        with tempfile.TemporaryDirectory() as aside:
-            write(Path(aside))
-            if dist.is_initialized():
-                dist.barrier()
-            found = ray_train.Checkpoint.from_directory(aside) if os.listdir(aside) else None
-            ray_train.report(
-                {"step": step, _SCORE: _score(metrics), **metrics},
-                checkpoint=found,
-                checkpoint_dir_name=f"step-{step:08d}",
-            )
-
-
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train as ray_train
 
@@ -297,10 +284,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     found = ray_train.get_checkpoint()
     try:
         if found is None:
-            ended = work(job, _RayStore(), None, threads)
+            ended = work(job, RayStore(job.run), None, threads, notice=watch_notice())
         else:
             with found.as_directory() as folder:
-                ended = work(job, _RayStore(), Path(folder), threads)
+                ended = work(job, RayStore(job.run), Path(folder), threads, notice=watch_notice())
             if ended.error:  # from S3, `folder` is a copy that nobody else sees
                 place = artifacts.join(job.run, Path(found.path).name)
                 ended = replace(ended, error=ended.error.replace(folder, place))
@@ -315,23 +302,34 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_on_ray(
-    job: Job, storage: str, name: str, num_workers: int, use_gpu: bool | None, max_failures: int
+    job: Job,
+    storage: str,
+    name: str,
+    workers: tuple[int, int],
+    use_gpu: bool | None,
+    max_failures: int,
 ) -> TrainOutcome:
     import ray
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
+    is_elastic = workers[0] < workers[1]
     for setting, value in _SETTINGS.items():
         os.environ.setdefault(setting, value)
+    # Ray's own 60 s are too short for a GPU node that is still booting. A group that may be smaller
+    # is only tried anew with what is there when this is over
+    os.environ.setdefault(_START_TIMEOUT, "60" if is_elastic else "600")
     if use_gpu is None:
-        use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= num_workers
+        use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= workers[1]
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
     forget_removed(job.run)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
-        scaling_config=ray_train.ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=workers if is_elastic else workers[1], use_gpu=use_gpu
+        ),
         run_config=ray_train.RunConfig(
             name=name,
             storage_path=path,
@@ -341,7 +339,7 @@ def _train_on_ray(
             callbacks=[end_at_once()],
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=config.keep_checkpoints + 1,
-                checkpoint_score_attribute=_SCORE,
+                checkpoint_score_attribute=SCORE,
                 checkpoint_score_order="max",
             ),
         ),

@@ -111,12 +111,11 @@ def restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: Mapping[str
     """Load the checkpoint in `folder` into the engine.
 
     `train.steps` may differ (the schedule then stretches to the new end), as may all of
-    MAY_CHANGE. With plain and ddp the number of ranks may differ too: weights and optimiser
-    continue exactly, the current epoch's row order does not.
+    MAY_CHANGE. The number of ranks may differ too: weights and optimiser continue exactly (what
+    ZeRO has cut by ranks is put together and cut again), the current epoch's row order does not.
 
     Raises:
-        TrainError: the recipe, the rows, or under ZeRO the number of ranks are others, or a file
-            is damaged.
+        TrainError: the recipe or the rows are others, or a file is damaged.
     """
     state = read_state(folder)
     kind, fields = describe(recipe)
@@ -132,14 +131,8 @@ def restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: Mapping[str
             f"{folder}: trained on other rows (differs: {', '.join(rows)}); give the run another "
             "--out or name"
         )
-    if state.world != engine.world and recipe.train.engine == "deepspeed":
-        raise TrainError(
-            f"{folder}: written by {state.world} ranks, now {engine.world}; ZeRO state is cut by "
-            f"ranks. Run with {state.world} workers, or convert {folder / 'deepspeed'} with "
-            "`python -m deepspeed.checkpoint.ds_to_universal`"
-        )
     try:
-        engine.load(folder)
+        engine.load(folder, state.world)
     except (SafetensorError, OSError, EOFError, UnpicklingError) as error:
         raise _damaged(folder, error) from error
     except RuntimeError as error:

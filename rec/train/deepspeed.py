@@ -15,9 +15,20 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
+import shutil
+import tempfile
 import time
-from contextlib import AbstractContextManager, nullcontext
+import uuid
+from collections.abc import Iterator
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -104,10 +115,29 @@ class DeepSpeedEngine:
                 raise OSError(errno.EIO, told, str(folder / _FOLDER)) from error
             raise
 
-    def load(self, folder: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder / _FOLDER), tag=_TAG)
+    def load(self, folder: Path, world: int) -> None:
+        if world == self.world or not self._train.zero_stage:  # stage 0 cuts nothing
+            self._load(folder / _FOLDER, _TAG)
+            return
+        options = [{**group, "params": None} for group in self._engine.optimizer.param_groups]
+        with _whole_again(folder / _FOLDER / _TAG) as whole:
+            self._engine._config.load_universal_checkpoint = True
+            try:
+                self._load(whole.parent, whole.name)
+            finally:
+                self._engine._config.load_universal_checkpoint = False
+        # stage 3 has given all groups the decay and the rate of the first one, and all parameters
+        # one tensor to count steps in, which each of them would add to
+        for group, before in zip(self._engine.optimizer.param_groups, options, strict=True):
+            group.update({name: value for name, value in before.items() if name != "params"})
+        for state in self._engine.basic_optimizer.state.values():
+            if isinstance(step := state.get("step"), Tensor):
+                state["step"] = step.clone()
+
+    def _load(self, folder: Path, tag: str) -> None:
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
-            raise TrainError(f"{folder / _FOLDER}: DeepSpeed found no state of tag '{_TAG}' there")
+            raise TrainError(f"{folder}: DeepSpeed found no state of tag '{tag}' there")
 
     def _whole_weights(self) -> dict[str, Tensor]:
         """All weights from the fp32 masters; a collective call."""
@@ -125,6 +155,57 @@ class DeepSpeedEngine:
             if self.rank == 0:
                 whole[name] = value.detach().cpu()
         return whole
+
+
+@contextmanager
+def _whole_again(cut: Path) -> Iterator[Path]:
+    """A folder, on this node, with the state in `cut` as DeepSpeed's universal checkpoint, which
+    any number of ranks may load. All ranks call this; one of each node converts.
+
+    Raises:
+        TrainError: it cannot be converted; on every rank.
+    """
+    names = [f"raycall-universal-{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(names)
+    whole = Path(tempfile.gettempdir()) / names[0] / _TAG
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        errors: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, _convert(cut, whole) if first else None)
+        for error in errors:
+            if error is not None:
+                raise TrainError(
+                    f"{cut}: cannot be made whole for another number of ranks: {error}"
+                )
+        yield whole
+        dist.barrier()
+    finally:
+        if first:
+            shutil.rmtree(whole.parent, ignore_errors=True)
+
+
+def _convert(cut: Path, whole: Path) -> str | None:
+    """Write the universal checkpoint; what went wrong."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    whole.mkdir(parents=True)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            ds_to_universal.main(
+                argparse.Namespace(
+                    input_folder=str(cut),
+                    output_folder=str(whole),
+                    num_extract_workers=1,  # more are processes forked beside threads
+                    num_merge_workers=1,
+                    keep_temp_folder=False,
+                    strict=True,
+                    inject_missing_state=True,
+                )
+            )
+    except Exception as error:  # other ranks wait for what becomes of this
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _refuse(train: TrainConfig, model: nn.Module) -> None:

@@ -65,7 +65,9 @@ class Engine(Protocol):
         """Every rank writes what it alone has; rank 0 also MODEL_FILE, whole and in fp32."""
         ...
 
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path, world: int) -> None:
+        """Take up what `world` ranks have saved; every rank calls it."""
+        ...
 
 
 class Dispatch(nn.Module):
@@ -137,7 +139,7 @@ class PlainEngine:
         flat = {f"{i}.{key}": v for i, slot in state.items() for key, v in slot.items()}
         save_tensors(flat, folder / OPTIMIZER_FILE)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, world: int) -> None:  # noqa: ARG002  (nothing here is cut by ranks)
         load_weights(self._model, folder / MODEL_FILE)
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in load_file(folder / OPTIMIZER_FILE).items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -82,12 +82,13 @@ def validate(engine: Engine, recipe: Recipe[B], heldout: HeldOut[B]) -> dict[str
     return {f"validation/{name}": value for name, value in sums.means().items()}
 
 
-def _any_rank(flag: bool, engine: Engine) -> bool:
+def _any_rank(flags: Sequence[bool], engine: Engine) -> list[bool]:
+    """Which of the flags are true on any rank."""
     if engine.world == 1:
-        return flag
-    value = torch.tensor(float(flag), device=engine.device)
-    dist.all_reduce(value)
-    return bool(value)
+        return list(flags)
+    values = torch.tensor([float(flag) for flag in flags], device=engine.device)
+    dist.all_reduce(values)
+    return [bool(value) for value in values.tolist()]
 
 
 def _check_finite(step: int, values: Mapping[str, float]) -> None:
@@ -149,9 +150,11 @@ def run(
     data: Mapping[str, Any],
     start_step: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
     measure: Measure | None = None,
 ) -> Outcome:
-    """Train to train.steps, or to the end of the step in which any rank's `stop()` is true.
+    """Train to train.steps, or to the end of the step in which any rank's `stop()` is true; where
+    any rank's `save()` is, with a checkpoint of that step.
 
     Args:
         data: names the rows, for the checkpoints.
@@ -183,7 +186,7 @@ def run(
         losses = {f"train/{name}": value for name, value in sums.means().items()}
         _check_finite(step, {**losses, "grad_norm": float(norm)})
 
-        stopping = _any_rank(stop(), engine)
+        stopping, saving = _any_rank((stop(), save()), engine)
         ending = step == train.steps or stopping
         validated: dict[str, float] = {}
         record = {**losses, "lr": train.learning_rate * rate, "grad_norm": float(norm)}
@@ -202,7 +205,7 @@ def run(
             _check_finite(step, validated)
         if log and logging:
             log.write(step, {**record, **validated})
-        if step % train.checkpoint_every == 0 or ending or validated:
+        if step % train.checkpoint_every == 0 or ending or validated or saving:
             _save(store, engine, recipe, step, data, validated)
             if log:
                 log.flush()

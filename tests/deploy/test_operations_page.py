@@ -132,3 +132,12 @@ def test_ray_job_submit_has_the_options() -> None:
     assert found
     for line in found:
         assert set(re.findall(r"--[a-z-]+", line)) <= known
+
+
+def test_the_nightly_command_is_one_that_it_takes() -> None:
+    from jobs import nightly
+
+    (line,) = [one for one in commands() if "python -m jobs.nightly" in one]
+    words = shlex.split(line.partition("jobs.nightly ")[2].replace("$BUCKET", "b"))
+    options = nightly.arguments(words).parse_args(words)
+    assert nightly.configure(options).source.model_dump()["path"].endswith(str(options.day))

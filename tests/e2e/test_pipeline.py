@@ -8,8 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +20,8 @@ from rec.artifacts import file_entry, read_manifest, verify
 from rec.config import ConfigError
 from rec.data.ledger import Ledger
 from rec.data.tables import read_tables
+from rec.retrieval.filters import Range
+from rec.retrieval.index import Index
 
 _SMALL = [
     "--recipe",
@@ -96,6 +100,14 @@ def test_raw_items_to_an_answered_query(finished: tuple[Path, str]) -> None:
     assert users["sequence-encoder"].metrics["cutoff"] == rows.metrics["cutoff"]
     assert users["index"].lineage["encoder"] == users["sequence-encoder"].version
     assert users["index"].config["num_items"] == made.metrics["num_items"]
+    for folder in ("index", "users/index"):  # what is known of items can be filtered by
+        index, late = Index.open(str(out / folder)), datetime(2100, 1, 1, tzinfo=UTC)
+        for where, fits in (
+            (Range(column="published_at", below=late), True),
+            (Range(column="published_at", least=late), False),
+        ):
+            found = index.search(np.ones((1, index.dim), np.float32), 5, where=where)
+            assert ((found.rows >= 0) == fits).all()
 
     figures = json.loads((out / "report" / "metrics.json").read_text())
     assert figures

@@ -7,7 +7,18 @@ from collections.abc import Callable
 import pytest
 
 import serve_apps.__main__ as serve
-from jobs import embed, evaluate, index, ingest, pipeline, sequences, train
+from jobs import (
+    clusters,
+    embed,
+    evaluate,
+    index,
+    ingest,
+    neighbours,
+    nightly,
+    pipeline,
+    sequences,
+    train,
+)
 from tune import recall
 
 Main = Callable[[list[str]], int]
@@ -25,9 +36,12 @@ Main = Callable[[list[str]], int]
         (pipeline.main, [], ["recipe.train.steps = 200", "source.num_items = 500", "index."]),
         (pipeline.main, ["--recipe", "rec.recipes.content:debug"], ["recipe.train.steps = 30"]),
         (pipeline.main, [], ["users.recipe.train.steps = 300", "users.domain = None"]),
+        (nightly.main, [], ["train_every = 7  (int)", "canary.least_found = 0.95"]),
         (pipeline.main, ["--source", "exercises"], ["source.path = PATH", "users = None"]),
         (sequences.main, [], ["min_item_events = 1  (int)", "items.list_separator = |"]),
         (embed.main, [], ["batch_size = "]),
+        (neighbours.main, [], ["k = 50  (int)  neighbours an item"]),
+        (clusters.main, [], ["workers = 2  (int)  Ray tasks at once"]),
         (evaluate.main, [], ["max_items = "]),
         (evaluate.main, ["--rows", "ROWS"], ["tune_users = 5000  (int)", "index.factory = "]),
         (index.main, [], ["recall_target = "]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,36 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "python -m jobs.index --embeddings" in printed
     assert all(f"  {name} = " in printed for name in IndexConfig.model_fields)
+
+
+def test_parquet_of_ones_own_is_told_how_to_become_a_table(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(table, "manifest.json").unlink()
+    for place in (table, str(Path(table, "r", "part-0.parquet"))):
+        assert job.main(["--embeddings", place, "--out", str(tmp_path / "i")]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith(f"index: {place}/manifest.json: not found, though there is Parquet")
+        assert "rec.retrieval.table.write_table" in told
+    assert job.main(["--embeddings", str(tmp_path / "no"), "--out", str(tmp_path / "i")]) == 1
+    assert "expected a published 'embedding-table'" in capsys.readouterr().err
+
+
+def test_keep_works_alone_and_says_what_stays(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "i"
+    for shards in (1, 2, 3):
+        where = ["--embeddings", table, "--out", str(out)]
+        assert job.main([*where, "--set", f"num_shards={shards}"]) == 0
+    assert job.main(["--out", str(out), "--keep", "1"]) == 0
+    assert "removed 0 versions that are no longer kept, 3 are left; what was written or in use" in (
+        capsys.readouterr().out
+    )
+    for path in out.rglob("*"):
+        os.utime(path, (0, 0))
+    assert job.main(["--out", str(out), "--keep", "1"]) == 0
+    assert "removed 2 versions that are no longer kept, 1 are left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--keep", "--workers", "--log-seq"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import clusters, neighbours
+from jobs.neighbours import NeighboursConfig
 from rec import artifacts
 from rec.retrieval.build import build_index
 from rec.retrieval.index import Index
+from rec.retrieval.spec import IndexConfig
 from rec.schema import EMBEDDINGS
 
 
@@ -56,6 +59,39 @@ def test_neighbours_of_every_item(table: str, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
+def test_neighbours_of_the_version_that_the_job_began_with(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is published meanwhile; and the tables before the last do not stay for good."""
+    uri, out = str(tmp_path / "i"), tmp_path / "n"
+    first = build_index(table, uri)
+    real = artifacts.verify
+
+    def published_again(place: str, manifest: artifacts.Manifest) -> None:
+        real(place, manifest)
+        monkeypatch.setattr(artifacts, "verify", real)
+        build_index(table, uri, IndexConfig(num_shards=2))
+
+    roots = []
+    for number in range(3):
+        if not number:
+            monkeypatch.setattr(artifacts, "verify", published_again)
+        made = neighbours.run(uri, str(out), NeighboursConfig(k=3, num_actors=1))
+        roots.append(made.root)
+        assert (made.lineage["index"] == first.version) == (not number)
+        assert made.metrics["num_rows"] == 900
+        for path in [out, *out.rglob("*")]:
+            os.utime(path, (0, 0))
+    (out / f"manifest.json.{'0' * 32}.tmp").write_text("{")
+    os.utime(out / f"manifest.json.{'0' * 32}.tmp", (0, 0))
+    assert sorted(path.name for path in out.glob("n-*")) == sorted(roots[1:])
+    neighbours.run(uri, str(out), NeighboursConfig(k=2, num_actors=1))
+    assert not list(out.glob("*.tmp"))
+    assert roots[1] not in [path.name for path in out.glob("n-*")]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_neighbours_of_a_damaged_index_are_refused_in_a_line(
     table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +101,23 @@ def test_neighbours_of_a_damaged_index_are_refused_in_a_line(
     assert neighbours.main(["--index", str(tmp_path / "i"), "--out", str(tmp_path / "n")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"neighbours: {file}: ")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
+def test_what_another_job_published_is_not_written_over(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "index")
+    build_index(table, index)
+    before = sorted(path.name for path in Path(index).iterdir())
+    for job, flag, source in ((clusters, "--embeddings", table), (neighbours, "--index", index)):
+        for out in (table, index):
+            assert job.main([flag, source, "--out", out]) == 1
+            (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+            assert out in line
+            assert "give another --out" in line or "artifact, expected" in line
+    assert sorted(path.name for path in Path(index).iterdir()) == before
 
 
 @pytest.mark.ray
@@ -87,3 +140,11 @@ def test_planted_clusters_are_found(
     assert {int(hit.ids[0, 0])} == found[0]
     assert clusters.main([*places, "num_clusters=1000"]) == 1
     assert "300 vectors for 1000 clusters" in capsys.readouterr().err
+    assert clusters.main([*places, "num_clusters=3", "seed=-1"]) == 1
+    assert "seed: Input should be greater" in capsys.readouterr().err
+    for _ in range(2):
+        for path in Path(out).rglob("*"):
+            os.utime(path, (0, 0))
+        assert clusters.main([*places, "num_clusters=3"]) == 0
+    for folder in (Path(out).glob("v-*"), Path(out, "assignments").glob("k-*")):
+        assert len(list(folder)) == 2

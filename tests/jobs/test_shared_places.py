@@ -36,6 +36,7 @@ commands = [
     ["jobs.behaviour", ["--logs", local, "--out", local, "--cutoff", "2026-01-01"]],
     ["jobs.sequences", ["--behaviour", "s3://b/b", "--out", local, "--leave-one-out"]],
     ["jobs.pipeline", ["--out", local]],
+    ["jobs.nightly", ["--out", local]],
 ]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 os.environ["RAY_ADDRESS"] = cluster.address
@@ -71,7 +72,7 @@ def test_every_job_refuses_a_local_place_on_several_nodes(tmp_path: Path) -> Non
     _, status, said = found["head alone"]
     assert status == 1
     assert "(this node takes no tasks)" in said
-    assert len(found["all"]) == 9
+    assert len(found["all"]) == 10
     for module, status, said in found["all"]:
         assert status == 1, module
         assert f"{local}: a path of this machine" in said, (module, said)

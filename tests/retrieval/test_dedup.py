@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tables import clustered, index_of
 
-from rec.retrieval.dedup import DuplicateRule, duplicate_groups, first_of_group
+from rec.retrieval.dedup import DuplicateRule, duplicate_groups
+from rec.retrieval.errors import QueryError
 from rec.retrieval.index import Index
 
 RULE = DuplicateRule(similarity=0.8, max_bits=6, similarity_alone=0.9)
@@ -108,9 +109,27 @@ def test_items_without_a_vector_are_no_duplicates(tmp_path: Path) -> None:
     assert groups.tolist() == list(range(30))
 
 
-def test_first_of_each_group_stays() -> None:
-    groups = {"a": 1, "b": 1, "c": 2, "e": 1}
-    assert first_of_group(["b", "x", "a", "c", "x", "e"], groups) == [0, 1, 3, 4]
+@pytest.mark.parametrize("uneven", [1, 1.9])
+def test_the_norm_makes_no_difference(tmp_path: Path, uneven: float) -> None:
+    vectors = clustered(250)
+    of_unit = duplicate_groups(index_of(tmp_path / "1", vectors), rule=RULE)
+    norms = 5 * np.random.default_rng(0).uniform(1, uneven, (250, 1)).astype("f4")
+    of_longer = duplicate_groups(index_of(tmp_path / "5", vectors * norms), rule=RULE)
+    assert of_longer.tolist() == of_unit.tolist()
+    assert 1 < len(set(of_unit.tolist())) < 250
+
+
+def test_norms_far_apart_are_refused(tmp_path: Path) -> None:
+    vectors = clustered(10)
+    vectors[3] *= 3
+    with pytest.raises(QueryError, match=r"norms from 1 .* to 3 \(item 'item-3'\): .*unit vectors"):
+        duplicate_groups(index_of(tmp_path, vectors))
+
+
+def test_several_vectors_of_an_item_are_refused(tmp_path: Path) -> None:
+    index = index_of(tmp_path, clustered(3), ids=["a", "a", "b"], interests=[0, 1, 0])
+    with pytest.raises(QueryError, match="an item has several vectors"):
+        duplicate_groups(index)
 
 
 def test_hashes_of_another_length(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_what_is_refused(
         choose(scores, np.eye(3), k, trade_off)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_scores_that_overflow_are_refused(sign: int) -> None:
+    scores, vectors = sign * np.full(5, 1e308), clustered(5)
+    assert len(set(mmr(scores, vectors, 3).tolist())) == 3
+    with pytest.raises(QueryError, match=r"scores up to 1e\+308 overflow with trade_off 0\.7"):
+        dpp(scores, vectors, 3)
+    assert len(set(dpp(scores, vectors, 3, 0.5).tolist())) == 3
+
+
 def test_nothing_to_choose_from() -> None:
     for choose in (mmr, dpp):
         with pytest.raises(QueryError, match=r"k is 2\.5, expected a whole number"):

@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tables import DIM, brute_force, clustered, embeddings, index_of
+from tables import DIM, brute_force, clustered, embeddings, index_of, unit
 
 from rec import artifacts
 from rec.retrieval import ann
 from rec.retrieval.build import build_index
 from rec.retrieval.errors import FilterError, IndexBuildError, QueryError, UnknownIdError
-from rec.retrieval.filters import Equal
+from rec.retrieval.filters import Equal, Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
-from rec.retrieval.spec import IndexConfig, factories, num_bytes, num_lists
+from rec.retrieval.spec import IndexConfig, factories, is_uneven, num_bytes, num_lists
 from rec.retrieval.threads import omp_threads
 from rec.retrieval.tune import recall
 
@@ -54,6 +54,18 @@ def test_flat_equals_brute_force(flat: tuple[Index, np.ndarray]) -> None:
     assert ids.tolist() == [[f"item-{i}" for i in row] for row in expected]
     by_hand = np.take_along_axis(queries @ vectors.T, expected, axis=1)
     np.testing.assert_allclose(scores, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_zero", [40, 254])
+def test_exact_search_among_equal_vectors_is_recorded_as_exact(
+    tmp_path: Path, num_zero: int
+) -> None:
+    """Items that nobody chose yet have zeros, all as near to each other as to anything."""
+    vectors = clustered(1000)
+    vectors[::3][:num_zero] = 0.0
+    manifest = build_index(embeddings(tmp_path / "e", vectors), str(tmp_path / "i"))
+    assert manifest.config["factory"] == "Flat"
+    assert manifest.metrics["recall@10"] == manifest.metrics["recall@100"] == 1.0
 
 
 def test_flat_manifest(flat: tuple[Index, np.ndarray]) -> None:
@@ -140,7 +152,7 @@ def test_memory_is_what_was_estimated(tmp_path: Path, kind: str, bytes_a_value: 
     shard = index.parts[0]
     assert isinstance(shard, Shard)
     keys = shard.keys.nbytes + shard._by_id.nbytes
-    held = len(shard.ann.to_bytes()) + keys + shard._lists().nbytes
+    held = len(shard.ann.to_bytes()) + keys + shard._lists.nbytes
     assert num_bytes(num, dim, bytes_a_value, keys / num) == pytest.approx(held, rel=0.15)
 
 
@@ -304,6 +316,39 @@ def test_auto_goes_on_to_a_stronger_kind() -> None:
     kinds = [name.split(",", 1)[1] for name in factories(200_000, 64, IndexConfig())]
     assert kinds == ["PQ32x4fs,Refine(SQ8)", "PQ32x4fs,RFlat", "SQ8", "Flat"]
     assert factories(200_000, 63, IndexConfig())[0].endswith("SQ8")
+
+
+@pytest.mark.parametrize(
+    ("spread", "tail", "uneven"), [(0, 0, False), (0.2, 0, False), (0.5, 0, True), (0, 1.5, True)]
+)
+def test_auto_keeps_full_vectors_of_uneven_norms(spread: float, tail: float, uneven: bool) -> None:
+    rng = np.random.default_rng(0)
+    norms = rng.pareto(tail, 2000) if tail else rng.lognormal(0, spread, 2000)
+    vectors = unit(rng.standard_normal((2000, 32))) * norms[:, None]
+    assert is_uneven(vectors.astype(np.float32)) == uneven
+    assert not is_uneven(np.zeros((5, 32), np.float32))
+    kinds = [name.split(",", 1)[1] for name in factories(200_000, 64, IndexConfig(), uneven=True)]
+    assert kinds == ["Flat"]
+    small = IndexConfig(memory_gb=0.03)
+    assert factories(200_000, 64, small, uneven=True) == factories(200_000, 64, small)
+
+
+def test_short_vectors_are_found_among_long_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rec.retrieval.spec.FLAT_UP_TO", 1000)
+    rng = np.random.default_rng(0)
+    norms = rng.pareto(1.5, 6000)
+    vectors = (clustered(6000) * norms[:, None]).astype(np.float32)
+    uri = embeddings(tmp_path / "e", vectors, columns={"norm": norms.tolist()})
+    config = IndexConfig(attributes=("norm",), num_queries=100)
+    build_index(uri, str(tmp_path / "i"), config)
+    index, queries = Index.open(str(tmp_path / "i")), clustered(50, seed=1)
+    for share in (0.5, 0.1):
+        rows = np.flatnonzero(norms < (bound := float(np.quantile(norms, share))))
+        truth = rows[brute_force(vectors[rows], queries, 10)]
+        hits = index.search(queries, 10, where=Range(column="norm", below=bound))
+        assert recall(hits.rows, truth) >= 0.98
 
 
 def test_auto_tries_on_until_one_does_without_strain(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tables import clustered, embeddings
 
+from rec import copies
 from rec.artifacts import ArtifactError
 from rec.retrieval import versions
 from rec.retrieval.build import build_index
@@ -38,3 +42,44 @@ def test_build_change_compact_roll_back_and_clear_away(s3: str, tmp_path: Path) 
     merged = build_index(table, uri, config.model_copy(update={"merge": True}))
     assert merged.config["num_shards"] == 1
     assert len(Index.open(uri)) == 400
+
+
+@pytest.mark.slow
+def test_copies_of_versions_no_longer_used_are_dropped(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, uri = embeddings(tmp_path / "e", clustered(60)), f"{s3}/index"
+    build_index(table, uri)
+    live = LiveIndex(uri, tmp_path / "log", compact_at=None, keep=3, grace_s=0)
+    place = copies.place("0").parent
+    for number in range(4):
+        live.apply([Delete(f"item-{number}")])
+        live.compact()
+        assert [path.name for path in place.iterdir()] == [live.index.version]
+    live.close()
+    # one that another process is reading stays until it is done, and nobody wants it for a day
+    before = versions.history(uri)[-2]
+    older = place / before.version
+    code = "import sys; from pathlib import Path; from rec import copies\n"
+    code += "assert copies.hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    Index.open(uri, manifest=before)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(older)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        os.utime(older, (0, 0))
+        Index.open(uri)
+        assert older.exists()
+        assert other.stdin is not None
+        other.stdin.close()
+    Index.open(uri)
+    assert [path.name for path in place.iterdir()] == [versions.current(uri)]
+    (place / f"{'0' * 16}.{'1' * 32}.tmp").mkdir()  # of a process that was killed
+    os.utime(place / f"{'0' * 16}.{'1' * 32}.tmp", (0, 0))
+    (place / "folders").mkdir()  # of others
+    os.utime(place / "folders", (0, 0))
+    Index.open(uri)
+    assert {path.name for path in place.iterdir()} == {versions.current(uri), "folders"}

@@ -49,6 +49,7 @@ class Model:
         for change in changes:
             self.items.pop(change.item_id, None)
             if isinstance(change, Put):
+                assert isinstance(change.attributes, dict)  # of all its vectors
                 self.items[change.item_id] = (
                     np.atleast_2d(change.vectors),
                     dict(change.attributes),
@@ -78,7 +79,9 @@ def start(folder: Path, num_items: int = 60, config: IndexConfig = CONFIG) -> Mo
 
 
 def live(folder: Path, **how: Any) -> LiveIndex:
-    return LiveIndex(str(folder / "i"), folder / "log", **{"compact_at": None, **how})
+    return LiveIndex(
+        str(folder / "i"), folder / "log", **{"compact_at": None, "compact_least": 0, **how}
+    )
 
 
 def some_changes(rng: np.random.Generator, model: Model) -> list[Change]:
@@ -231,6 +234,71 @@ def test_compacts_by_itself_past_a_share_of_changes(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_tiny_index_is_not_compacted_for_a_few_changes(tmp_path: Path) -> None:
+    start(tmp_path, 30)
+    index = LiveIndex(str(tmp_path / "i"), tmp_path / "log")  # as it comes
+    for number in range(100):
+        index.apply([Put("item-1", clustered(1, seed=number)[0], {"age": number})])
+    assert index._worker is None
+    index.apply([Put(f"new-{number}", clustered(1)[0]) for number in range(900)])
+    assert index._worker is not None
+    index.close()
+    assert len(versions.history(str(tmp_path / "i"))) == 2
+
+
+def test_a_damaged_history_stops_no_compaction(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=2, grace_s=0)
+    index.apply([Delete("item-0")])
+    index.compact()
+    damaged = next((tmp_path / "i" / "history").glob("*.json"))
+    root = json.loads(damaged.read_text())["root"]
+    damaged.write_text("X" + damaged.read_text()[1:])
+    for number in range(1, 5):
+        index.apply([Delete(f"item-{number}")])
+        assert index.compact() is not None
+    assert f"{damaged}: not a manifest" in caplog.text
+    roots = {path.name for path in (tmp_path / "i").glob("v-*")}
+    assert root in roots  # whoever restores the file finds them
+    assert len(roots) == 3
+    assert len(list((tmp_path / "log").glob("*.log"))) == 2
+    index.close()
+
+
+def test_what_cannot_be_cleared_away_is_told_and_the_new_version_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    index = live(tmp_path, keep=1, grace_s=0)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(versions, "collect", refused)
+    index.apply([Delete("item-0")])
+    manifest = index.compact()
+    assert manifest is not None
+    assert versions.current(str(tmp_path / "i")) == index.index.version == manifest.version
+    told = f"version {manifest.version} is in use, but those before it cannot be cleared away"
+    assert told in caplog.text
+    index.close()
+
+
+def test_a_compaction_after_a_rollback_keeps_what_was_rolled_back_to(tmp_path: Path) -> None:
+    start(tmp_path)
+    uri = str(tmp_path / "i")
+    good = versions.current(uri)
+    build_index(embeddings(tmp_path / "bad", -clustered(60)), uri)
+    versions.rollback(uri)
+    index = live(tmp_path, keep=2, grace_s=0)
+    index.apply([Delete("item-0")])
+    index.compact()
+    index.close()
+    assert versions.rollback(uri).version == good
+
+
 def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> None:
     config = IndexConfig(factory="IVF8,SQ8", num_queries=50, recall_target=0.9)
     start(tmp_path, 1000, config)
@@ -248,6 +316,24 @@ def test_trained_quantiser_is_kept_until_a_fifth_has_changed(tmp_path: Path) -> 
     assert manifest.config["num_changed"] == 0
     assert manifest.config["num_rows"] == 1250
     assert not np.array_equal(index.index.centroids(), before)
+    index.close()
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF8,PQ4x4fs,RFlat"])
+def test_what_is_left_of_a_large_index_is_compacted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, factory: str
+) -> None:
+    start(tmp_path, 600, IndexConfig(factory=factory, num_queries=50))
+    index = live(tmp_path)
+    index.apply([Delete(f"item-{i}") for i in range(595)])
+    manifest = index.compact()
+    assert manifest is not None
+    assert (len(index.index), manifest.config["factory"]) == (5, "Flat")
+    assert f"{tmp_path / 'i'}: 5 rows are too few for {factory}" in caplog.text
+    index.apply([Put(f"new-{i}", v) for i, v in enumerate(clustered(600, seed=1))])
+    manifest = index.compact()
+    assert manifest is not None
+    assert manifest.config["factory"] == factory
     index.close()
 
 
@@ -390,6 +476,7 @@ def test_a_version_published_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     ("name", "values"),
     [
         ("compact_at", ["x", math.nan, math.inf, -1, True, 1j]),
+        ("compact_least", ["x", None, -1, 0.5, True]),
         ("keep", [0, -1, 1.5, "2", None, True]),
         ("grace_s", ["a", None, -1, math.nan, math.inf, 1e10]),
         ("pool", [3, "x"]),
@@ -652,7 +739,8 @@ def test_an_index_has_one_log(tmp_path: Path) -> None:
     start(tmp_path)
     index = live(tmp_path)
     index.apply([Delete("item-0")])
-    with pytest.raises(LogError, match="no log, the changes of this index are in log"):
+    segment = tmp_path / "another" / "changes-0000000000000001.log"
+    with pytest.raises(LogError, match=f"^{segment}: no log, the changes of this index are in log"):
         LiveIndex(str(tmp_path / "i"), tmp_path / "another")
     index.close()
     (tmp_path / "log").rename(tmp_path / "lost")
@@ -909,6 +997,46 @@ def test_a_time_is_no_fraction() -> None:
     for name in schema.names:
         with pytest.raises(ChangeError, match=f"'{name}' is 1.5.*: not a whole number"):
             check([Put("a", clustered(1)[0], {name: 1.5})], DIM, schema)
+
+
+def test_regions_keep_their_boxes_and_numbers(tmp_path: Path) -> None:
+    vectors = clustered(6)
+    boxes = pa.array([[float(n), 0, 1, 1] for n in range(3)], pa.list_(pa.float32()))
+    uri = embeddings(
+        tmp_path / "e", vectors[:3], ["a", "a", "b"], interests=[3, 7, 0], columns={"box": boxes}
+    )
+    build_index(uri, str(tmp_path / "i"), IndexConfig(attributes=("box",)))
+    index = live(tmp_path)
+
+    def held(item_id: str) -> list[tuple[int, list[float]]]:
+        (rows,) = index.index.locate([item_id])
+        of_rows = index.index.attributes(rows)
+        numbers = index.index.interests(rows).tolist()
+        np.testing.assert_allclose(index.index.reconstruct(rows), by_number[item_id], atol=1e-6)
+        return [(n, one["box"]) for n, one in zip(numbers, of_rows, strict=True)]
+
+    by_number = {"a": vectors[[4, 3]], "new": vectors[[3, 4, 5]]}
+    changes = [
+        Put("a", vectors[[3, 4]], [{"box": [9, 9, 2, 2]}, {"box": [4, 4, 1, 1]}], [9, 4]),
+        Put("new", vectors[3:], [{"box": [0, 0, 1, 1]}, {}, {"box": None}]),
+    ]
+    index.apply(changes)
+    for again in (None, "reopened", "compacted"):
+        if again == "reopened":
+            index.close()
+            index = live(tmp_path)
+        if again == "compacted":
+            index.compact()
+        assert held("a") == [(4, [4, 4, 1, 1]), (9, [9, 9, 2, 2])]
+        assert held("new") == [(0, [0, 0, 1, 1]), (1, None), (2, None)]
+    hits = index.index.search(vectors[3:4], 1, where=Equal(column="box", value=9.0))
+    assert (hits.ids[0, 0], hits.interests[0, 0]) == ("a", 9)
+    for wrong in ([0], [0, 0], [0, -1], [0, 2**31], [0, 0.5], [True, 2], "01", 3):
+        with pytest.raises(ChangeError, match=r"interests are .*expected 2 different whole"):
+            index.apply([Put("a", vectors[:2], {}, wrong)])  # type: ignore[arg-type]
+    with pytest.raises(ChangeError, match="or a list of one for each of 2 vectors"):
+        index.apply([Put("a", vectors[:2], [{}])])
+    index.close()
 
 
 def test_changes_as_bytes() -> None:

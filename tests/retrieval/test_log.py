@@ -91,7 +91,9 @@ def test_a_known_log_that_is_empty_has_lost_its_changes(tmp_path: Path, left: in
     filled(tmp_path, PAYLOADS)
     (path,) = tmp_path.glob("*.log")
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(LogError, match="an empty log, the changes of this index are in log abc"):
+    with pytest.raises(
+        LogError, match=f"^{path}: an empty log, the changes of this index are in log abc"
+    ):
         ChangeLog(tmp_path, ABOUT, identity="abc")
 
 

@@ -23,7 +23,7 @@ from rec.retrieval import staging, versions
 from rec.retrieval.ann import Ann
 from rec.retrieval.build import build_index
 from rec.retrieval.changes import Delete, Put
-from rec.retrieval.clusters import ClusterRecall, add_up, first_centres, nearest
+from rec.retrieval.clusters import ClusterRecall, add_up, first_centres, kmeans, nearest
 from rec.retrieval.dedup import duplicate_groups
 from rec.retrieval.diversity import dpp, mmr
 from rec.retrieval.errors import (
@@ -40,6 +40,7 @@ from rec.retrieval.interests import UserInterests, quotas, recall_interests
 from rec.retrieval.live import LiveIndex
 from rec.retrieval.neighbours import neighbours
 from rec.retrieval.spec import IndexConfig
+from rec.retrieval.table import write_table
 
 ROWS = 60
 NAN = float("nan")
@@ -80,6 +81,9 @@ def user(vectors: Any = V[:2], weights: Any = ONES) -> list[UserInterests]:
         (lambda i: i.search(V[:1], 3, num_threads="x"), "num_threads is 'x', expected a whole"),
         (lambda i: i.search(V[:1], 3, num_threads=0), "num_threads is 0, expected 1 to"),
         (lambda i: i.search(V[:1], 3, num_threads=-1), "num_threads is -1, expected 1 to"),
+        (lambda i: i.search_ids(["item-1"], 3, exclude=[[], []]), "2 lists of excluded ids for 1"),
+        (lambda i: i.search_ids(["item-1"], 3, exclude="x"), "exclude is 'x', expected a list"),
+        (lambda _: kmeans([], lambda _: add_up([], V[:2]), V[:2]), "no vectors to cluster"),
         (lambda i: i.ids([0, ROWS]), f"row {ROWS} is not there: expected -1 to {ROWS - 1}"),
         (lambda i: i.ids(np.array([-2])), "row -2 is not there"),
         (lambda i: i.ids([0.5]), "rows are of type float64"),
@@ -165,6 +169,9 @@ def test_lists_in_place_of_arrays(index: Index) -> None:
     assert ClusterRecall([], [], []).recall(["a"], 5).tolist() == []  # type: ignore[arg-type]
     assert index.ids([0, -1]).tolist() == [index.ids(np.array([0]))[0], None]
     assert index.reconstruct([]).shape == (0, DIM)
+    near = index.search_ids(["item-1", "item-2"], 3).ids
+    others = index.search_ids(["item-1", "item-2"], 2, exclude=[[near[0, 0]], ()]).ids
+    assert others.tolist() == [near[0, 1:].tolist(), near[1, :2].tolist()]
     empty = user([], [])
     assert [len(found.ids) for found in recall_interests(index, empty, 5)] == [0]
 
@@ -228,6 +235,33 @@ def test_configs(fields: dict[str, Any]) -> None:
         IndexConfig(**fields)
 
 
+def test_queries_of_another_encoder(published: Path, tmp_path: Path) -> None:
+    for encoder, fits in (("enc-1", True), (None, True), ("enc-2", False)):
+        uri = str(tmp_path / f"{encoder}")
+        write_table(uri, ["q"], V[:1], encoder=encoder)
+        if fits:
+            build_index(str(published / "e"), str(tmp_path / "i"), queries_uri=uri)
+            continue
+        with pytest.raises(IndexBuildError, match=r"enc-2: queries of encoder enc-2, .* of enc-1"):
+            build_index(str(published / "e"), str(tmp_path / "i"), queries_uri=uri)
+
+
+def test_an_index_from_before_rise_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri, folder = embeddings(tmp_path / "e", clustered(300)), tmp_path / "i"
+    built = build_index(uri, str(folder), IndexConfig(factory="IVF4,Flat"))
+    Index.open(str(folder))
+    assert not caplog.text
+    (folder / built.root / "search.json").write_text('{"nprobe": 2, "margin": 0.1}')
+    about = {"config": built.config, "lineage": built.lineage}
+    artifacts.seal(str(folder), built.root, "index", **about)
+    Index.open(str(folder))
+    assert f"{folder}: search.json of version" in caplog.text
+    assert "has no `rise`" in caplog.text
+    assert "build it again" in caplog.text
+
+
 def test_the_least_graph_is_built(tmp_path: Path) -> None:
     uri = embeddings(tmp_path / "e", clustered(300))
     for factory in ("HNSW2", "IVF4_HNSW2,Flat"):
@@ -254,11 +288,23 @@ def test_a_version_that_claims_changes_beyond_the_log_is_undone_by_a_rollback(
     live.close()
 
 
-@pytest.mark.parametrize("uri", [None, 3, b"x"])
+@pytest.mark.parametrize("uri", [None, 3, b"x", ""])
 def test_addresses(uri: Any) -> None:
-    for ask in (Index.open, versions.current, versions.history, versions.collect):
-        with pytest.raises(ArtifactError, match="in place of an address; give a local path"):
+    def write(uri: Any) -> Any:
+        return write_table(uri, ["a"], V[:1])
+
+    asks = (Index.open, versions.current, versions.history, versions.collect, write)
+    for ask in asks:
+        with pytest.raises(ArtifactError, match=f"^{uri!r} in place of an address; give a local"):
             ask(uri)
+
+
+def test_an_empty_address_is_not_the_root(tmp_path: Path) -> None:
+    for ask in (lambda: artifacts.join("", "manifest.json"), lambda: artifacts.filesystem("")):
+        with pytest.raises(ArtifactError, match=r"^'' in place of an address"):
+            ask()
+    with pytest.raises(ArtifactError, match=r"^'' in place of an address"):
+        build_index("", str(tmp_path / "i"))
 
 
 @pytest.mark.parametrize(

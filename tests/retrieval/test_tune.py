@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rec.retrieval.effort import Effort
-from rec.retrieval.tune import Tuner
+from rec.retrieval.fill import Filled
+from rec.retrieval.measure import exchange_ties
+from rec.retrieval.tune import Tuner, hits
 
 _TARGET, _LISTS = 0.95, 512
 
@@ -43,3 +47,29 @@ def test_curve_rises_and_the_chosen_point_is_the_least_that_reaches() -> None:
 def test_what_older_versions_kept_by_another_measure_counts_for_nothing() -> None:
     text = '{"nprobe": 3, "k_factor": 2, "ef": 64, "margin": 0.2}'
     assert Effort.from_json(text) == Effort(nprobe=3, k_factor=2, ef=64, rise=0.0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**32 - 1))
+def test_any_of_equal_items_counts_as_a_hit(seed: int) -> None:
+    """Against a loop: a hit is a row of the true ones, or one that scores as the last of them, as
+    long as one of those is missing."""
+    rng = np.random.default_rng(seed)
+    k, num_rows = int(rng.integers(1, 6)), 12
+    scores = rng.integers(0, 4, (3, num_rows)).astype(np.float32)
+    order = np.argsort(-scores + rng.random(scores.shape) * 0.1, axis=1)[:, :k]
+    true = Filled(order.copy(), np.take_along_axis(scores, order, axis=1))
+    rows = np.stack([rng.permutation(num_rows)[:k] for _ in range(3)])
+    found = Filled(rows, np.take_along_axis(scores, rows, axis=1))
+    if k > 1:  # one thing less to find, one less found
+        true.rows[0, -1] = found.rows[1, 0] = -1
+    expected = []
+    for query in range(3):
+        wanted = [row for row in true.rows[query] if row >= 0]
+        last = min(scores[query, wanted])
+        mine = [row for row in found.rows[query] if row >= 0]
+        missing = [r for r in wanted if r not in mine and scores[query, r] == last]
+        spare = [r for r in mine if r not in wanted and scores[query, r] == last]
+        num_hits = sum(r in wanted for r in mine) + min(len(missing), len(spare))
+        expected.append(num_hits / len(wanted))
+    assert hits(exchange_ties(found, true), true.rows).tolist() == pytest.approx(expected)

@@ -129,6 +129,40 @@ def test_collect_keeps_the_newest_and_the_one_in_use(tmp_path: Path) -> None:
     assert left == {manifest.root for manifest in versions.history(uri)}
 
 
+def test_the_version_that_a_rollback_leads_to_outlives_a_newer_one(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    good, bad = publish(tmp_path, 0), publish(tmp_path, 1)
+    versions.rollback(uri)
+    new = publish(tmp_path, 2)
+    assert versions.collect(uri, keep=2, grace_s=0) == []
+    assert versions.rollback(uri).version == good
+    versions.rollback(uri, new)
+    newest = publish(tmp_path, 3)
+    assert len(versions.collect(uri, keep=2, grace_s=0)) == 2
+    assert [manifest.version for manifest in versions.history(uri)] == [new, newest]
+    assert bad != versions.rollback(uri).version == new
+
+
+def test_collect_removes_what_was_being_written_as_a_publisher_was_killed(tmp_path: Path) -> None:
+    publish(tmp_path, 0)
+    folder, aside = tmp_path / "i", f"{'0' * 32}.tmp"
+    (folder / "history").mkdir(exist_ok=True)
+    left = [
+        folder / f"manifest.json.{aside}",
+        folder / f"log.json.{aside}",
+        folder / "history" / f"0123456789abcdef.json.{aside}",
+    ]
+    other = folder / "notes.tmp"
+    for path in [*left, other]:
+        path.write_text("{")
+    versions.collect(str(folder), keep=1)
+    assert all(path.exists() for path in left)  # they may be being written
+    versions.collect(str(folder), keep=1, grace_s=0)
+    assert not any(path.exists() for path in left)
+    assert other.exists()
+    Index.open(str(folder))
+
+
 def test_equal_contents_published_again_can_be_collected(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
     assert publish(tmp_path, 0) == publish(tmp_path, 0)
@@ -397,3 +431,13 @@ def test_a_history_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "i" / "history" / "0.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"history/0\.json: not a manifest"):
         versions.history(str(tmp_path / "i"))
+
+
+def test_a_damaged_version_is_in_the_way_of_no_other(tmp_path: Path) -> None:
+    uri = str(tmp_path / "i")
+    first, second, third = (publish(tmp_path, seed) for seed in range(3))
+    damaged = tmp_path / "i" / "history" / f"{second}.json"
+    damaged.write_text("{")
+    with pytest.raises(ArtifactError, match=f"no version before {third} is kept"):
+        versions.rollback(uri)
+    assert versions.rollback(uri, first).version == first

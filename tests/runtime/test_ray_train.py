@@ -125,6 +125,11 @@ def test_workers_that_the_engine_is_not_for_are_refused_before_any_starts(
 ) -> None:
     with pytest.raises(TrainError, match="is one process, this run has 2"):
         train(recipe(), rows, str(tmp_path), num_workers=2)
+    chosen = recipe(engine="ddp")
+    with pytest.raises(TrainError, match="min_workers is 3, expected 1 to num_workers, 2"):
+        train(chosen, rows, str(tmp_path), num_workers=2, min_workers=3)
+    with pytest.raises(TrainError, match=r"batch_size 12 must be a multiple .* = 5 x 1"):
+        train(chosen, rows, str(tmp_path), num_workers=6, min_workers=4)
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from tiny_recipe import TinyRecipe, write_rows
 
 from jobs.steps import last_step
 from rec.artifacts import ArtifactError, read_manifest
-from rec.runtime.train import TrainOutcome, train
+from rec.runtime.train import Job, TrainOutcome, train, work
 from rec.train import checkpoint
 from rec.train.engine import MODEL_FILE, TrainError
 from rec.train.metrics import read_records
@@ -266,3 +266,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     (saved[0].parent / ".left-by-a-kill").mkdir()
     assert here(longer, rows, tmp_path).step == 6
     assert not list(saved[0].parent.glob(".*"))
+
+
+def test_a_notice_saves_where_no_checkpoint_is_due(rows: str, tmp_path: Path) -> None:
+    job = Job(recipe(checkpoint_every=100, validate_every=100, steps=9), rows, str(tmp_path))
+    store = checkpoint.LocalStore(tmp_path / "checkpoints", 9)
+    asked = iter([False, False, False, False, True, *[False] * 9])
+    ended = work(job, store, None, 1, notice=lambda: next(asked))
+    assert (ended.step, ended.error) == (9, None)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000009"]

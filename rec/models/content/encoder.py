@@ -29,12 +29,8 @@ from rec.models.content.encoders import Backbones, architectures, backbones_of
 from rec.models.content.pretrain import ContentPretrainer
 
 KIND = "content-encoder"
-_CONFIG, _WEIGHTS, _LABELS, _TOKENIZER = (
-    "config.json",
-    "model.safetensors",
-    "labels.parquet",
-    "tokenizer",
-)
+WEIGHTS, LABELS = "model.safetensors", "labels.parquet"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer"
 
 
 class EncoderConfig(Config):
@@ -82,8 +78,8 @@ def save_encoder(
         staged = Path(folder)
         (staged / _CONFIG).write_text(config.to_json())
         weights = {k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(weights, staged / _WEIGHTS)
-        pq.write_table(table, staged / _LABELS)
+        save_file(weights, staged / WEIGHTS)
+        pq.write_table(table, staged / LABELS)
         shutil.copytree(tokenizer_folder, staged / _TOKENIZER)
         about = {"embedding_dim": model.config.embedding_dim, "inputs": inputs.model_dump()}
         manifest = publish(
@@ -185,13 +181,13 @@ def load_encoder(
     """
     manifest, folder = open_artifact(uri, KIND, manifest=manifest)
     config = EncoderConfig.from_json((folder / _CONFIG).read_text())
-    labels = pq.read_table(folder / _LABELS).sort_by("label_id").column("label").to_pylist()
+    labels = pq.read_table(folder / LABELS).sort_by("label_id").column("label").to_pylist()
     backbones = backbones_of(config.architectures)
     model = ContentPretrainer(config.model, config.inputs, len(labels), backbones)
-    found = load_file(folder / _WEIGHTS)
+    found = load_file(folder / WEIGHTS)
     try:
         model.load_state_dict(found)
     except RuntimeError as error:
-        raise ArtifactError(f"{folder / _WEIGHTS}: does not fit {_CONFIG}: {error}") from error
+        raise ArtifactError(f"{folder / WEIGHTS}: does not fit {_CONFIG}: {error}") from error
     tokenizer = TextTokenizer(folder / _TOKENIZER, config.inputs.max_tokens)
     return ContentEncoder(model.to(device), tokenizer, labels, manifest.version)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from rec.retrieval.filters import Filter
 from serve_apps.backend import Content, Packed, Queries, Searched
 from serve_apps.embed import Embedder
 from serve_apps.errors import ApiError
@@ -32,8 +33,10 @@ class LocalBackend:
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
         return await self.embedder.encode(inputs)
 
-    async def search(self, queries: Queries, k: int, exclude_self: bool) -> Searched:
-        return await self.searcher.search(queries, k, exclude_self)
+    async def search(
+        self, queries: Queries, k: int, exclude_self: bool, where: Filter | None = None
+    ) -> Searched:
+        return await self.searcher.search(queries, k, exclude_self, where)
 
     async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
         return await self.searcher.search_packed(rows, k)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from httpx2 import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rec.retrieval.filters import Filter
 from serve_apps.backend import Packed
 from serve_apps.catalogue import Browsed, Card, Catalogue, Listing, Picture, TagCount
 from serve_apps.embed import Embedder
@@ -34,9 +35,13 @@ class LocalContent:
         return await self.embedder.encode(inputs)
 
     async def search(
-        self, queries: Sequence[np.ndarray | ItemQuery], k: int, exclude_self: bool
+        self,
+        queries: Sequence[np.ndarray | ItemQuery],
+        k: int,
+        exclude_self: bool,
+        where: Filter | None = None,
     ) -> Searched:
-        return await self.searcher.search(queries, k, exclude_self)
+        return await self.searcher.search(queries, k, exclude_self, where)
 
     async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
         return await self.searcher.search_packed(rows, k)

@@ -108,6 +108,14 @@ def _as_said(
         schema = document["components"]["schemas"][name]
     if "anyOf" in schema:
         return st.one_of([_values(document, one, hints, name, broken) for one in schema["anyOf"]])
+    if "oneOf" in schema:  # of which each may hold all again
+        return st.deferred(
+            lambda: st.one_of(
+                [_values(document, one, hints, name, broken) for one in schema["oneOf"]]
+            )
+        )
+    if "const" in schema:
+        return st.just(schema["const"])
     kind = schema["type"]
     if kind == "null":
         return st.none()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,10 @@ class OneFolder:
         self._folder = folder
 
     def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if dist.get_rank() == 0:  # more ranks than these may have written there
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+        dist.barrier()
         write(self._folder)
         dist.barrier()
 
