@@ -57,6 +57,7 @@ def submitting(cluster: Cluster, place: Path, options: argparse.Namespace, repor
         "as a job": lambda out: [*submit, sys.executable, *pipeline(out, options)],
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    _await_agent(submit)
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment["RAY_ADDRESS"] = str(cluster.address)
     for turn in range(options.turns):
@@ -82,6 +83,18 @@ def submitting(cluster: Cluster, place: Path, options: argparse.Namespace, repor
     ratio = medians["as a job"] / medians["in a process"]
     report.add("as a job / in a process", ratio, 1.2, True)
     report.note("; ".join(f"{n}: {', '.join(f'{x:.1f}' for x in s)} s" for n, s in seconds.items()))
+
+
+def _await_agent(submit: list[str]) -> None:
+    """Until a job is taken: the head answers before the agent that starts jobs does."""
+    deadline = time.monotonic() + 180
+    while True:
+        done = subprocess.run([*submit, "true"], capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no job is taken:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        time.sleep(1)
 
 
 def joining(cluster: Cluster, report: Report) -> None:
