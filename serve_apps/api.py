@@ -28,7 +28,10 @@ def _unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
-_WHERE = "only items whose attributes fit, of those that the index was built to keep"
+_WHERE = (
+    "only items whose attributes, of those that the index was built to keep, fit; as in "
+    '{"op": "range", "column": "published_at", "least": "2026-01-01T00:00:00Z"}'
+)
 # the parser first: it bounds how deep and how large a filter is
 Where = Annotated[filters.Filter, BeforeValidator(filters.parse)]
 
@@ -100,7 +103,6 @@ class KnnRequest(Body):
     where: Where | None = Field(
         None,
         description=_WHERE,
-        examples=[{"op": "equal", "column": "language", "value": "en"}],
     )
     model_version: Text | None = Field(
         None, description="refuse (409) unless this is the model that answers"
@@ -152,7 +154,6 @@ class RecommendRequest(Body):
     where: Where | None = Field(
         None,
         description=_WHERE,
-        examples=[{"op": "range", "column": "published_at", "least": "2026-01-01T00:00:00Z"}],
     )
     diversity: float = Field(
         0,

@@ -27,7 +27,15 @@ from rec.data.budget import Budget
 from rec.data.ledger import Ledger
 from rec.data.media import MEDIA_INDEX, MediaConfig, index_rows, media_of_files
 from rec.data.parquet import ParquetFile
-from rec.data.tables import LEDGER, IngestError, Tables, TableSize, changes, shard_file
+from rec.data.tables import (
+    LEDGER,
+    IngestError,
+    Tables,
+    TableSize,
+    changes,
+    shard_file,
+    shard_name,
+)
 from rec.data.tasks import Summary, finished_shards, with_markers
 from rec.file_schemas import columns_of
 from rec.schema import PROBLEMS, TABLES
@@ -189,7 +197,7 @@ def _total(
     for summary in summaries if all("ledger" in each for each in summaries) else ():
         ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
         for name, digest_of_file in summary["sha256"].items():
-            place = shard_file("", name, summary["index"]).lstrip("/")
+            place = shard_name(name, summary["index"])
             num_bytes = summary["sizes"][name][1]
             files[place] = FileEntry(sha256=digest_of_file, num_bytes=num_bytes)
     for name in _schemas(source):

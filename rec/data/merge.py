@@ -23,7 +23,15 @@ from rec.data.budget import Budget
 from rec.data.ledger import Ledger
 from rec.data.media import MEDIA_INDEX
 from rec.data.parquet import ParquetFile, read_row_group, read_table
-from rec.data.tables import LEDGER, IngestError, Tables, TableSize, read_tables, shard_file
+from rec.data.tables import (
+    LEDGER,
+    IngestError,
+    Tables,
+    TableSize,
+    read_tables,
+    shard_file,
+    shard_name,
+)
 from rec.data.tasks import Summary, with_markers
 from rec.schema import PROBLEMS, TABLES
 
@@ -148,7 +156,7 @@ def _total(version: str, parts: list[Tables], summaries: list[Summary]) -> Table
             sizes[name] = TableSize(
                 num_rows=size.num_rows + num_rows, num_bytes=size.num_bytes + num_bytes
             )
-            place = shard_file("", name, summary["index"]).lstrip("/")
+            place = shard_name(name, summary["index"])
             files[place] = FileEntry(sha256=summary["sha256"][name], num_bytes=num_bytes)
             if name != "problems":
                 gone = summary["dropped"][name]

@@ -38,8 +38,13 @@ class Tables(Config):
     problems: tuple[str, ...]  # the first of them
 
 
+def shard_name(table: str, index: int) -> str:
+    """Of a shard below the tables' address."""
+    return f"{table}/shard-{index:05d}.parquet"
+
+
 def shard_file(uri: str, table: str, index: int) -> str:
-    return join(uri, table, f"shard-{index:05d}.parquet")
+    return join(uri, shard_name(table, index))
 
 
 def read_tables(uri: str) -> Tables:

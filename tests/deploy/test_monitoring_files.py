@@ -67,8 +67,8 @@ def test_prometheus_looks_where_the_nodes_export() -> None:
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     assert found["region"] == cluster["provider"]["region"]
     assert found["filters"][0]["values"] == [cluster["cluster_name"]]
-    starts = [cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]]
-    for line in starts:
+    for kind in ("head", "worker"):
+        (line,) = [one for one in cluster[f"{kind}_start_ray_commands"] if "ray start" in one]
         assert f"--metrics-export-port={found['port']} " in line + " "
     (monitor,) = yaml.safe_load_all((ROOT / "deploy/kubernetes/podmonitor.yaml").read_text())
     (pods,) = yaml.safe_load_all((ROOT / "deploy/kubernetes/raycluster.yaml").read_text())

@@ -17,7 +17,7 @@ class Metadata(BaseHTTPRequestHandler):
     """EC2's, version 2: a token first, then 404 until there is a notice."""
 
     looks = 0
-    end = datetime.now(UTC) + timedelta(seconds=120)
+    end: datetime
 
     def do_PUT(self) -> None:
         ok = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in (
@@ -47,7 +47,7 @@ class Metadata(BaseHTTPRequestHandler):
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(spot_notice, "_POLL_S", 0.01)
-    Metadata.looks = 0
+    Metadata.looks, Metadata.end = 0, datetime.now(UTC) + timedelta(seconds=120)
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
