@@ -280,7 +280,8 @@ def _finish(
     for side in ("train", "heldout"):
         found = [summary["counts"][side] for summary in summaries]
         metrics[side] = {name: sum(part[name] for part in found) for name in found[0]}
-    for summary in summaries:
+    # not as they finished: the same rows are the same version
+    for summary in sorted(summaries, key=lambda summary: summary["index"]):
         ledger = ledger.merge(Ledger.from_json(summary["ledger"]))
     entered = ledger.stages["drop duplicates"].rows_in
     dropped = {**ledger.stages["drop duplicates"].dropped, **ledger.stages["drop empty"].dropped}
