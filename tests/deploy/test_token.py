@@ -13,10 +13,14 @@ import pytest
 
 # in a process of its own, for Ray reads its token once
 _HEAD = """
+import socket
 import sys
 from ray.cluster_utils import Cluster
 
-head = {"include_dashboard": True, "num_cpus": 1}
+with socket.socket() as free:  # the agent of another test's Ray has the usual port
+    free.bind(("", 0))
+    port = free.getsockname()[1]
+head = {"include_dashboard": True, "num_cpus": 1, "dashboard_agent_listen_port": port}
 for _ in range(3):  # on a busy machine Ray goes on without a dashboard that is late
     cluster = Cluster(initialize_head=True, head_node_args=head)
     if cluster.head_node.webui_url:
@@ -29,7 +33,7 @@ cluster.shutdown()
 
 
 def environment(**own: str) -> dict[str, str]:
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}  # other tests' too
     return {**ours, **own}
 
 
