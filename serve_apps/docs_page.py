@@ -138,8 +138,10 @@ def _type(about: Json) -> str:
     if "$ref" in about:
         name = about["$ref"].rpartition("/")[2]
         return f'<a href="#{_anchor(name)}">{escape(name)}</a>'
-    if "anyOf" in about:
-        return " or ".join(_type(one) for one in about["anyOf"])
+    if members := about.get("anyOf") or about.get("oneOf"):
+        return " or ".join(_type(one) for one in members)
+    if "const" in about:
+        return f"<code>{escape(str(about['const']))}</code>"
     if "enum" in about:
         return " or ".join(f"<code>{escape(str(one))}</code>" for one in about["enum"])
     if about.get("type") == "array":

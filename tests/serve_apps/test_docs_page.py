@@ -75,6 +75,7 @@ def test_the_page(below: str, served: Any, tables: str, recommendable: dict[str,
             assert name in page.ids
             for field in about.get("properties", {}).values():
                 assert field.get("description", "") in page.text
+        assert "Equal or In or Range or All or AnyOf or Not or null" in page.text
         told = re.findall(r"http://HOST:PORT(\S+) .*?-d '(.*?)'", page.text, re.DOTALL)
         assert {path for path, _ in told} >= ({PATH} if below else {"/v1/embed", "/v1/knn"})
         for path, body in told:
