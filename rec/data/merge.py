@@ -46,7 +46,8 @@ def merge_tables(
     """Write the tables at `deliveries`, oldest first, as one at `uri`; finished shards stay.
 
     Raises:
-        IngestError: a delivery has no finished tables, or two are of different sources' kinds.
+        IngestError: a delivery has no finished tables, two are of different sources' kinds, or
+            `uri` holds tables of another origin.
     """
     parts = [read_tables(place) for place in deliveries]
     if len(kinds := {part.kind for part in parts}) != 1:
@@ -75,13 +76,16 @@ def merge_tables(
 
 
 def _claim(uri: str, version: str) -> None:
-    """Hold `uri` to these deliveries; what was made of others is removed."""
+    """Hold `uri` to these deliveries; what was merged there of others is removed, and nothing
+    else."""
     place = join(uri, "state", "merged.json")
-    if exists(place) and json.loads(read_bytes(place)) == version:
-        return
-    if exists(uri):
+    if exists(place):
+        if json.loads(read_bytes(place)) == version:
+            return
         files, path = filesystem(uri)
         files.delete_dir(path)
+    elif exists(join(uri, LEDGER)) or exists(join(uri, "items")):
+        raise IngestError(f"{uri}: holds tables that were not merged; merge to another place")
     write_atomic(place, json.dumps(version).encode())
 
 

@@ -116,6 +116,14 @@ def test_deliveries_that_do_not_fit_together_are_refused(ray_local: None, tmp_pa
         merge_tables([one, str(tmp_path / "3")], str(tmp_path / "all"))
 
 
+def test_tables_of_another_origin_are_not_written_over(ray_local: None, tmp_path: Path) -> None:
+    one, other = (deliver(tmp_path / name, {name: name}) for name in "ab")
+    before = {file: file.read_bytes() for file in Path(other).rglob("*") if file.is_file()}
+    with pytest.raises(IngestError, match="merge to another place"):
+        merge_tables([one], other)
+    assert {file: file.read_bytes() for file in before} == before
+
+
 def test_facts_are_those_of_the_last_delivery(ray_local: None, tmp_path: Path) -> None:
     first = deliver(tmp_path / "1", {name: name for name in "abcd"})
     second = deliver(tmp_path / "2", {"b": "b", "e": "e"})
