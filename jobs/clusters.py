@@ -89,6 +89,18 @@ def _assign(work: Round) -> int:
     return assigned.num_rows
 
 
+def _in_use(out: str, assignments: str) -> tuple[str | None, str | None]:
+    """Folders of the centres and of the assignments that are published there; none where nothing
+    is. Raises ArtifactError where something else is."""
+    centres = leftovers.root_in_use(out, KIND)
+    assigned = leftovers.root_in_use(assignments, ASSIGNMENTS)
+    if centres and not assigned:
+        raise ArtifactError(
+            f"{out}: holds vectors that are no clusters' centres; give another --out"
+        )
+    return centres, assigned
+
+
 def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Manifest:
     """Cluster and publish; returns the manifest of the centres.
 
@@ -98,14 +110,7 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     """
     config = config or ClustersConfig()
     assignments = artifacts.join(out, "assignments")
-    before = (
-        leftovers.root_in_use(out, KIND),
-        leftovers.root_in_use(assignments, ASSIGNMENTS),
-    )
-    if before[0] and not before[1]:
-        raise ArtifactError(
-            f"{out}: holds vectors that are no clusters' centres; give another --out"
-        )
+    before = _in_use(out, assignments)
     started = time.monotonic()
     source, folder = artifacts.open_artifact(embeddings, "embedding-table")
     table = EmbeddingTable(folder)
