@@ -13,7 +13,8 @@ from serve_apps.errors import ApiError, refusal
 from serve_apps.observe import REFUSED
 
 _FEW = 4  # so many at once are never too many: it is not known yet how long they take
-_WEIGHT = 0.05  # of the latest interval in their mean
+_WEIGHT = 0.02  # of the latest that was done: of a batch that ends at once, less than all of it
+_WEIGHT_ALONE = 0.05
 _FORGET_S = 1.0  # after so long without a request nothing is known any more
 
 
@@ -26,22 +27,26 @@ class Patience(NamedTuple):
 
 class Admission:
     """Of one kind of requests. How long one more would take is how many are under way times the
-    mean interval at which they are done, while there are several (Little's law)."""
+    mean interval at which they are done (Little's law), while there are so many that what can be
+    done sets that interval, and not how seldom they come."""
 
     def __init__(self, patience: Patience, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
         self._under_way = 0
-        self._interval_s = self._alone_s = 0.0  # means; 0: not known
-        self._last_done = self._busy_since = 0.0
+        self._alone_s = 0.0  # mean; 0: not known
+        # with at least _FEW under way: seconds, and how many were done, the latest weighing most
+        self._busy_s = self._busy_done = 0.0
+        self._latest = 0.0
 
     def enter(self) -> float | None:
         """When one more has come, which is to be given to `leave`; None: it may not come."""
         now = self._clock()
-        if now - self._last_done > _FORGET_S and not self._under_way:
-            self._interval_s = 0.0
-        expected_s = (self._under_way + 1) * self._interval_s
+        if not self._under_way and now - self._latest > _FORGET_S:
+            self._busy_s = self._busy_done = 0.0
+        self._pass(now)
+        interval_s = self._busy_s / self._busy_done if self._busy_done else 0.0
         most_s = max(self._patience.seconds, self._patience.times * self._alone_s)
-        if self._under_way >= _FEW and expected_s > most_s:
+        if self._under_way >= _FEW and (self._under_way + 1) * interval_s > most_s:
             return None
         self._under_way += 1
         return -now if self._under_way == 1 else now  # negative: it found nobody
@@ -49,18 +54,19 @@ class Admission:
     def leave(self, came: float) -> None:
         """One is done."""
         now = self._clock()
+        self._pass(now)
+        if self._under_way >= _FEW:
+            self._busy_s *= 1 - _WEIGHT
+            self._busy_done = self._busy_done * (1 - _WEIGHT) + 1
         self._under_way -= 1
-        if self._under_way and self._last_done > self._busy_since:
-            self._interval_s = _mean(self._interval_s, now - self._last_done)
-        elif came < 0 and self._last_done <= self._busy_since:
-            self._alone_s = _mean(self._alone_s, now + came)
-        self._last_done = now
-        if not self._under_way:
-            self._busy_since = now
+        if came < 0 and not self._under_way:
+            took_s = now + came
+            self._alone_s += (took_s - self._alone_s) * (_WEIGHT_ALONE if self._alone_s else 1)
 
-
-def _mean(before: float, value: float) -> float:
-    return before + (value - before) * _WEIGHT if before else value
+    def _pass(self, now: float) -> None:
+        if self._under_way >= _FEW:
+            self._busy_s += now - self._latest
+        self._latest = now
 
 
 class Admitted:

@@ -49,6 +49,27 @@ def test_nothing_is_refused_while_there_is_room() -> None:
     assert not np.isnan(took).any()
 
 
+def test_what_waits_briefly_at_half_of_what_can_be_done_is_taken() -> None:
+    """Requests that come seldom are done seldom, which says nothing of how many could be done."""
+    took = simulate(rate=100.0, seconds=60, patience=Patience(0.0, 4.0))
+    assert np.isnan(took).mean() < 0.001
+
+
+def test_batches_are_counted_whole() -> None:
+    """Sixteen that are done at once in 60 ms: as many again may come, and not five times as many."""
+    clock = Clock()
+    admission = Admission(Patience(0.15), clock)
+    taken: list[int] = []
+    for number in [16] * 20 + [100]:
+        came = [one for _ in range(number) if (one := admission.enter()) is not None]
+        taken.append(len(came))
+        clock.now += 0.06
+        for one in came:
+            admission.leave(one)
+    assert taken[:20] == [16] * 20
+    assert 20 <= taken[20] <= 40  # 0.15 s is enough for 40
+
+
 @pytest.mark.parametrize("times", [3, 10])
 def test_an_overload_is_answered_within_its_time_and_at_full_rate(times: int) -> None:
     took = simulate(rate=200.0 * times, seconds=20, patience=Patience(0.1))
