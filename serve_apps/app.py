@@ -27,9 +27,11 @@ from serve_apps.deployment import (
     ask,
     check_transport,
     follow,
+    gateways,
     not_held,
     operate,
     operator_of,
+    within,
 )
 from serve_apps.errors import ApiError
 from serve_apps.explorer import add_page
@@ -52,8 +54,9 @@ class ServeArgs(Config):
 
     encoder: str  # URI of a "content-encoder" artifact
     index: str  # URI of an "index" artifact made with that encoder
-    # every replica of the gateway holds the index: of one that fits beside them, the fastest way
+    # every replica of the gateway holds the index, or the encoder: the fastest way, of what fits
     index_in_gateway: bool = False
+    encoder_in_gateway: bool = False
     # replicas of the gateway, each of a core, where the configuration does not say how many
     gateways: int = Field(default=1, ge=1)
     items: str | None = None  # folder of tables, for items' titles and pictures and the page at /
@@ -158,55 +161,61 @@ class ServeBackend:
     """The gateway's backend for one release: the two deployments, each call with a deadline.
 
     Each is told the version that is meant: vectors of one model in the index of another would give
-    neighbours that look like any others. Without a deployment `knn` the index is held here.
+    neighbours that look like any others. What has no deployment is held here.
     """
 
     def __init__(
         self,
-        encoder: DeploymentHandle,
+        encoder: DeploymentHandle | None,
         knn: DeploymentHandle | None,
         release: Release,
-        timeout_s: float,
+        args: ServeArgs,
     ) -> None:
-        self._encoder, self._knn, self._timeout_s = encoder, knn, timeout_s
+        self._encoder, self._knn, self._timeout_s = encoder, knn, args.timeout_s
         self._model, self._index = release.encoder.version, release.index.version
-        self._own = _searcher(release) if knn is None else None
+        self._own_encoder = _embedder(args, release) if encoder is None else None
+        self._own_index = _searcher(release) if knn is None else None
 
     async def encode(self, inputs: Sequence[Content]) -> np.ndarray:
-        return await ask(self._timeout_s, self._encoder.encode, self._model, inputs)
+        if self._own_encoder is not None:
+            return await within(self._timeout_s, self._own_encoder.encode(inputs))
+        return await ask(self._timeout_s, _there(self._encoder).encode, self._model, inputs)
 
     async def search(
         self, queries: Queries, k: int, exclude_self: bool, where: Filter | None = None
     ) -> Searched:
         asked = queries, k, exclude_self, where
-        if self._knn is None:
-            return await self._searcher.search(*asked)
-        return await ask(self._timeout_s, self._knn.search, self._index, *asked)
+        if self._own_index is not None:
+            return await self._own_index.search(*asked)
+        return await ask(self._timeout_s, _there(self._knn).search, self._index, *asked)
 
     async def search_packed(self, rows: np.ndarray, k: int) -> Packed:
-        if self._knn is None:
-            return await self._searcher.search_packed(rows, k)
-        return await ask(self._timeout_s, self._knn.search_packed, self._index, rows, k)
+        if self._own_index is not None:
+            return await self._own_index.search_packed(rows, k)
+        return await ask(self._timeout_s, _there(self._knn).search_packed, self._index, rows, k)
 
     async def check_own(self) -> None:
-        """Raises ApiError unless the index that is held here, if one is, answers as it did."""
-        if self._own is not None:
-            await self._own.canary()
+        """Raises ApiError unless what is held here answers as it did."""
+        for one in (self._own_encoder, self._own_index):
+            if one is not None:
+                await one.canary()
 
     async def canary(self) -> None:
         await self.check_own()
-        if self._knn is not None:
-            await ask(self._timeout_s, self._knn.canary)
-        await ask(self._timeout_s, self._encoder.canary)
+        for one in (self._knn, self._encoder):
+            if one is not None:
+                await ask(self._timeout_s, one.canary)
 
-    def close(self) -> None:
-        if self._own is not None:
-            self._own.close()
+    async def close(self) -> None:
+        if self._own_encoder is not None:
+            await self._own_encoder.close()
+        if self._own_index is not None:
+            self._own_index.close()
 
-    @property
-    def _searcher(self) -> Searcher:
-        assert self._own is not None
-        return self._own
+
+def _there(handle: DeploymentHandle | None) -> DeploymentHandle:
+    assert handle is not None
+    return handle
 
 
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.15})
@@ -218,7 +227,7 @@ class Gateway:
         self,
         args: dict[str, Any],
         deployed: dict[str, Any],
-        encoder: DeploymentHandle,
+        encoder: DeploymentHandle | None,
         knn: DeploymentHandle | None,
         items: DeploymentHandle | None = None,
         items_version: str = "",
@@ -229,9 +238,7 @@ class Gateway:
         self._releases: Follower[Pinned[Version, ServeBackend]] = follow(
             self._deployed,
             key=lambda one: one.name,
-            load=lambda one: Pinned(
-                content_version(one), ServeBackend(encoder, knn, one, args_.timeout_s)
-            ),
+            load=lambda one: Pinned(content_version(one), ServeBackend(encoder, knn, one, args_)),
             close=lambda pinned: pinned.backend.close(),
         )
         await self._releases.start()
@@ -260,10 +267,10 @@ def build(args: ServeArgs) -> Application:
         ArtifactError: a manifest cannot be read, the index was made with another encoder, or there
             are no finished tables of items.
     """
-    gateway = Gateway if args.gateways == 1 else Gateway.options(num_replicas=args.gateways)
+    gateway = gateways(Gateway, args.gateways, holds_model=args.encoder_in_gateway)
     deployed = Deployed(first=content_release(args.encoder, args.index)).model_dump()
     plain = args.model_dump()
-    encoder = Encoder.bind(plain, deployed)
+    encoder = None if args.encoder_in_gateway else Encoder.bind(plain, deployed)
     knn = None if args.index_in_gateway else Knn.bind(deployed)
     about = bind_items(args.items) if args.items else (None, "")
     return gateway.bind(plain, deployed, encoder, knn, *about)

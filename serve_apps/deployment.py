@@ -163,6 +163,23 @@ def not_held(version: str) -> ApiError:
     )
 
 
+def gateways(deployment: serve.Deployment, number: int, *, holds_model: bool) -> serve.Deployment:
+    """A gateway in so many replicas; one that holds a model takes a core."""
+    options: dict[str, Any] = {} if number == 1 else {"num_replicas": number}
+    if holds_model:
+        options["ray_actor_options"] = {"num_cpus": 1}
+    return deployment.options(**options) if options else deployment
+
+
+async def within(timeout_s: float, answer: Awaitable[R]) -> R:
+    """The answer, by a deadline; raises ApiError, 504."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await answer
+    except TimeoutError as error:
+        raise ApiError(504, "timeout", f"no answer within {timeout_s} s") from error
+
+
 async def ask(timeout_s: float, method: Any, *args: Any) -> Any:
     """What a deployment's method returns, by a deadline; a call that is late is cancelled.
 
@@ -171,11 +188,10 @@ async def ask(timeout_s: float, method: Any, *args: Any) -> Any:
     """
     response = method.remote(*args)
     try:
-        async with asyncio.timeout(timeout_s):
-            answer = await response
-    except TimeoutError as error:
+        answer = await within(timeout_s, response)
+    except ApiError:
         response.cancel()
-        raise ApiError(504, "timeout", f"no answer within {timeout_s} s") from error
+        raise
     except BackPressureError as error:
         raise ApiError(503, "overloaded", "too many requests", retry_after_s=1) from error
     except (DeploymentUnavailableError, RayActorError) as error:

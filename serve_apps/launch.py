@@ -25,7 +25,7 @@ from rec.client import Client, RequestError
 from rec.config import ConfigError
 from rec.local_ray import prepare_local_ray
 from serve_apps import app, items_app, recommend_app
-from serve_apps.deployment import LOGGING
+from serve_apps.deployment import LOGGING, gateways
 from serve_apps.guard import Access, Guard, is_loopback
 from serve_apps.recommend_gateway import PATH
 
@@ -108,11 +108,16 @@ def logical_cpus(args: app.ServeArgs | None, users: recommend_app.RecommendArgs 
     ask for where that is more, since Serve would wait for them without end or word."""
     deployments: list[serve.Deployment] = []
     if args is not None:
-        deployments += [app.Encoder, *[app.Gateway] * args.gateways]
+        gateway = gateways(app.Gateway, args.gateways, holds_model=args.encoder_in_gateway)
+        deployments += [gateway]
+        deployments += [] if args.encoder_in_gateway else [app.Encoder]
         deployments += [] if args.index_in_gateway else [app.Knn]
         deployments += [items_app.Items] if args.items else []
     if users is not None:
-        deployments += [recommend_app.Recommend, recommend_app.RecommendGateway]
+        gateway = recommend_app.RecommendGateway
+        gateway = gateways(gateway, users.gateways, holds_model=users.in_gateway)
+        deployments += [gateway]
+        deployments += [] if users.in_gateway else [recommend_app.Recommend]
     asked = 0.0
     for one in deployments:
         number = one.num_replicas if isinstance(one.num_replicas, int) else 1

@@ -6,7 +6,7 @@
 # no `from __future__ import annotations`: Ray reads the class that `build` takes off its signature
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI
 from pydantic import Field
@@ -22,9 +22,11 @@ from serve_apps.deployment import (
     ask,
     check_transport,
     follow,
+    gateways,
     not_held,
     operate,
     operator_of,
+    within,
 )
 from serve_apps.errors import ApiError
 from serve_apps.follower import Follower, pin_held
@@ -34,7 +36,6 @@ from serve_apps.recommend_gateway import (
     PATH,
     Asked,
     History,
-    RecommendBackend,
     Recommended,
     RecommendLimits,
     make_pinned_recommend_app,
@@ -46,6 +47,10 @@ from serve_apps.versions import users_release, users_version
 class RecommendArgs(Places):
     """What the application builder takes."""
 
+    # every replica of the gateway holds encoder, index and histories: the fastest way, if they fit
+    in_gateway: bool = False
+    # replicas of the gateway, where the configuration does not say how many
+    gateways: int = Field(default=1, ge=1)
     max_batch: int = Field(default=64, ge=1)  # histories a forward pass
     batch_wait_ms: float = Field(default=2.0, ge=0)  # how long a lone history waits for company
     timeout_s: float = Field(default=30.0, gt=0)  # for one request, queueing included
@@ -123,6 +128,28 @@ class RecommendServeBackend:
     async def canary(self) -> None:
         await ask(self._timeout_s, self._recommend.canary)
 
+    async def check_own(self) -> None:
+        """Nothing is held here."""
+
+    async def close(self) -> None:
+        """The deployment closes what it holds."""
+
+
+class OwnRecommendBackend:
+    """The same, of what the gateway itself holds."""
+
+    def __init__(self, recommender: Recommender, timeout_s: float) -> None:
+        self._recommender, self._timeout_s = recommender, timeout_s
+        self.history, self.users = recommender.history, recommender.users
+        self.canary = self.check_own = recommender.canary
+        self.close = recommender.close
+
+    async def recommend(self, asked: Asked) -> Recommended:
+        return await within(self._timeout_s, self._recommender.recommend(asked))
+
+
+_GatewayBackend: TypeAlias = RecommendServeBackend | OwnRecommendBackend
+
 
 @serve.deployment(**COMMON, ray_actor_options={"num_cpus": 0.1})
 @serve.ingress()
@@ -130,19 +157,32 @@ class RecommendGateway:
     """The HTTP ingress; see `serve_apps.recommend_gateway`."""
 
     async def __init__(
-        self, args: dict[str, Any], deployed: dict[str, Any], recommend: DeploymentHandle
+        self,
+        args: dict[str, Any],
+        deployed: dict[str, Any],
+        recommend: DeploymentHandle | None,
     ) -> None:
         self._args = args_ = RecommendArgs.model_validate(args)
         check_transport(args_.limits.max_body_bytes)
         self._deployed = Deployed.model_validate(deployed)
-        self._releases: Follower[Pinned[RecommendVersion, RecommendBackend]] = follow(
+
+        def load(one: Release) -> Pinned[RecommendVersion, _GatewayBackend]:
+            if recommend is None:
+                backend = OwnRecommendBackend(_recommender(args_, one), args_.timeout_s)
+            else:
+                backend = RecommendServeBackend(recommend, one.name, args_.timeout_s)
+            return Pinned(users_version(one), backend)
+
+        self._releases: Follower[Pinned[RecommendVersion, _GatewayBackend]] = follow(
             self._deployed,
             key=lambda one: one.name,
-            load=lambda one: Pinned(
-                users_version(one), RecommendServeBackend(recommend, one.name, args_.timeout_s)
-            ),
+            load=load,
+            close=lambda pinned: pinned.backend.close(),
         )
         await self._releases.start()
+
+    async def check_health(self) -> None:
+        await self._releases.items()[0].backend.check_own()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         operations = operate(self._args.access, "recommend")
@@ -162,4 +202,6 @@ def build(args: RecommendArgs) -> Application:
     """
     deployed = Deployed(first=users_release(args.encoder, args.index, args.rows)).model_dump()
     plain = args.model_dump()
-    return RecommendGateway.bind(plain, deployed, Recommend.bind(plain, deployed))
+    gateway = gateways(RecommendGateway, args.gateways, holds_model=args.in_gateway)
+    recommend = None if args.in_gateway else Recommend.bind(plain, deployed)
+    return gateway.bind(plain, deployed, recommend)

@@ -56,7 +56,7 @@ def test_what_waits_briefly_at_half_of_what_can_be_done_is_taken() -> None:
 
 
 def test_batches_are_counted_whole() -> None:
-    """Sixteen that are done at once in 60 ms: as many again may come, and not five times as many."""
+    """Sixteen that are done at once in 60 ms: as many may come again, not five times as many."""
     clock = Clock()
     admission = Admission(Patience(0.15), clock)
     taken: list[int] = []

@@ -270,5 +270,7 @@ def test_replicas_never_wait_for_processors_of_a_ray_that_is_started_here(
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     assert logical_cpus(content, users) == 4  # 1 + 9 * .15 + .5 + .1 and .15 + .1: 3.2
     assert logical_cpus(None, users) == 1
+    held = content.model_copy(update={"encoder_in_gateway": True, "index_in_gateway": True})
+    assert logical_cpus(held, users.model_copy(update={"in_gateway": True})) == 11  # 9 + .1 and 1
     monkeypatch.setattr(app, "Knn", app.Knn.options(num_replicas=3))
     assert logical_cpus(content, None) == 4  # 1 + 9 * .15 + 3 * .5 + .1: 3.95

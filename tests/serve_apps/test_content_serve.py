@@ -49,7 +49,8 @@ def running(
     tables: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Running]:
-    """Both services, by the command, on the Ray of this process."""
+    """Both services, by the command, on the Ray of this process; each gateway holds all that it
+    serves (tests/chaos has them apart)."""
     import ray
 
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
@@ -60,7 +61,8 @@ def running(
          "--address", ray.get_runtime_context().gcs_address,
          "--encoder", served.encoder_uri, "--index", served.index_uri, "--items", tables,
          "--user-encoder", users.encoder, "--item-index", users.index, "--sequences", users.rows,
-         "--set", "limits.max_inputs=4", "limits.max_k=20", "limits.max_body_bytes=200_000"],
+         "--set", "limits.max_inputs=4", "limits.max_k=20", "limits.max_body_bytes=200_000",
+         "encoder_in_gateway=true", "index_in_gateway=true", "recommend.in_gateway=true"],
         stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     ) as process:  # fmt: skip
         try:

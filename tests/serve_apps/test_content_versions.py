@@ -95,14 +95,15 @@ def test_a_replica_gives_no_answer_of_another_version(
             await replica(app.Encoder, args, deployed),
             await replica(app.Knn, deployed),
         )
-        backend = app.ServeBackend(*replicas, release, 30)
+        settings = app.ServeArgs.model_validate(args)
+        backend = app.ServeBackend(*replicas, release, settings)
         vectors = await backend.encode([Content("x", served.texts[3], None)])
         found = await backend.search(vectors, 3, exclude_self=False)
         assert (len(found.results[0].ids), found.index_version) == (3, release.index.version)
         await backend.canary()
         manifest = release.index.manifest.model_copy(update={"version": "0" * 16})
         other = Placed(uri="elsewhere", manifest=manifest)
-        later = app.ServeBackend(*replicas, Release(encoder=other, index=other), 30)
+        later = app.ServeBackend(*replicas, Release(encoder=other, index=other), settings)
         for call in (
             later.encode([Content("x", served.texts[3], None)]),
             later.search(vectors, 3, exclude_self=False),
@@ -110,6 +111,29 @@ def test_a_replica_gives_no_answer_of_another_version(
             with pytest.raises(ApiError, match="version 0000000000000000 is not held") as told:
                 await call
             assert (told.value.status, told.value.retry_after_s) == (503, 1)
+
+    asyncio.run(main())
+
+
+def test_a_gateway_that_holds_all_itself_answers_by_the_deadline(served: Any) -> None:
+    from serve_apps import app
+
+    release = content_release(served.encoder_uri, served.index_uri)
+    settings = app.ServeArgs(encoder=served.encoder_uri, index=served.index_uri)
+    content = [Content("x", served.texts[3], None)]
+
+    async def main() -> None:
+        backend = app.ServeBackend(None, None, release, settings)
+        vectors = await backend.encode(content)
+        np.testing.assert_allclose(vectors[0], served.encoder.encode_texts(served.texts[3:4])[0])
+        found = await backend.search(vectors, 3, exclude_self=False)
+        assert (len(found.results[0].ids), found.index_version) == (3, release.index.version)
+        await backend.canary()
+        await backend.close()
+        hasty = settings.model_copy(update={"timeout_s": 1e-6})
+        with pytest.raises(ApiError, match="no answer within") as told:
+            await app.ServeBackend(None, None, release, hasty).encode(content)
+        assert told.value.status == 504
 
     asyncio.run(main())
 
