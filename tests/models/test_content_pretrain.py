@@ -87,6 +87,24 @@ def test_an_item_without_anything_embeds_to_one_finite_vector(batch: ContentBatc
     torch.testing.assert_close(vectors, vectors[:1].expand_as(vectors))
 
 
+@pytest.mark.parametrize("absent", ["frames", "tokens", "audio"])
+def test_what_no_item_has_is_not_encoded_and_changes_nothing(batch: ContentBatch, absent: str):
+    """Beside the same with gradients taken, where a dummy row is."""
+    model, none = small().eval(), {"tokens": "token_mask", "frames": "frame_mask"}
+    mask = none.get(absent, "audio_mask")
+    without = replace(batch, **{mask: torch.zeros_like(getattr(batch, mask))})
+    expected = model.encode_item(without).detach()
+    encoder = {"frames": model.vision, "tokens": model.text, "audio": model.audio}[absent]
+    assert encoder is not None
+    called: list[int] = []
+    encoder.backbone.register_forward_hook(lambda *_: called.append(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(model.encode_item(without), expected)
+        assert called == []
+        model.encode_item(batch)
+        assert called == [1]
+
+
 def test_time_is_read(batch: ContentBatch):
     model = small().eval()
     vectors = model.encode_item(batch)

@@ -62,7 +62,7 @@ def running(
          "--encoder", served.encoder_uri, "--index", served.index_uri, "--items", tables,
          "--user-encoder", users.encoder, "--item-index", users.index, "--sequences", users.rows,
          "--set", "limits.max_inputs=4", "limits.max_k=20", "limits.max_body_bytes=200_000",
-         "encoder_in_gateway=true", "index_in_gateway=true", "recommend.in_gateway=true"],
+         "encoder_in_gateway=true", "index_in_gateway=true", "users.in_gateway=true"],
         stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     ) as process:  # fmt: skip
         try:

@@ -49,6 +49,13 @@ def _pick(output: Any, num_layers: int) -> tuple[Tensor, ...]:
     return (*(output.hidden_states[depth] for depth in lower), output.last_hidden_state)
 
 
+def _no_states(backbone: PreTrainedModel, length: int) -> States:
+    """Of no rows, which transformers' models do not take."""
+    weight = next(backbone.parameters())
+    dim = backbone.config.hidden_size
+    return States((weight.new_zeros(0, length, dim),) * NUM_SCALES, weight.new_zeros(0, dim))
+
+
 class PictureEncoder(nn.Module):
     """A ViT over pictures or log-mel patches. Pooled: the mean over patches (Beyer et al. 2022,
     "Better plain ViT baselines"), of whatever checkpoint.
@@ -69,7 +76,9 @@ class PictureEncoder(nn.Module):
         self.num_patches = (height // self.patch) * (width // self.patch)
 
     def forward(self, pictures: Tensor) -> States:
-        """(N, C, H, W) normalised -> states of S = 1 + patches each."""
+        """(N, C, H, W) normalised -> states of S = 1 + patches each; of S = 1 where N is 0."""
+        if not len(pictures):
+            return _no_states(self.backbone, 1)
         pictures = pictures.to(next(self.backbone.parameters()).dtype)
         output = self.backbone(pictures, output_hidden_states=True, **self.arguments)
         pooled = output.last_hidden_state[:, -self.num_patches :].mean(dim=1)
@@ -91,6 +100,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> States:
         """(N, T) and (N, T), each row with a token -> states of S = T each."""
+        if not len(token_ids):
+            return _no_states(self.backbone, token_ids.shape[1])
         output = self.backbone(
             input_ids=token_ids, attention_mask=token_mask.long(), output_hidden_states=True
         )

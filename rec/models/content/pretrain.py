@@ -39,8 +39,8 @@ class ContentPretrainer(nn.Module):
 
     In training the two views are the frames that the fusion sees, so the vision encoder runs
     once over 2 B pictures; at inference the fusion reads the frames as they are. Encoders see
-    only rows that have their modality, or one dummy row where none has, whose gradient is zero:
-    so every parameter always gets a gradient, on every rank.
+    only rows that have their modality. Where none has, they see one dummy row while gradients are
+    taken, whose gradient is zero, so every parameter always gets one, on every rank.
 
     The projection head belongs to the coupled losses, because its batch norm couples rows. For
     the same reason the fusion reads the encoder's states and not the head's first layer, as
@@ -180,9 +180,9 @@ def _fusion(
 
 
 def _rows(mask: Tensor) -> Tensor:
-    """Positions of True, or position 0 where there is none: the dummy row."""
+    """Positions of True. Where there is none and gradients are taken, position 0: the dummy row."""
     rows = mask.nonzero().squeeze(1)
-    return rows if len(rows) else rows.new_zeros(1)
+    return rows if len(rows) or not torch.is_grad_enabled() else rows.new_zeros(1)
 
 
 def _scatter(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
