@@ -40,6 +40,7 @@ _BATCH, _CALLERS = 64, 16
 # as one machine is best served
 _GATEWAYS = 2
 _IN_GATEWAY = ("--set", "index_in_gateway=true", f"gateways={_GATEWAYS}")
+_ENCODER_TOO = ("--set", "index_in_gateway=true", "encoder_in_gateway=true")
 
 
 def knn_requests(service: Service, path: str, batch: int) -> list[bytes]:
@@ -220,7 +221,7 @@ def embed(report: Report, folder: Path, encoder: str, index: str, seconds: float
             done += 32
         return done / (time.perf_counter() - since)
 
-    with ours(folder, "--encoder", encoder, "--index", index) as service:
+    with ours(folder, "--encoder", encoder, "--index", index, *_ENCODER_TOO) as service:
         for inputs in (1, 8):
             requests = embed_requests(service, inputs, len(sample) // inputs)
             load = Load("127.0.0.1", service.port, seconds, connections=_CALLERS)
