@@ -59,7 +59,8 @@ class Admission:
             self._busy_s *= 1 - _WEIGHT
             self._busy_done = self._busy_done * (1 - _WEIGHT) + 1
         self._under_way -= 1
-        if came < 0 and not self._under_way:
+        # where others never leave a gap, the first of all has to do
+        if came < 0 and not (self._under_way and self._alone_s):
             took_s = now + came
             self._alone_s += (took_s - self._alone_s) * (_WEIGHT_ALONE if self._alone_s else 1)
 

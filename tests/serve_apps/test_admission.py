@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 import numpy as np
 import pytest
@@ -68,6 +69,33 @@ def test_batches_are_counted_whole() -> None:
             admission.leave(one)
     assert taken[:20] == [16] * 20
     assert 20 <= taken[20] <= 40  # 0.15 s is enough for 40
+
+
+@pytest.mark.parametrize("rate", [130.0, 200.0])
+def test_who_begins_under_steady_traffic_takes_it(rate: float) -> None:
+    """Batches of at most sixteen, each 60 ms: 266 a second could be done."""
+    clock, rng = Clock(), np.random.default_rng(0)
+    admission = Admission(Patience(0.02, 4.0), clock)
+    waiting: list[float] = []
+    running: list[float] = []
+    due, end, refused, total = clock.now, math.inf, 0, 0
+    while clock.now < 160.0:
+        if end <= due:
+            clock.now = end
+            for came in running:
+                admission.leave(came)
+            running = []
+        else:
+            clock.now, due, total = due, due + rng.exponential(1 / rate), total + 1
+            came = admission.enter()
+            if came is None:
+                refused += 1
+            else:
+                waiting.append(came)
+        if not running:
+            running, waiting = waiting[:16], waiting[16:]
+            end = clock.now + 0.06 if running else math.inf
+    assert refused / total < 0.01
 
 
 @pytest.mark.parametrize("times", [3, 10])
