@@ -23,6 +23,7 @@ from rec.models.content.encoders import (
     new_backbones,
 )
 from rec.models.content.heads import LabelHead, TermHead
+from rec.nn.collectives import world_size
 from rec.nn.fusion import Modality, PooledFusion, ScaleFusion
 from rec.nn.losses.infonce import infonce
 from rec.nn.losses.masked_tokens import masked_tokens
@@ -39,8 +40,9 @@ class ContentPretrainer(nn.Module):
 
     In training the two views are the frames that the fusion sees, so the vision encoder runs
     once over 2 B pictures; at inference the fusion reads the frames as they are. Encoders see
-    only rows that have their modality. Where none has, they see one dummy row while gradients are
-    taken, whose gradient is zero, so every parameter always gets one, on every rank.
+    only rows that have their modality. Where none has, they see one dummy row in training, whose
+    gradient is zero: every parameter always gets one, and every rank calls every encoder, as ZeRO 3
+    needs also where no gradients are taken.
 
     The projection head belongs to the coupled losses, because its batch norm couples rows. For
     the same reason the fusion reads the encoder's states and not the head's first layer, as
@@ -180,9 +182,10 @@ def _fusion(
 
 
 def _rows(mask: Tensor) -> Tensor:
-    """Positions of True. Where there is none and gradients are taken, position 0: the dummy row."""
+    """Positions of True. Where there is none in training, position 0: the dummy row."""
     rows = mask.nonzero().squeeze(1)
-    return rows if len(rows) or not torch.is_grad_enabled() else rows.new_zeros(1)
+    alone = not torch.is_grad_enabled() and world_size() == 1
+    return rows if len(rows) or alone else rows.new_zeros(1)
 
 
 def _scatter(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
