@@ -31,6 +31,7 @@ from serve_apps.deployment import (
     not_held,
     operate,
     operator_of,
+    own_device,
     within,
 )
 from serve_apps.errors import ApiError
@@ -73,8 +74,6 @@ class ServeArgs(Config):
 
 def _embedder(args: ServeArgs, release: Release) -> "Embedder":
     # seconds to import, and every replica of the gateway and of the index imports this file
-    import torch
-
     from serve_apps.embed import Embedder
 
     found = Embedder(
@@ -82,8 +81,7 @@ def _embedder(args: ServeArgs, release: Release) -> "Embedder":
         release.encoder.version,
         max_batch=args.max_batch,
         max_wait_s=args.batch_wait_ms / 1000,
-        # Ray hides the GPUs from a replica that did not ask for one
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=own_device(),
         manifest=release.encoder.manifest,
         bf16=args.precision == "bf16",
     )

@@ -9,6 +9,7 @@ from collections import Counter as Counted
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import ray
 from pydantic import Field
 from ray import serve
 from ray.exceptions import RayActorError
@@ -161,6 +162,11 @@ def not_held(version: str) -> ApiError:
         f"version {version} is not held here: versions are being swapped",
         retry_after_s=1,
     )
+
+
+def own_device() -> str:
+    """Where this replica's model runs. Ray does not hide GPUs from one that asked for none."""
+    return "cuda" if ray.get_runtime_context().get_accelerator_ids()["GPU"] else "cpu"
 
 
 def gateways(deployment: serve.Deployment, number: int, *, holds_model: bool) -> serve.Deployment:

@@ -26,6 +26,7 @@ from serve_apps.deployment import (
     not_held,
     operate,
     operator_of,
+    own_device,
     within,
 )
 from serve_apps.errors import ApiError
@@ -60,16 +61,13 @@ class RecommendArgs(Places):
 
 
 def _recommender(args: RecommendArgs, release: Release) -> Recommender:
-    import torch  # seconds, and the gateway's replicas import this file too
-
     parts = {name: part for name, part in release if part is not None}
     return Recommender(
         Places(**{name: part.uri for name, part in parts.items()}),
         Places(**{name: part.version for name, part in parts.items()}),
         max_batch=args.max_batch,
         max_wait_s=args.batch_wait_ms / 1000,
-        # Ray hides the GPUs from a replica that did not ask for one
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=own_device(),
         release=release,
     )
 

@@ -82,6 +82,7 @@ def test_a_replica_gives_no_answer_of_another_version(
         return Follower(board, f"replica {len(board.keys(''))}", deployed.first, **how)
 
     monkeypatch.setattr(app, "follow", follow)
+    monkeypatch.setattr(app, "own_device", lambda: "cpu")
     deployed = Deployed(first=release).model_dump()
     args = app.ServeArgs(encoder=served.encoder_uri, index=served.index_uri).model_dump()
 
@@ -115,9 +116,12 @@ def test_a_replica_gives_no_answer_of_another_version(
     asyncio.run(main())
 
 
-def test_a_gateway_that_holds_all_itself_answers_by_the_deadline(served: Any) -> None:
+def test_a_gateway_that_holds_all_itself_answers_by_the_deadline(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from serve_apps import app
 
+    monkeypatch.setattr(app, "own_device", lambda: "cpu")
     release = content_release(served.encoder_uri, served.index_uri)
     settings = app.ServeArgs(encoder=served.encoder_uri, index=served.index_uri)
     content = [Content("x", served.texts[3], None)]

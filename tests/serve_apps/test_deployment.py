@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,3 +74,19 @@ def test_what_goes_wrong_is_an_api_error() -> None:
             ask(5, Method(answer))
         assert (refusal.value.status, refusal.value.kind) == (status, kind)
         assert (refusal.value.retry_after_s is not None) == (status == 503)
+
+
+@pytest.mark.parametrize(("given", "device"), [(["0"], "cuda"), ([], "cpu")])
+def test_a_model_runs_on_a_gpu_that_its_replica_was_given(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], device: str
+) -> None:
+    """And on no other, though it sees those of the machine."""
+    import ray
+    import torch
+
+    from serve_apps.deployment import own_device
+
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": given, "TPU": []})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device() == device
