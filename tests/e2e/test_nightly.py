@@ -21,7 +21,7 @@ from rec.retrieval.filters import Equal
 from rec.retrieval.index import Index
 from serve_apps.keys import new_key
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "serve_apps" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "chaos" / "support"))
 KEY, LINE = new_key("keeper", "admin", 1e6)
 ADJECTIVES = ("red", "deep", "quiet", "wild", "old", "bright")
 NOUNS = ("river", "planet", "garden", "machine", "castle", "forest")
@@ -58,7 +58,7 @@ class Nights:
     def flags(self, day: str) -> list[str]:
         return [
             "--source", "folder", "--path", f"{self.raw}/{{day}}", "--out", str(self.out),
-            "--day", day, "--recipe", "rec.recipes.content:debug", *self.more,
+            "--day", day, "--recipe", "rec.recipes.content:debug", "--workers", "0", *self.more,
             "--set", "recipe.rows.text.vocab_size=150", "recipe.train.steps=4", "warm_steps=2",
             f"train_every={self.train_every}", "source.num_shards=2", "embed.num_actors=1",
             "recipe.train.checkpoint_every=4", "recipe.train.validate_every=4",
