@@ -85,7 +85,11 @@ def _in_a_task(
     import ray
 
     place = artifacts.join(run, Path(checkpoint.path).name)
-    work = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(validate_checkpoint)
+    # Ray 2.60 hides no GPUs from tasks that ask for none, and these would be the training's
+    hidden = {} if num_gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    work = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2, runtime_env=hidden)(
+        validate_checkpoint
+    )
     return figures(ray.get(work.remote(recipe, rows, place)))
 
 

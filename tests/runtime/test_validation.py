@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tiny_recipe import TinyRecipe, write_rows
 from rec import artifacts
 from rec.runtime.checkpoints import SNAPSHOT, forget_removed
 from rec.runtime.train import TrainOutcome, train
-from rec.runtime.validation import FOLDER, forget_figures, new_figures
+from rec.runtime.validation import FOLDER, beside, forget_figures, new_figures
 from rec.train.metrics import read_records
 
 HELD_OUT = 95  # one of the rows that are
@@ -103,6 +104,52 @@ def test_one_that_fails_or_dies_does_not_end_the_training_nor_is_one_lost(
     again = train(dying, rows, str(tmp_path / "dying"), num_workers=1)
     assert validations(again) == {6: {"validation/total": 0.25}, 12: whole[12]}
     assert again.metrics == {"validation/total": 0.25}  # was read, not made again
+
+
+class Tasks:
+    """In place of Ray's: how each is asked for; each ends as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ends: list[Exception | dict[str, float]] = []
+        self.options: list[dict[str, Any]] = []
+        import ray.train  # noqa: F401  (which has tasks of its own)
+
+        monkeypatch.setattr("ray.remote", self._remote)
+        monkeypatch.setattr("ray.get", lambda _: self._end())
+
+    def _remote(self, **options: Any) -> Any:
+        return lambda _: SimpleNamespace(remote=lambda *_: self.options.append(options))
+
+    def _end(self) -> dict[str, float]:
+        ended = self.ends.pop(0)
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    return Tasks(monkeypatch)
+
+
+def validated(num_gpus: int = 0) -> dict[str, Any]:
+    """By what Ray Train is told to do with a checkpoint."""
+    from ray.train import Checkpoint
+
+    config = beside(recipe(), "rows", "run", num_gpus)
+    return config.fn(Checkpoint("/run/step-00000006"))
+
+
+def test_without_a_gpu_of_its_own_it_sees_none(tasks: Tasks) -> None:
+    """Ray hides them no longer, and the training's would be taken."""
+    tasks.ends = [{"validation/total": 0.5}] * 2
+    assert validated() == {"score": -0.5, "validation/total": 0.5}
+    (alone,) = tasks.options
+    assert (alone["num_cpus"], alone["num_gpus"]) == (1, 0)
+    assert alone["runtime_env"] == {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    validated(num_gpus=1)
+    assert tasks.options[1]["num_gpus"] == 1
+    assert not tasks.options[1].get("runtime_env")
 
 
 def test_figures_of_steps_to_come_are_forgotten(tmp_path: Path) -> None:
