@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ray import train as ray_train
 
 FOLDER = "validations"
+_LONGEST_S = 12 * 3600.0  # of one, with waiting for room: a run's end waits for the last
 _FILE = re.compile(r"step-(\d+)\.json")
 
 
@@ -64,9 +65,9 @@ def held_out(
 def beside(recipe: Recipe[Any], rows: str, run: str, num_gpus: int) -> ray_train.ValidationConfig:
     """What Ray Train is to do with a checkpoint that is reported for validation.
 
-    An error of it is told in the driver's output, and the checkpoint counts as not validated. Only
-    a worker that dies would end the training (ray 2.60): so the work is done by a task of the task,
-    whose death is an error of the latter.
+    An error of it is told in the driver's output, and the checkpoint counts as not validated, as
+    one does that took too long. Only a worker that dies would end the training (ray 2.60): so the
+    work is done by a task of the task, whose death is an error of the latter.
 
     Args:
         num_gpus: of the task; without one it takes a core.
@@ -75,6 +76,7 @@ def beside(recipe: Recipe[Any], rows: str, run: str, num_gpus: int) -> ray_train
 
     return ray_train.ValidationConfig(
         fn=cast(Any, partial(_in_a_task, recipe=recipe, rows=rows, run=run, num_gpus=num_gpus)),
+        task_config=ray_train.ValidationTaskConfig(timeout_s=_LONGEST_S),
         ray_remote_kwargs={"num_cpus": 0, "max_retries": -1},
     )
 
@@ -83,13 +85,19 @@ def _in_a_task(
     checkpoint: ray_train.Checkpoint, recipe: Recipe[Any], rows: str, run: str, num_gpus: int
 ) -> dict[str, float]:
     import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
     place = artifacts.join(run, Path(checkpoint.path).name)
     # Ray 2.60 hides no GPUs from tasks that ask for none, and these would be the training's
     hidden = {} if num_gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-    work = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2, runtime_env=hidden)(
+    # begun again here: by Ray, one that its memory monitor ended would be for ever
+    work = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0, runtime_env=hidden)(
         validate_checkpoint
     )
+    try:
+        return figures(ray.get(work.remote(recipe, rows, place)))
+    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
+        print(f"{Path(place).name}: validation is tried once more: {error}", flush=True)
     return figures(ray.get(work.remote(recipe, rows, place)))
 
 

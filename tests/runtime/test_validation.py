@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 from tiny_recipe import TinyRecipe, write_rows
 
 from rec import artifacts
 from rec.runtime.checkpoints import SNAPSHOT, forget_removed
 from rec.runtime.train import TrainOutcome, train
 from rec.runtime.validation import FOLDER, beside, forget_figures, new_figures
+from rec.train.engine import TrainError
 from rec.train.metrics import read_records
 
 HELD_OUT = 95  # one of the rows that are
@@ -150,6 +152,22 @@ def test_without_a_gpu_of_its_own_it_sees_none(tasks: Tasks) -> None:
     validated(num_gpus=1)
     assert tasks.options[1]["num_gpus"] == 1
     assert not tasks.options[1].get("runtime_env")
+
+
+def test_one_whose_worker_is_lost_is_tried_once_more_and_does_not_last_for_ever(
+    tasks: Tasks,
+) -> None:
+    """Ray itself would begin a task that its memory monitor ended again without limit."""
+    tasks.ends = [OutOfMemoryError("no memory"), {"validation/total": 0.5}]
+    assert validated()["score"] == -0.5
+    assert [one["max_retries"] for one in tasks.options] == [0, 0]
+    tasks.ends = [OutOfMemoryError("no memory"), WorkerCrashedError(), {"validation/total": 0.5}]
+    with pytest.raises(WorkerCrashedError):
+        validated()
+    tasks.ends = [TrainError("not finite"), {"validation/total": 0.5}]
+    with pytest.raises(TrainError):  # this would come again
+        validated()
+    assert beside(recipe(), "rows", "run", 0).task_config.timeout_s == 12 * 3600
 
 
 def test_figures_of_steps_to_come_are_forgotten(tmp_path: Path) -> None:
