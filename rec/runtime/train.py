@@ -310,7 +310,9 @@ def _train_on_ray(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
-        validation_config=beside(job.recipe, job.rows, job.run, _spare_gpu(use_gpu, workers[1]))
+        validation_config=beside(
+            job.recipe, job.rows, job.run, _spare_gpu(use_gpu, workers[1]), workers[1]
+        )
         if job.aside
         else None,
         scaling_config=ray_train.ScalingConfig(

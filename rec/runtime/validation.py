@@ -62,7 +62,9 @@ def held_out(
     )
 
 
-def beside(recipe: Recipe[Any], rows: str, run: str, num_gpus: int) -> ray_train.ValidationConfig:
+def beside(
+    recipe: Recipe[Any], rows: str, run: str, num_gpus: int, num_workers: int
+) -> ray_train.ValidationConfig:
     """What Ray Train is to do with a checkpoint that is reported for validation.
 
     An error of it is told in the driver's output, and the checkpoint counts as not validated, as
@@ -71,18 +73,34 @@ def beside(recipe: Recipe[Any], rows: str, run: str, num_gpus: int) -> ray_train
 
     Args:
         num_gpus: of the task; without one it takes a core.
+        num_workers: of the training.
     """
     from ray import train as ray_train
 
     return ray_train.ValidationConfig(
-        fn=cast(Any, partial(_in_a_task, recipe=recipe, rows=rows, run=run, num_gpus=num_gpus)),
+        fn=cast(
+            Any,
+            partial(
+                _in_a_task,
+                recipe=recipe,
+                rows=rows,
+                run=run,
+                num_gpus=num_gpus,
+                num_workers=num_workers,
+            ),
+        ),
         task_config=ray_train.ValidationTaskConfig(timeout_s=_LONGEST_S),
         ray_remote_kwargs={"num_cpus": 0, "max_retries": -1},
     )
 
 
 def _in_a_task(
-    checkpoint: ray_train.Checkpoint, recipe: Recipe[Any], rows: str, run: str, num_gpus: int
+    checkpoint: ray_train.Checkpoint,
+    recipe: Recipe[Any],
+    rows: str,
+    run: str,
+    num_gpus: int,
+    num_workers: int,
 ) -> dict[str, float]:
     import ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
@@ -95,24 +113,29 @@ def _in_a_task(
         validate_checkpoint
     )
     try:
-        return figures(ray.get(work.remote(recipe, rows, place)))
+        return figures(ray.get(work.remote(recipe, rows, place, num_workers)))
     except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as error:
         print(f"{Path(place).name}: validation is tried once more: {error}", flush=True)
-    return figures(ray.get(work.remote(recipe, rows, place)))
+    return figures(ray.get(work.remote(recipe, rows, place, num_workers)))
 
 
-def validate_checkpoint(recipe: Recipe[Any], rows: str, folder: str) -> dict[str, float]:
+def validate_checkpoint(
+    recipe: Recipe[Any], rows: str, folder: str, num_workers: int = 1
+) -> dict[str, float]:
     """Validate the checkpoint in `folder`, local or s3://, in this process, and keep its figures
     beside it in the run; figures that stand are read.
 
-    Batches and random inputs are those of a training by one process, whatever the engine.
+    Batches and random inputs are those of a training by one process, whatever the engine; a forward
+    takes as many rows as one of a rank of `num_workers`, which bounds the memory. Losses that couple
+    rows still see the whole batch where the model is GradCacheable; others see what a rank has.
 
     Raises:
         TrainError: nothing is held out, or a figure is not finite.
     """
     if known := read_figures(folder):
         return known
-    train = recipe.train.model_copy(update={"engine": "plain"})
+    parts = recipe.train.micro_batches * num_workers
+    train = recipe.train.model_copy(update={"engine": "plain", "micro_batches": parts})
     alone: Any = recipe.model_copy(update={"train": train})  # pyright: ignore
     rows_held = held_out(alone, rows, rank=0, world=1, threads=1)
     if rows_held is None:

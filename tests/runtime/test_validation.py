@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
-from tiny_recipe import TinyRecipe, write_rows
+from tiny_recipe import TinyBatch, TinyRecipe, write_rows
 
 from rec import artifacts
 from rec.runtime.checkpoints import SNAPSHOT, forget_removed
 from rec.runtime.train import TrainOutcome, train
-from rec.runtime.validation import FOLDER, beside, forget_figures, new_figures
+from rec.runtime.validation import (
+    FOLDER,
+    beside,
+    forget_figures,
+    new_figures,
+    validate_checkpoint,
+)
 from rec.train.engine import TrainError
 from rec.train.metrics import read_records
 
@@ -138,7 +144,7 @@ def validated(num_gpus: int = 0) -> dict[str, Any]:
     """By what Ray Train is told to do with a checkpoint."""
     from ray.train import Checkpoint
 
-    config = beside(recipe(), "rows", "run", num_gpus)
+    config = beside(recipe(), "rows", "run", num_gpus, num_workers=1)
     return config.fn(Checkpoint("/run/step-00000006"))
 
 
@@ -167,7 +173,26 @@ def test_one_whose_worker_is_lost_is_tried_once_more_and_does_not_last_for_ever(
     tasks.ends = [TrainError("not finite"), {"validation/total": 0.5}]
     with pytest.raises(TrainError):  # this would come again
         validated()
-    assert beside(recipe(), "rows", "run", 0).task_config.timeout_s == 12 * 3600
+    assert beside(recipe(), "rows", "run", 0, num_workers=1).task_config.timeout_s == 12 * 3600
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_it_takes_no_more_rows_at_once_than_a_rank_did(
+    rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coupled: bool
+) -> None:
+    inline = train(recipe(aside=False, coupled=coupled), rows, str(tmp_path), num_workers=0)
+    sizes: list[int] = []
+    rows_of = TinyBatch.rows
+
+    def cut(batch: TinyBatch, start: int, stop: int) -> TinyBatch:
+        sizes.append(stop - start)
+        return rows_of(batch, start, stop)
+
+    monkeypatch.setattr(TinyBatch, "rows", cut)
+    found = validate_checkpoint(recipe(coupled=coupled), rows, inline.last, num_workers=3)
+    assert found == pytest.approx(validations(inline)[12], rel=1e-4)
+    assert len(sizes) == 2 * 3
+    assert max(sizes) <= 12 // 3
 
 
 def test_figures_of_steps_to_come_are_forgotten(tmp_path: Path) -> None:
