@@ -31,9 +31,11 @@ from rec.runtime.stop import clear_stop, sigint_as_before, stop_on_sigterm, watc
 from rec.runtime.validation import (
     beside,
     forget_figures,
+    gpus,
     held_out,
     holds_out,
     new_figures,
+    spare_gpu,
 )
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
@@ -303,7 +305,7 @@ def _train_on_ray(
     # is only tried anew with what is there when this is over
     os.environ.setdefault(_START_TIMEOUT, "60" if is_elastic else "600")
     if use_gpu is None:
-        use_gpu = _gpus() >= workers[1]
+        use_gpu = gpus() >= workers[1]
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
     forget_removed(job.run)
@@ -311,7 +313,7 @@ def _train_on_ray(
         _worker,
         train_loop_config={"job": job},
         validation_config=beside(
-            job.recipe, job.rows, job.run, _spare_gpu(use_gpu, workers[1]), workers[1]
+            job.recipe, job.rows, job.run, spare_gpu(use_gpu, workers[1]), workers[1]
         )
         if job.aside
         else None,
@@ -359,16 +361,3 @@ def _train_on_ray(
     metrics = {k: v for k, v in metrics.items() if k.startswith("validation/")}
     scheme = storage.partition("://")[0] + "://" if "://" in storage else ""
     return _outcome(job, ended, scheme + best.path, scheme + result.checkpoint.path, metrics)
-
-
-def _gpus() -> float:
-    """That Ray has now."""
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
-
-
-def _spare_gpu(use_gpu: bool, num_workers: int) -> int:
-    """GPUs for a validation beside the training: one where Ray has more than the training takes, or
-    starts them when they are asked for. It would wait for the training's end for one of those."""
-    return int(use_gpu and not 0 < _gpus() <= num_workers)

@@ -94,6 +94,19 @@ def beside(
     )
 
 
+def gpus() -> float:
+    """That Ray has now."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+
+
+def spare_gpu(use_gpu: bool, num_workers: int) -> int:
+    """GPUs for a validation beside the training: one where Ray has more than the training takes.
+    For one that has yet to start, or is the training's, it might wait until the training's end."""
+    return int(use_gpu and gpus() > num_workers)
+
+
 def _in_a_task(
     checkpoint: ray_train.Checkpoint,
     recipe: Recipe[Any],
@@ -126,7 +139,7 @@ def validate_checkpoint(
     beside it in the run; figures that stand are read.
 
     Batches and random inputs are those of a training by one process, whatever the engine; a forward
-    takes as many rows as one of a rank of `num_workers`, which bounds the memory. Losses that couple
+    takes as many rows as a rank's of `num_workers`, which bounds the memory. Losses that couple
     rows still see the whole batch where the model is GradCacheable; others see what a rank has.
 
     Raises:

@@ -19,6 +19,7 @@ from rec.runtime.validation import (
     beside,
     forget_figures,
     new_figures,
+    spare_gpu,
     validate_checkpoint,
 )
 from rec.train.engine import TrainError
@@ -112,6 +113,19 @@ def test_one_that_fails_or_dies_does_not_end_the_training_nor_is_one_lost(
     again = train(dying, rows, str(tmp_path / "dying"), num_workers=1)
     assert validations(again) == {6: {"validation/total": 0.25}, 12: whole[12]}
     assert again.metrics == {"validation/total": 0.25}  # was read, not made again
+
+
+@pytest.mark.parametrize(
+    ("use_gpu", "there", "expected"),
+    [(True, 0, 0), (True, 1, 0), (True, 2, 0), (True, 3, 1), (False, 3, 0), (False, 0, 0)],
+)
+def test_a_gpu_is_taken_where_one_is_left_now(
+    monkeypatch: pytest.MonkeyPatch, use_gpu: bool, there: int, expected: int
+) -> None:
+    """One that is started when it is asked for may never be: every validation would wait."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": there} if there else {})
+    assert spare_gpu(use_gpu, num_workers=2) == expected
 
 
 class Tasks:
