@@ -22,6 +22,7 @@ from rec.train.engine import MODEL_FILE, TrainError, load_weights
 
 ALONE = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+_DUE, _SPECS = "pending_training_results", "pending_validation_specs"
 
 
 def last_saved(folder: str) -> int:
@@ -58,9 +59,13 @@ def refuse_other_kind(run: str, num_workers: int) -> None:
         )
 
 
-def forget_removed(run: str) -> None:
+def forget_removed(run: str, *, aside: bool = True) -> None:
     """Take the checkpoints whose folders are gone out of the list of the run in folder `run`;
-    the newest of the rest is then the one to go on from."""
+    the newest of the rest is then the one to go on from.
+
+    Args:
+        aside: checkpoints are validated beside the training; else none is due to be.
+    """
     place = artifacts.join(run, SNAPSHOT)
     if not artifacts.exists(place):
         return
@@ -76,17 +81,18 @@ def forget_removed(run: str) -> None:
         for result, index in pairs
         if artifacts.exists(artifacts.join(run, result["checkpoint_dir_name"]))
     ]
-    if len(left) == len(pairs):
+    there = {result["checkpoint_dir_name"] for result, _ in left} if aside else set[str]()
+    results, specs = listed.get(_DUE, []), listed.get(_SPECS, [])
+    due = zip(results, specs, strict=True)
+    due = [pair for pair in due if pair[0]["checkpoint_dir_name"] in there]
+    if len(left) == len(pairs) and len(due) == len(results):
         return
     newest = max(left, key=lambda pair: pair[1], default=(None, 0))
-    there = {result["checkpoint_dir_name"] for result, _ in left}
-    due = zip(listed["pending_training_results"], listed["pending_validation_specs"], strict=True)
-    due = [pair for pair in due if pair[0]["checkpoint_dir_name"] in there]
     listed |= {
         "checkpoint_results": [result for result, _ in left],
         "checkpoint_report_indices": [index for _, index in left],
         "latest_checkpoint_result": newest[0],
-        "pending_training_results": [result for result, _ in due],
-        "pending_validation_specs": [spec for _, spec in due],
+        _DUE: [result for result, _ in due],
+        _SPECS: [spec for _, spec in due],
     }
     artifacts.write_atomic(place, json.dumps(listed).encode())

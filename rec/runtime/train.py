@@ -123,6 +123,10 @@ def train(
         raise TrainError(f"min_workers is {fewest}, expected 1 to num_workers, {num_workers}")
     for ranks in range(max(fewest, 1), max(num_workers, 1) + 1):
         loop.check(recipe, ranks)
+    if recipe.train.validate_aside and not num_workers:
+        raise TrainError(
+            "train.validate_aside is for a task of Ray's: give --workers 1 or more, or turn it off"
+        )
     published = artifacts.read_manifest(rows, recipe.kind)
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
@@ -308,7 +312,7 @@ def _train_on_ray(
         use_gpu = gpus() >= workers[1]
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
-    forget_removed(job.run)
+    forget_removed(job.run, aside=job.aside)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},

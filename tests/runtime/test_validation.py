@@ -234,3 +234,36 @@ def test_a_removed_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
     left = json.loads((tmp_path / SNAPSHOT).read_text())
     assert left["pending_training_results"] == results[:1]
     assert left["pending_validation_specs"] == [True]
+
+
+def test_without_validation_aside_none_is_waited_for(tmp_path: Path) -> None:
+    """Ray would keep these checkpoints for a validation that nobody makes."""
+    results = [{"version": 0, "checkpoint_dir_name": n, "metrics": {}} for n in ("one", "two")]
+    listed = {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [0, 1],
+        "latest_checkpoint_result": results[1],
+        "pending_training_results": results,
+        "pending_validation_specs": [True, True],
+    }
+    place = tmp_path / SNAPSHOT
+    place.write_text(json.dumps(listed))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    forget_removed(str(tmp_path))
+    assert json.loads(place.read_text()) == listed
+    forget_removed(str(tmp_path), aside=False)
+    none = {"pending_training_results": [], "pending_validation_specs": []}
+    assert json.loads(place.read_text()) == listed | none
+    forget_removed(str(tmp_path), aside=False)
+
+    # a list of a Ray that did not know any
+    (tmp_path / "one").rmdir()
+    place.write_text(json.dumps({k: v for k, v in listed.items() if k not in none}))
+    forget_removed(str(tmp_path))
+    assert json.loads(place.read_text())["checkpoint_results"] == results[1:]
+
+
+def test_without_workers_there_is_nothing_beside_the_training(rows: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"validate_aside.*--workers 1 or more"):
+        train(recipe(), rows, str(tmp_path), num_workers=0)
