@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from bench.harness import RESULTS
 from bench.workload import cores
+from rec.local_ray import KEEP_IDLE
 
 Condition = Callable[[], bool]
 
@@ -35,6 +36,7 @@ class Nodes:
         self._raylets: dict[int, str] = {}  # of the nodes that may be lost -> their ids
 
     def __enter__(self) -> Self:
+        os.environ |= KEEP_IDLE  # as nodes of a cluster have it
         head = {"include_dashboard": False, "num_cpus": self._cpus[0]}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         for number in self._cpus[1:]:

@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 
 from bench.harness import RESULTS, Report, main
 from bench.workload import cores
+from rec.local_ray import KEEP_IDLE
 
 _ROOT = RESULTS.parents[1]
 _JOIN = """
@@ -119,6 +120,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     options.steps = 4 if options.quick else 30
     # without a token: this machine alone reaches the dashboard, and the run leaves no file of it
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= KEEP_IDLE  # as nodes of a cluster have it
     with tempfile.TemporaryDirectory(prefix="raycall-submit-", dir=options.work) as folder:
         head = {"include_dashboard": True, "num_cpus": max(2, cores())}
         cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -14,7 +14,8 @@ vectors and to have the recall of the one before, and the service is asked to us
 another deployment. A version that is refused anywhere is rolled back, and the status is 1.
 
 A night that was stopped or broke goes on with the same command; --dry-run says what it would do.
-Nothing leaves the index: an item that is delivered no longer stays. One job in an --out at a time.
+An item that is delivered no longer stays in the index, but for nights with --whole: then the
+delivery is the catalogue, and what is not in it leaves. One job in an --out at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from jobs.cli import (
     tell_errors,
 )
 from jobs.nightly_canary import CanaryError, check_index, sample, swap
-from jobs.nightly_plan import Night, plan_night, prune, record
+from jobs.nightly_plan import LEFT, Night, plan_night, prune, record
 from jobs.nightly_steps import COUNTS, NightlyConfig, steps_of
 from jobs.pipeline import show_plan
 from jobs.steps import published, run
@@ -81,6 +82,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="one GPU a training process; not given: where Ray has enough now",
+    )
+    flags.add_argument(
+        "--whole",
+        action="store_true",
+        help="the delivery holds all items: those that are not in it leave the index",
     )
     flags.add_argument("--service", metavar="URL", help="the service that is to use the version")
     flags.add_argument("--key-file", help="file, local or s3://, with an API key of role admin")
@@ -150,7 +156,7 @@ def judge(
     built, table = join(out, _INDEX), join(night.folder, "embeddings")
     vectors = join(night.folder, "vectors")
     try:
-        measured = check_index(built, table, vectors, before, config.canary)
+        measured = check_index(built, table, vectors, before, config.canary, night.last)
         print("canary: " + ", ".join(f"{k} {v:.3f}" for k, v in measured.items()), flush=True)
         if client is not None:
             fresh, _ = sample(vectors, config.canary.num_items)
@@ -192,7 +198,8 @@ def run_night(
         return False
     measured = judge(config, night, out, before, client)
     table = read_manifest(join(night.folder, "embeddings")).metrics
-    counts |= {name: table[name] for name in ("embedded", "replaced", "carried", "num_rows")}
+    names = ("embedded", "replaced", "carried", LEFT, "num_rows")
+    counts |= {name: table[name] for name in names if name in table}
     version, model = (read_manifest(one).version for one in (built, night.encoder))
     record(
         night,
@@ -241,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.show:
         print(config.to_json())
         return 0
-    night = plan_night(options.out, options.day, config.train_every)
+    night = plan_night(options.out, options.day, config.train_every, whole=options.whole)
     print(f"nightly: {night.day}; {night.told()}", flush=True)
     if options.dry_run:
         show_plan(steps_of(config, night, options.out), night.folder)

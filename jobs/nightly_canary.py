@@ -33,30 +33,46 @@ class CanaryConfig(Config):
     num_items: int = Field(default=200, ge=1)  # of the fresh, and of all, that are looked up
     least_found: float = Field(default=0.95, ge=0, le=1)  # share that are among their own nearest
     max_recall_drop: float = Field(default=0.05, ge=0)  # of recall@10, from the version before
+    max_left: float = Field(default=0.2, ge=0, le=1)  # share of items there were that may be gone
     swap_s: float = Field(default=600.0, gt=0)  # how long a service may take to swap
 
 
 def check_index(
-    index: str, embeddings: str, vectors: str, before: Manifest | None, config: CanaryConfig
+    index: str,
+    embeddings: str,
+    vectors: str,
+    before: Manifest | None,
+    config: CanaryConfig,
+    last: str | None = None,
 ) -> dict[str, float]:
     """Look fresh and other items up by their own vectors; what was measured.
 
     Args:
         embeddings: the table that the index is made of.
-        vectors: those of it that are fresh.
+        vectors: those of it that are fresh; there may be none.
         before: the version that was in use; None: none was.
+        last: the table of the night before; None: there was none.
 
     Raises:
-        CanaryError: too few are found, vectors are missing, or recall is lower than before.
+        CanaryError: too few are found, vectors are missing, more have left than may, or recall is
+            lower than before.
     """
     table = read_manifest(embeddings, "embedding-table")
     opened = Index.open(index, model=table.lineage["encoder"])
     expected = table.metrics["num_rows"]
     if len(opened) != expected:
         raise CanaryError(f"{index}: {len(opened):,} vectors, {embeddings} holds {expected:,}")
+    were = read_manifest(last).metrics["num_rows"] if last else 0
+    if expected < (1 - config.max_left) * were:
+        raise CanaryError(
+            f"{index}: {expected:,} vectors, {were:,} the night before; max_left is "
+            f"{config.max_left:g}. Was the delivery whole?"
+        )
     measured: dict[str, float] = {}
     for name, place in (("fresh", vectors), ("all", embeddings)):
         ids, queries = sample(place, config.num_items)
+        if not ids:
+            continue
         measured[f"found of {name}"] = share = _found(opened, ids, queries)
         if share < config.least_found:
             raise CanaryError(
@@ -83,7 +99,8 @@ def _found(index: Index, ids: list[str], queries: np.ndarray) -> float:
 
 
 def sample(uri: str, num: int) -> tuple[list[str], np.ndarray]:
-    """Up to `num` ids and (n, D) vectors, from the first rows of files all over a table."""
+    """Up to `num` ids and (n, D) vectors, from the first rows of files all over a table; of an
+    empty one (0, 0)."""
     manifest = read_manifest(uri, "embedding-table")
     files, folder = filesystem(join(uri, manifest.root))
     names = sorted(name for name in manifest.files if name.endswith(".parquet"))
@@ -97,7 +114,7 @@ def sample(uri: str, num: int) -> tuple[list[str], np.ndarray]:
         if batch is not None and batch.num_rows and size > 0:
             ids += batch["id"].to_pylist()
             vectors += [np.array(one, np.float32) for one in batch["vector"].to_pylist()]
-    return ids, np.stack(vectors)
+    return ids, np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
 
 def swap(

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 from pyarrow import fs as pafs
 
-from rec.artifacts import MANIFEST, exists, filesystem, join, write_atomic
+from rec.artifacts import MANIFEST, exists, filesystem, join, read_manifest, write_atomic
 from rec.config import Config, ConfigError
 from rec.data.tables import LEDGER
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 RECORD = "night.json"
+LEFT = "left"  # count of vectors, in the manifest of embeddings of a whole delivery
 
 
 class Record(Config):
@@ -32,7 +33,7 @@ class Record(Config):
 
     day: date
     trained: bool
-    counts: dict[str, int]  # rows delivered, new, altered, unchanged; vectors embedded, carried
+    counts: dict[str, int]  # rows delivered, new, altered, unchanged; vectors embedded, carried...
     model_version: str
     index_version: str | None  # None: nothing had changed
     canary: dict[str, float] = {}
@@ -50,23 +51,28 @@ class Night(NamedTuple):
     start: str | None  # the one whose weights training begins with
     previous: str | None  # table of vectors that is carried on
     facts: str | None  # facts of items that are
+    whole: bool = False  # the delivery holds all items: what is not in it leaves
+    last: str | None = None  # table of vectors of the night before, carried on or not
 
     def told(self) -> str:
         """For people: what becomes of the model, and so of the vectors."""
+        leaving = "; items that were not delivered leave" if self.whole else ""
         if not self.trains:
-            return f"the encoder stays ({self.encoder}): only items that changed are embedded"
+            kept = f"the encoder stays ({self.encoder}): only items that changed are embedded"
+            return kept + leaving
         how = f"from {self.start}" if self.start else "from the beginning"
         return (
             f"the encoder is trained {how}, on {len(self.deliveries)} deliveries: it changes, "
-            "so all items are embedded"
+            f"so all items are embedded{leaving}"
         )
 
 
-def plan_night(out: str, day: date, train_every: int) -> Night:
+def plan_night(out: str, day: date, train_every: int, *, whole: bool = False) -> Night:
     """What the night of `day` does, by the nights that are in the folder `out` already.
 
     Args:
         train_every: days from one training of the encoder to the next; 0: never after the first.
+        whole: the delivery holds all items that there are.
 
     Raises:
         ConfigError: nights of later days are there, or one before has not been finished.
@@ -85,16 +91,16 @@ def plan_night(out: str, day: date, train_every: int) -> Night:
                 f"{join(out, one.isoformat())}: this night was begun and not finished; run it "
                 f"first (--day {one}), or remove the folder if its delivery is not to count"
             )
-    encoder = _newest(out, before, "encoder")
+    encoder, table = (_newest(out, before, name) for name in ("encoder", "embeddings"))
     last = None if encoder is None else date.fromisoformat(encoder.split("/")[-2])
     if encoder is None or last is None or (train_every and (day - last).days >= train_every):
-        since = [one for one in before if last is None or one >= last]
-        places = [_base(out, one) for one in since[:1]]
-        places += [join(out, one.isoformat(), "tables") for one in since[1:]]
+        since = [] if whole else [one for one in before if last is None or one >= last]
+        places = _all_of(out, since)
         deliveries = (*places, join(folder, "tables"))
-        return Night(day, folder, True, deliveries, join(folder, "encoder"), encoder, None, None)
-    table, facts = (_newest(out, before, name) for name in ("embeddings", "facts"))
-    return Night(day, folder, False, (), encoder, None, table, facts)
+        own = join(folder, "encoder")
+        return Night(day, folder, True, deliveries, own, encoder, None, None, whole, table)
+    facts = None if whole else _newest(out, before, "facts")
+    return Night(day, folder, False, (), encoder, None, table, facts, whole, table)
 
 
 def _newest(out: str, nights: list[date], name: str) -> str | None:
@@ -114,8 +120,24 @@ def _embedded(out: str, night: date) -> bool:
     return exists(join(out, night.isoformat(), "embeddings", MANIFEST))
 
 
+def _all_of(out: str, nights: list[date]) -> list[str]:
+    """Tables that together hold all items there were by the last of these nights, of which the
+    first had all that were delivered till then."""
+    wholes = [number for number, one in enumerate(nights) if _was_whole(out, one)]
+    nights = nights[wholes[-1] if wholes else 0 :]
+    places = [_base(out, one) for one in nights[:1]]
+    return places + [join(out, one.isoformat(), "tables") for one in nights[1:]]
+
+
+def _was_whole(out: str, night: date) -> bool:
+    """Whether items left that night, or could have. One on which nothing changed says nothing, and
+    makes no difference."""
+    place = join(out, night.isoformat(), "embeddings")
+    return exists(join(place, MANIFEST)) and LEFT in read_manifest(place).metrics
+
+
 def _base(out: str, night: date) -> str:
-    """All that had been delivered by a night on which the encoder was trained."""
+    """All items there were by a night on which the encoder was trained, or all were delivered."""
     catalogue = join(out, night.isoformat(), "catalogue")
     return catalogue if exists(join(catalogue, LEDGER)) else join(out, night.isoformat(), "tables")
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from jobs import embed, index, ingest, pipeline
 from jobs.nightly_canary import CanaryConfig
-from jobs.nightly_plan import Night
+from jobs.nightly_plan import LEFT, Night
 from jobs.pipeline_users import FILTERS
 from jobs.steps import Step, published
 from rec.artifacts import exists, join, read_manifest
@@ -22,7 +22,7 @@ from rec.data.rows import RowsConfig
 from rec.data.tables import LEDGER, read_tables
 from rec.recipes.content import ContentRecipe
 from rec.retrieval.spec import IndexConfig
-from rec.runtime.changed import carry, changed_rows
+from rec.runtime.changed import any_rows, carry, changed_rows, no_vectors
 from rec.runtime.embed import EmbedConfig
 from rec.runtime.evaluation_tasks import EvaluationConfig
 from rec.sources import AnySource
@@ -143,16 +143,22 @@ def _changed(night: Night) -> Step:
 
     def work() -> bool:
         found = changed_rows(rows, previous, place).metrics
-        print("changed: " + ", ".join(f"{found[name]:,} {name}" for name in COUNTS), flush=True)
-        return bool(found["new"] + found["altered"])
+        told = [f"{found[name]:,} {name}" for name in COUNTS]
+        told += [f"{found['absent']:,} leave"] if night.whole else []
+        print(f"changed: {', '.join(told)}", flush=True)
+        return bool(found["new"] + found["altered"] + (found["absent"] if night.whole else 0))
 
     return Step(
         "changed",
-        {"table": read_manifest(previous).version},
+        {"table": read_manifest(previous).version} | _whole(night),
         ("rows",),
         lambda: published(place, "content-rows"),
         work,
     )
+
+
+def _whole(night: Night) -> dict[str, bool]:
+    return {"whole": True} if night.whole else {}
 
 
 def _facts(night: Night, tables: str) -> Step:
@@ -181,14 +187,20 @@ def _publishing(config: NightlyConfig, night: Night, out: str) -> list[Step]:
         settings["encoder"] = read_manifest(night.encoder).version
 
     def run_embed() -> bool:
-        embed.run(night.encoder, place, vectors, config.embed)
+        if night.previous and not any_rows(place):
+            no_vectors(place, night.previous, vectors)
+        else:
+            embed.run(night.encoder, place, vectors, config.embed)
         return True
 
     def run_carry() -> bool:
-        found = carry(place, vectors, table, night.previous).metrics
+        whole = join(night.folder, "rows") if night.whole and night.previous else None
+        found = carry(place, vectors, table, night.previous, whole).metrics
+        left = f"; {found[LEFT]:,} have left" if whole else ""
         print(
             f"embeddings: {found['num_rows']:,} vectors: {found['embedded']:,} embedded now, "
-            f"{found['replaced']:,} of them in place of others; {found['carried']:,} as they were",
+            f"{found['replaced']:,} of them in place of others; {found['carried']:,} as they "
+            f"were{left}",
             flush=True,
         )
         return True
@@ -209,7 +221,7 @@ def _publishing(config: NightlyConfig, night: Night, out: str) -> list[Step]:
         ),
         Step(
             "embeddings",
-            {},
+            {**_whole(night)},
             ("vectors",),
             lambda: published(table, "embedding-table"),
             run_carry,

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import ray
 from ray._private.node import Node
 
+# Ray ends a worker that has been idle for a second, and a job's next phase imports everything anew:
+# a small ingest took 66 s of processor time instead of 26, and twice as long. Nodes of a cluster
+# have this from their image
+KEEP_IDLE = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
 _SETTINGS = {
-    # Ray ends a worker that has been idle for a second, and a job's next phase imports everything
-    # anew: a small ingest took 66 s of processor time instead of 26, and twice as long
-    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    **KEEP_IDLE,
     # a process of Ray Train's that asks whether this machine is about to be taken away
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }

@@ -74,14 +74,26 @@ def ids_of(places: Sequence[str], column: str) -> pa.Array:
 
 
 def write_without(
-    group: Sequence[str], column: str, gone: pa.Array, schema: pa.Schema, target: str
+    group: Sequence[str],
+    column: str,
+    again: pa.Array,
+    schema: pa.Schema,
+    target: str,
+    among: pa.Array | None = None,
 ) -> dict[str, int]:
-    """Write the rows of some files but those of ids that are gone; how many were "carried" and
-    "replaced"."""
-    read = 0
+    """Write the rows of some files but those of ids that came again and, where `among` is given, of
+    ids that are not among these; how many were "carried", "replaced" and have "left"."""
+    count = {"carried": 0, "replaced": 0, "left": 0}
     with ParquetFile(target, schema) as file:
         for place in group:
             for piece in row_groups(place, schema.names):
-                read += piece.num_rows
-                file.write(piece.filter(pc.invert(pc.is_in(piece.column(column), value_set=gone))))
-    return {"carried": file.num_rows, "replaced": read - file.num_rows}
+                ids = piece.column(column)
+                kept = piece.filter(pc.invert(pc.is_in(ids, value_set=again)))
+                count["replaced"] += piece.num_rows - kept.num_rows
+                if among is not None:
+                    left = kept.num_rows
+                    kept = kept.filter(pc.is_in(kept.column(column), value_set=among))
+                    count["left"] += left - kept.num_rows
+                file.write(kept)
+    count["carried"] = file.num_rows
+    return count

@@ -6,6 +6,7 @@ long as the encoder and the tokenizer are the same, an equal hash means an equal
 
     changed_rows   rows of a delivery, without those that the table knows -> content rows
     carry          the table, and the vectors of these rows               -> the next table
+    no_vectors     where no row changed                                    -> theirs
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def changed_rows(rows_uri: str, known_uri: str, out_uri: str) -> Manifest:
 
     Returns:
         The manifest of a "content-rows" artifact; its metrics count "delivered", "new", "altered"
-        and "unchanged" rows. Without any new or altered it holds no file of rows.
+        and "unchanged" rows, and what of the table was "absent" from the rows. Without any new or
+        altered it holds no file of rows.
 
     Raises:
         ArtifactError: rows or table are absent.
@@ -78,6 +80,7 @@ def changed_rows(rows_uri: str, known_uri: str, out_uri: str) -> Manifest:
     total = {"delivered": 0, "new": 0, "altered": 0, "unchanged": 0}
     for summary in map_shards(work, range(len(partitions)), BUDGET, "changed rows"):
         total = {name: number + summary[name] for name, number in total.items()}
+    absent = known.metrics["num_rows"] - total["altered"] - total["unchanged"]
     _copy_tokenizer(join(rows_uri, rows.root), place)
     return artifacts.seal(
         out_uri,
@@ -85,7 +88,7 @@ def changed_rows(rows_uri: str, known_uri: str, out_uri: str) -> Manifest:
         ROWS,
         lineage={"rows": rows.version, "known": known.version},
         config=rows.config,
-        metrics={**total, "cutoff": rows.metrics.get("cutoff")},
+        metrics={**total, "absent": absent, "cutoff": rows.metrics.get("cutoff")},
     )
 
 
@@ -133,17 +136,46 @@ def _known(uri: str, manifest: Manifest, ids: pa.Array) -> pa.Table:
     return pa.concat_tables(found).combine_chunks()
 
 
-def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | None) -> Manifest:
+def any_rows(rows_uri: str) -> bool:
+    """Whether changed rows have a file, which has rows then."""
+    return bool(parts_of(rows_uri, read_manifest(rows_uri, ROWS)))
+
+
+def no_vectors(rows_uri: str, known_uri: str, out_uri: str) -> Manifest:
+    """Publish the vectors of changed rows of which there is none: an empty "embedding-table", of
+    the encoder of the table at `known_uri`."""
+    rows, known = read_manifest(rows_uri, ROWS), read_manifest(known_uri, KIND)
+    root = f"n-{_digest(rows.version, known.version)}"
+    with ParquetFile(join(out_uri, root, "part-00000.parquet"), EMBEDDINGS):
+        pass
+    return artifacts.seal(
+        out_uri,
+        root,
+        KIND,
+        lineage={**known.lineage, "rows": rows.version},
+        config=known.config,
+        metrics={"cutoff": known.metrics.get("cutoff"), "num_rows": 0},
+    )
+
+
+def carry(
+    rows_uri: str,
+    vectors_uri: str,
+    out_uri: str,
+    previous_uri: str | None,
+    whole_uri: str | None = None,
+) -> Manifest:
     """Publish the vectors at `vectors_uri`, and of the table at `previous_uri` those of all items
     that are not among them.
 
     Args:
         rows_uri: what the vectors were made of.
         previous_uri: None where there is none, or it is of another encoder.
+        whole_uri: rows of all items that there are: vectors of others are not carried on.
 
     Returns:
         The manifest of an "embedding-table"; its metrics count "embedded", "replaced" and "carried"
-        vectors.
+        vectors, and with `whole_uri` those that have "left".
 
     Raises:
         EmbedError: the table before is of another encoder.
@@ -157,8 +189,11 @@ def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | Non
             f"{previous_uri}: vectors of encoder {other}, but {vectors_uri} of {encoder}; vectors "
             "of different encoders cannot stand in one table"
         )
-    _, partitions = list_partitions(rows_uri)
-    root = f"t-{_digest(vectors.version, previous.version if previous else '')}"
+    partitions = list_partitions(rows_uri)[1] if any_rows(rows_uri) else []
+    versions = [vectors.version, previous.version if previous else ""]
+    if whole_uri is not None:
+        versions.append(read_manifest(whole_uri, ROWS).version)
+    root = f"t-{_digest(*versions)}"
     place = join(out_uri, root)
     made = join(vectors_uri, vectors.root)
     tasks: list[Callable[[str], dict[str, int]]] = [
@@ -168,12 +203,14 @@ def carry(rows_uri: str, vectors_uri: str, out_uri: str, previous_uri: str | Non
     new = parts_of(vectors_uri, vectors)
     if previous_uri is not None and previous is not None:
         for group in together(parts_of(previous_uri, previous)):
-            tasks.append(lambda target, group=group: _carried(group, new, target))
+            tasks.append(lambda target, group=group: _carried(group, new, whole_uri, target))
 
     def work(index: int) -> Summary:
         return {"index": index, **tasks[index](join(place, f"part-{index:05d}.parquet"))}
 
     total = {"embedded": 0, "carried": 0, "replaced": 0}
+    if whole_uri is not None:
+        total["left"] = 0
     for summary in map_shards(work, range(len(tasks)), BUDGET, "carry vectors"):
         total = {name: number + summary.get(name, 0) for name, number in total.items()}
     return artifacts.seal(
@@ -203,5 +240,11 @@ def _with_hashes(partition: Partition, part: str, target: str) -> dict[str, int]
     return {"embedded": file.num_rows}
 
 
-def _carried(group: list[str], new: list[str], target: str) -> dict[str, int]:
-    return write_without(group, "id", ids_of(new, "id"), TABLE, target)
+def _carried(
+    group: list[str], new: list[str], whole_uri: str | None, target: str
+) -> dict[str, int]:
+    among = None
+    if whole_uri is not None:
+        parts = list_partitions(whole_uri)[1]
+        among = ids_of([join(one.folder, one.name) for one in parts], "item_id")
+    return write_without(group, "id", ids_of(new, "id"), TABLE, target, among)

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
+from torch import nn
 
 from rec import artifacts
-from rec.train.engine import TrainError
+from rec.train.engine import MODEL_FILE, TrainError, load_weights
 
 ALONE = "checkpoints"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
+_DUE, _SPECS = "pending_training_results", "pending_validation_specs"
 
 
 def last_saved(folder: str) -> int:
@@ -27,6 +31,21 @@ def last_saved(folder: str) -> int:
     infos = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     names = (info.base_name for info in infos)
     return max((int(n.partition("-")[2]) for n in names if re.fullmatch(r"step-\d+", n)), default=0)
+
+
+def read_weights(folder: str, model: nn.Module) -> None:
+    """Copy the weights of the checkpoint in `folder`, local or s3://, into the model.
+
+    Raises:
+        TrainError: they are of another model.
+    """
+    files, path = artifacts.filesystem(artifacts.join(folder, MODEL_FILE))
+    with tempfile.TemporaryDirectory() as aside:
+        local = Path(aside) / MODEL_FILE
+        with files.open_input_stream(path) as source, local.open("wb") as target:
+            while chunk := source.read(1 << 22):
+                target.write(chunk)
+        load_weights(model, local)
 
 
 def refuse_other_kind(run: str, num_workers: int) -> None:
@@ -40,9 +59,13 @@ def refuse_other_kind(run: str, num_workers: int) -> None:
         )
 
 
-def forget_removed(run: str) -> None:
+def forget_removed(run: str, *, aside: bool = True) -> None:
     """Take the checkpoints whose folders are gone out of the list of the run in folder `run`;
-    the newest of the rest is then the one to go on from."""
+    the newest of the rest is then the one to go on from.
+
+    Args:
+        aside: checkpoints are validated beside the training; else none is due to be.
+    """
     place = artifacts.join(run, SNAPSHOT)
     if not artifacts.exists(place):
         return
@@ -58,12 +81,18 @@ def forget_removed(run: str) -> None:
         for result, index in pairs
         if artifacts.exists(artifacts.join(run, result["checkpoint_dir_name"]))
     ]
-    if len(left) == len(pairs):
+    there = {result["checkpoint_dir_name"] for result, _ in left} if aside else set[str]()
+    results, specs = listed.get(_DUE, []), listed.get(_SPECS, [])
+    due = zip(results, specs, strict=True)
+    due = [pair for pair in due if pair[0]["checkpoint_dir_name"] in there]
+    if len(left) == len(pairs) and len(due) == len(results):
         return
     newest = max(left, key=lambda pair: pair[1], default=(None, 0))
     listed |= {
         "checkpoint_results": [result for result, _ in left],
         "checkpoint_report_indices": [index for _, index in left],
         "latest_checkpoint_result": newest[0],
+        _DUE: [result for result, _ in due],
+        _SPECS: [spec for _, spec in due],
     }
     artifacts.write_atomic(place, json.dumps(listed).encode())

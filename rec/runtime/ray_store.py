@@ -23,15 +23,24 @@ def _score(metrics: dict[str, float]) -> float:
     return -metrics[checkpoint.SCORE] if checkpoint.SCORE in metrics else -sys.float_info.max
 
 
+def figures(validated: dict[str, float]) -> dict[str, float]:
+    """What Ray is to note of a validated checkpoint."""
+    return {SCORE: _score(validated), **validated}
+
+
 class RayStore:
     """Checkpoints through ray.train.report, which is a barrier of all ranks.
 
     To storage that is not a folder they are uploaded while training goes on, one at a time.
+
+    Args:
+        validates: true for the steps whose checkpoints Ray Train is to have validated.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, validates: Callable[[int], bool] = lambda _: False) -> None:
         self._aside: str | None = None  # of the one before
         self._far = "://" in run
+        self._validates = validates
 
     def save(self, step: int, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
         from ray import train as ray_train
@@ -53,11 +62,12 @@ class RayStore:
         if found is None:
             os.rmdir(self._aside)
         ray_train.report(
-            {"step": step, SCORE: _score(metrics), **metrics},
+            {"step": step, **figures(metrics)},
             checkpoint=found,
             checkpoint_dir_name=f"step-{step:08d}",
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC
             if self._far
             else CheckpointUploadMode.SYNC,
             delete_local_checkpoint_after_upload=True,
+            validation=found is not None and self._validates(step),
         )

@@ -2,6 +2,7 @@
 
     <storage>/<name>/                Ray Train's run: checkpoints and its own bookkeeping
     <storage>/<name>/logs/           metrics.jsonl and tensorboard/, written by rank 0
+    <storage>/<name>/validations/    figures of checkpoints validated beside the training
     <storage>/<name>/stop            while it is there, the run ends after its current step
 
 With num_workers 0 the loop runs in this process, without Ray, for the plain engine.
@@ -10,9 +11,9 @@ With num_workers 0 the loop runs in this process, without Ray, for the plain eng
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,14 +22,24 @@ import torch.distributed as dist
 
 from rec import artifacts
 from rec.config import ConfigError
-from rec.data.stream import RowPass, RowStream, StreamError, open_rows
+from rec.data.stream import RowStream, StreamError, open_rows
 from rec.runtime.checkpoints import ALONE, forget_removed, refuse_other_kind
+from rec.runtime.export import export, export_on_ray
 from rec.runtime.failures import REFUSED, end_at_once, reason
 from rec.runtime.ray_store import SCORE, RayStore
 from rec.runtime.stop import clear_stop, sigint_as_before, stop_on_sigterm, watch_notice, watch_stop
+from rec.runtime.validation import (
+    beside,
+    forget_figures,
+    gpus,
+    held_out,
+    holds_out,
+    new_figures,
+    spare_gpu,
+)
 from rec.runtime.verify import verify
 from rec.train import checkpoint, loop
-from rec.train.engine import MODEL_FILE, Engine, TrainError, build_engine, load_weights
+from rec.train.engine import Engine, TrainError, build_engine
 from rec.train.malloc import ONE_ARENA, keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
@@ -61,6 +72,7 @@ class Job:
     recipe: Recipe[Any]
     rows: str
     run: str
+    aside: bool = False  # validation is done beside the training, of checkpoints
 
 
 @dataclass(frozen=True)
@@ -111,13 +123,18 @@ def train(
         raise TrainError(f"min_workers is {fewest}, expected 1 to num_workers, {num_workers}")
     for ranks in range(max(fewest, 1), max(num_workers, 1) + 1):
         loop.check(recipe, ranks)
+    if recipe.train.validate_aside and not num_workers:
+        raise TrainError(
+            "train.validate_aside is for a task of Ray's: give --workers 1 or more, or turn it off"
+        )
     published = artifacts.read_manifest(rows, recipe.kind)
     run = artifacts.join(storage if "://" in storage else os.path.abspath(storage), name)
     if not resume and artifacts.exists(run):
         raise TrainError(f"{run}: there is a run already; remove it or give another name")
     refuse_other_kind(run, num_workers)
     verify(rows, published, on_ray=num_workers > 0)  # before workers are started
-    job = Job(recipe, rows, run)
+    aside = num_workers > 0 and recipe.train.validate_aside and holds_out(rows, recipe.kind)
+    job = Job(recipe, rows, run, aside)
     clear_stop(run)
     with stop_on_sigterm(run) as asked:
         if num_workers:
@@ -131,26 +148,10 @@ def train(
     if outcome.stopped or encoder is None:
         return outcome
     if num_workers:
-        _export_on_ray(recipe, rows, outcome, encoder)
+        export_on_ray(recipe, rows, outcome.last, encoder)
     else:
         export(recipe, rows, outcome.last, encoder)
     return replace(outcome, encoder=encoder)
-
-
-def export(recipe: Recipe[Any], rows: str, folder: str, encoder: str) -> None:
-    """Publish the weights of the checkpoint in `folder`, local or s3://, as recipe.export does."""
-    files, path = artifacts.filesystem(artifacts.join(folder, MODEL_FILE))
-    state = checkpoint.State.from_json(
-        artifacts.read_bytes(artifacts.join(folder, checkpoint.STATE_FILE)).decode()
-    )
-    model = recipe.build(rows)
-    with tempfile.TemporaryDirectory() as aside:
-        local = Path(aside) / MODEL_FILE
-        with files.open_input_stream(path) as source, local.open("wb") as target:
-            while chunk := source.read(1 << 22):
-                target.write(chunk)
-        load_weights(cast(torch.nn.Module, model), local)
-    recipe.export(model, rows, encoder, {"step": state.step, **state.metrics})
 
 
 def _train_here(job: Job) -> TrainOutcome:
@@ -210,13 +211,14 @@ def work(
         )
         version = artifacts.read_manifest(job.rows, recipe.kind).version
         data = {"rows": split.num_rows, "fingerprint": f"{version} {split.fingerprint}"}
-        heldout = _held_out(job, rank, world, loaders)
+        heldout = None if job.aside else held_out(recipe, job.rows, rank, world, loaders)
         engine = build_engine(recipe, job.rows)
         start = 0
         if resumed is not None:
             start = _restore(resumed, engine, recipe, data)
         if rank == 0:
-            log = MetricLog(artifacts.join(job.run, LOGS), start, config.steps)
+            forget_figures(job.run, start)
+            log = _log(job, start)
         with watch_stop(job.run, rank) as stop:
             outcome = loop.run(
                 recipe,
@@ -230,6 +232,7 @@ def work(
                 stop=stop,
                 save=notice,
                 measure=measure,
+                aside=job.aside,
             )
         return Ended(outcome.step, outcome.stopped, None)
     except (TrainError, StreamError, ConfigError, artifacts.ArtifactError) as error:
@@ -237,6 +240,11 @@ def work(
     finally:
         if log is not None:
             log.close()
+
+
+def _log(job: Job, step: int) -> MetricLog:
+    logs, steps = artifacts.join(job.run, LOGS), job.recipe.train.steps
+    return MetricLog(logs, step, steps, partial(new_figures, job.run))
 
 
 def _restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: dict[str, Any]) -> int:
@@ -255,26 +263,6 @@ def _restore(folder: Path, engine: Engine, recipe: Recipe[Any], data: dict[str, 
     return step
 
 
-def _held_out(job: Job, rank: int, world: int, threads: int) -> RowPass[Any] | None:
-    """The held-out rows, in batches as large as a step's, so that losses which couple rows have
-    as many of them; None where nothing is held out."""
-    published = artifacts.read_manifest(job.rows, job.recipe.kind).files
-    if not any(name.startswith("heldout/") for name in published):
-        return None
-    split = open_rows(job.rows, job.recipe.kind, "heldout")
-    if not split.num_rows:
-        return None
-    config = job.recipe.train
-    return RowPass(
-        split,
-        job.recipe.collate,
-        batch_size=config.batch_size // world,
-        rank=rank,
-        world=world,
-        threads=threads,
-    )
-
-
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train as ray_train
 
@@ -282,12 +270,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray_train.get_context()
     threads = max(len(os.sched_getaffinity(0)) // context.get_local_world_size(), 1)
     found = ray_train.get_checkpoint()
+    due = partial(loop.validates, job.recipe.train) if job.aside else lambda _: False
+    store = RayStore(job.run, due)
     try:
         if found is None:
-            ended = work(job, RayStore(job.run), None, threads, notice=watch_notice())
+            ended = work(job, store, None, threads, notice=watch_notice())
         else:
             with found.as_directory() as folder:
-                ended = work(job, RayStore(job.run), Path(folder), threads, notice=watch_notice())
+                ended = work(job, store, Path(folder), threads, notice=watch_notice())
             if ended.error:  # from S3, `folder` is a copy that nobody else sees
                 place = artifacts.join(job.run, Path(found.path).name)
                 ended = replace(ended, error=ended.error.replace(folder, place))
@@ -309,7 +299,6 @@ def _train_on_ray(
     use_gpu: bool | None,
     max_failures: int,
 ) -> TrainOutcome:
-    import ray
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
@@ -320,13 +309,18 @@ def _train_on_ray(
     # is only tried anew with what is there when this is over
     os.environ.setdefault(_START_TIMEOUT, "60" if is_elastic else "600")
     if use_gpu is None:
-        use_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= workers[1]
+        use_gpu = gpus() >= workers[1]
     files, path = artifacts.filesystem(storage)
     config = job.recipe.train
-    forget_removed(job.run)
+    forget_removed(job.run, aside=job.aside)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
+        validation_config=beside(
+            job.recipe, job.rows, job.run, spare_gpu(use_gpu, workers[1]), workers[1]
+        )
+        if job.aside
+        else None,
         scaling_config=ray_train.ScalingConfig(
             num_workers=workers if is_elastic else workers[1], use_gpu=use_gpu
         ),
@@ -356,6 +350,8 @@ def _train_on_ray(
     ended = Ended(**cast(dict[str, Any], result.return_value))
     if ended.error:
         raise TrainError(ended.error)
+    if job.aside:
+        _log(job, ended.step).close()  # with the validations that ended after the workers
     if result.checkpoint is None:
         raise TrainError(f"{job.run}: no checkpoint was written; set train.steps to 1 or more")
     scored = [
@@ -369,10 +365,3 @@ def _train_on_ray(
     metrics = {k: v for k, v in metrics.items() if k.startswith("validation/")}
     scheme = storage.partition("://")[0] + "://" if "://" in storage else ""
     return _outcome(job, ended, scheme + best.path, scheme + result.checkpoint.path, metrics)
-
-
-def _export_on_ray(recipe: Recipe[Any], rows: str, outcome: TrainOutcome, encoder: str) -> None:
-    """On a worker: the driver may be a head node without memory for the model."""
-    import ray
-
-    ray.get(ray.remote(num_cpus=1)(export).remote(recipe, rows, outcome.last, encoder))

@@ -37,6 +37,7 @@ MAY_CHANGE = frozenset(
         "log_every",
         "checkpoint_every",
         "validate_every",
+        "validate_aside",
         "keep_checkpoints",
     )
 )

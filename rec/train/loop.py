@@ -22,7 +22,7 @@ from rec.train import checkpoint
 from rec.train.engine import Engine, TrainError
 from rec.train.gradient import Rows, Sums, backpropagate, derive, evaluate
 from rec.train.metrics import MetricLog, collapse_statistics, memory_mb
-from rec.train.recipe import Recipe
+from rec.train.recipe import Recipe, TrainConfig
 from rec.train.schedule import lr_factor
 
 _STEP, _TRANSFORM, _VALIDATION = range(3)  # what a random number is for
@@ -100,6 +100,11 @@ def _check_finite(step: int, values: Mapping[str, float]) -> None:
             )
 
 
+def validates(train: TrainConfig, step: int) -> bool:
+    """Whether a validation is due after `step` steps."""
+    return step % train.validate_every == 0 or step == train.steps
+
+
 def check(recipe: Recipe[Any], world: int) -> None:
     """Raise TrainError where the engine is not for as many ranks, the batch cannot be cut evenly
     into ranks and micro-batches, or no loss counts."""
@@ -152,6 +157,7 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     save: Callable[[], bool] = lambda: False,
     measure: Measure | None = None,
+    aside: bool = False,
 ) -> Outcome:
     """Train to train.steps, or to the end of the step in which any rank's `stop()` is true; where
     any rank's `save()` is, with a checkpoint of that step.
@@ -161,6 +167,7 @@ def run(
         log: given on rank 0 alone.
         start_step: steps that the engine's restored state has behind it.
         measure: gives more figures of each validation; called on every rank.
+        aside: others validate the checkpoints, so there is one of each step at which it is due.
 
     Raises:
         TrainError: a loss, a validation or the gradient is not finite, or the parts do not fit
@@ -190,7 +197,7 @@ def run(
         ending = step == train.steps or stopping
         validated: dict[str, float] = {}
         record = {**losses, "lr": train.learning_rate * rate, "grad_norm": float(norm)}
-        validating = step % train.validate_every == 0 or step == train.steps
+        validating = validates(train, step)
         logging = step % train.log_every == 0 or ending or validating
         if logging:
             record |= clock.read(train.batch_size)
@@ -205,7 +212,8 @@ def run(
             _check_finite(step, validated)
         if log and logging:
             log.write(step, {**record, **validated})
-        if step % train.checkpoint_every == 0 or ending or validated or saving:
+        due = step % train.checkpoint_every == 0 or (aside and validating)
+        if due or ending or validated or saving:
             _save(store, engine, recipe, step, data, validated)
             if log:
                 log.flush()

@@ -7,6 +7,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -52,15 +53,26 @@ def memory_mb(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+Record = dict[str, float]
+Beside = Callable[[Collection[int]], Iterable[tuple[int, Record]]]
+
+
 class MetricLog:
     """Rank 0's log below `uri`: RECORDS, BOARD and a progress line on stderr.
 
     A resumed run continues it: records after `start_step` belong to steps that are run again
     and are cut off, so that every step has one record. On S3 the log is kept in a temporary
     folder and copied at every `flush`, which the loop calls with each checkpoint.
+
+    Args:
+        beside: given steps whose validation is in the log, those of others that are over, which
+            were done beside the training; asked at every `flush`, so a step may have a second
+            record long after its own.
     """
 
-    def __init__(self, uri: str, start_step: int, num_steps: int) -> None:
+    def __init__(
+        self, uri: str, start_step: int, num_steps: int, beside: Beside | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds, and rank 0 alone needs it
 
         self._files, self._target = artifacts.filesystem(uri)
@@ -70,6 +82,9 @@ class MetricLog:
         self.folder = Path(self._aside.name if self._aside else self._target)
         records = _until(uri, start_step)
         artifacts.write_atomic(self.folder / RECORDS, records.encode())
+        parsed: list[Record] = [json.loads(line) for line in records.splitlines()]
+        self._validated = {int(r["step"]) for r in parsed if "validation/total" in r}
+        self._beside = beside
         self._records = open(self.folder / RECORDS, "a", buffering=1)  # noqa: SIM115
         self._board = SummaryWriter(str(self.folder / BOARD), purge_step=start_step + 1)
         self._num_steps = num_steps
@@ -77,16 +92,25 @@ class MetricLog:
             total=num_steps,
             initial=start_step,
             unit="step",
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or start_step == num_steps,
         )
         self._start_step, self._started, self._shown = start_step, time.monotonic(), 0.0
 
-    def write(self, step: int, record: dict[str, float]) -> None:
+    def write(self, step: int, record: Record) -> None:
         """One record of a finished step: every value by name."""
+        self._note(step, record)
+        self._show(step, record)
+
+    def _note(self, step: int, record: Record) -> None:
         self._records.write(json.dumps({"step": step, **record}) + "\n")
         for name, value in record.items():
             self._board.add_scalar(name, value, step)
-        self._show(step, record)
+
+    def _take(self) -> None:
+        if self._beside is not None:
+            for step, record in self._beside(self._validated):
+                self._validated.add(step)
+                self._note(step, record)
 
     def _show(self, step: int, record: dict[str, float]) -> None:
         short = {k.replace("train/", ""): f"{v:.4g}" for k, v in record.items() if k in _SHOWN}
@@ -103,15 +127,20 @@ class MetricLog:
         tqdm.write(f"step {step}/{self._num_steps} {values} left {ending}", file=sys.stderr)
 
     def flush(self) -> None:
+        self._take()
         self._board.flush()
+        self._copy()
+
+    def _copy(self) -> None:
         if self._remote:
             pafs.copy_files(str(self.folder), self._target, destination_filesystem=self._files)
 
     def close(self) -> None:
+        self._take()
         self._records.close()
         self._board.close()
         self._bar.close()
-        self.flush()
+        self._copy()
         if self._aside is not None:
             self._aside.cleanup()
 

@@ -34,6 +34,7 @@ class TrainConfig(Config):
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)
     validate_every: int = Field(default=200, ge=1)
+    validate_aside: bool = False  # of checkpoints, by a task of Ray's beside the training
     keep_checkpoints: int = Field(default=2, ge=1)  # besides the best one
 
 

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from rec.local_ray import KEEP_IDLE
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -108,6 +110,11 @@ def test_the_shell_reads_every_command() -> None:
 def test_nothing_is_compiled_for_the_processor_of_whoever_builds_it() -> None:
     """DeepSpeed compiles with -march=native: elsewhere, an illegal instruction."""
     assert "prebuild" not in " ".join(text for _, text in instructions())
+
+
+def test_nodes_keep_idle_workers_as_a_ray_of_one_process_does() -> None:
+    environment = " ".join(text for name, text in instructions() if name == "ENV").split()
+    assert {f"{name}={value}" for name, value in KEEP_IDLE.items()} <= set(environment)
 
 
 def test_a_job_that_is_stopped_has_time_for_a_checkpoint() -> None:

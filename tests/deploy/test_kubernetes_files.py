@@ -53,7 +53,7 @@ def places(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_api_server_would_take_it_and_no_wrong_key_anywhere(path: Path) -> None:
     assert {one.stem for one in FILES} == {
-        "access", "podmonitor", "raycluster", "rayjob", "rayservice",
+        "access", "nightly", "podmonitor", "raycluster", "rayjob", "rayservice",
     }  # fmt: skip
     for document in documents(path):
         check(document)
@@ -184,6 +184,41 @@ def test_the_job_is_one_that_the_pipeline_takes() -> None:
     assert options.out.startswith("s3://")
     assert options.gpu
     assert config.embed.gpus_per_actor == 1
+
+
+def test_the_nightly_job_is_one_that_the_cluster_of_the_other_file_takes() -> None:
+    from ray.dashboard.modules.job.cli import submit
+
+    from jobs import nightly
+
+    (cron,) = documents(FOLDER / "nightly.yaml")
+    (cluster,), (service,) = (documents(FOLDER / f"{n}.yaml") for n in ("raycluster", "rayservice"))
+    pod = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    *command, dashes = container["command"]
+    assert (command[:3], dashes) == (["ray", "job", "submit"], "--")
+    known = {name for option in submit.params for name in option.opts}
+    assert {word for word in command if word.startswith("--")} <= known
+    words = container["args"]
+    assert words[:3] == ["python", "-m", "jobs.nightly"]
+    options = nightly.arguments(words[3:]).parse_args(words[3:])
+    config = nightly.configure(options)
+    assert config.source.model_dump()["path"] == f"s3://BUCKET/deliveries/{options.day}"
+    assert config.embed.gpus_per_actor == 1
+    assert options.service == f"http://{service['metadata']['name']}-serve-svc:8000"
+    env = {one["name"]: one for one in container["env"]}
+    name, space = (cluster["metadata"][key] for key in ("name", "namespace"))
+    assert env["RAY_API_SERVER_ADDRESS"]["value"] == f"http://{name}-head-svc:8265"
+    assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == name
+    assert space == service["metadata"]["namespace"] == cron["metadata"]["namespace"]
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    assert container["image"] == head["containers"][0]["image"]
+    assert pod["securityContext"] == head["securityContext"]
+    assert container["securityContext"] == head["containers"][0]["securityContext"]
+    # neither two nights at once nor one twice
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+    assert cron["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
+    assert pod["restartPolicy"] == "Never"
 
 
 def test_all_clusters_are_of_one_making() -> None:

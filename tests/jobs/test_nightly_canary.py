@@ -68,6 +68,16 @@ def test_a_sample_is_of_all_files_and_no_more_than_there_is(places: tuple[str, s
     assert len(sample(places[2], 1000)[0]) == 20
 
 
+def test_a_night_on_which_items_only_left_has_no_fresh_ones(
+    places: tuple[str, str, str], vectors: np.ndarray, tmp_path: Path
+) -> None:
+    none = publish(tmp_path, vectors[:0], parts=1)
+    assert sample(none, 9)[0] == []
+    assert check_index(places[0], places[1], none, None, CanaryConfig()).keys() == {
+        "found of all", "recall@10",
+    }  # fmt: skip
+
+
 def test_versions_that_lost_something_are_refused(
     places: tuple[str, str, str], vectors: np.ndarray, tmp_path: Path
 ) -> None:
@@ -75,6 +85,10 @@ def test_versions_that_lost_something_are_refused(
     more = publish(tmp_path / "more", np.concatenate([vectors, vectors]))
     with pytest.raises(CanaryError, match=r"60 vectors, .* holds 120"):
         check_index(index, more, fresh, None, CanaryConfig())
+    last = publish(tmp_path / "last", np.concatenate([vectors, vectors[:16]]))
+    with pytest.raises(CanaryError, match=r"60 vectors, 76 the night before; max_left is 0\.2"):
+        check_index(index, table, fresh, None, CanaryConfig(), last)
+    assert check_index(index, table, fresh, None, CanaryConfig(max_left=0.25), last)
     other = publish(tmp_path / "other", -vectors[40:], first=40)
     with pytest.raises(CanaryError, match=r"of 20 items of .* nearest to their own"):
         check_index(index, table, other, None, CanaryConfig())

@@ -12,7 +12,15 @@ import pytest
 from rec import artifacts
 from rec.data import carried
 from rec.data.content_stages import CONTENT_ROWS
-from rec.runtime.changed import HASH, TABLE, carry, changed_rows, content_hashes
+from rec.runtime.changed import (
+    HASH,
+    TABLE,
+    any_rows,
+    carry,
+    changed_rows,
+    content_hashes,
+    no_vectors,
+)
 from rec.runtime.embed import list_partitions
 from rec.runtime.partition import EmbedError
 from rec.schema import EMBEDDINGS
@@ -136,6 +144,36 @@ def test_nights_in_a_row(ray_local: None, tmp_path: Path, monkeypatch: pytest.Mo
     row = pc.index(whole.column("id"), "j").as_py()
     wanted = content_hashes(kept[0].slice(1))[0]
     assert whole.column(HASH)[row].as_py() == wanted.as_py()
+
+
+def test_what_a_whole_delivery_lacks_leaves(ray_local: None, tmp_path: Path) -> None:
+    first = publish_rows(tmp_path / "1", [{n: ([1], [], None) for n in "abcd"}])
+    table = str(tmp_path / "1" / "table")
+    assert (
+        "left" not in carry(first, publish_vectors(tmp_path / "1", first, 1), table, None).metrics
+    )
+    second = publish_rows(tmp_path / "2", [{"a": ([2], [], None), "b": ([1], [], None)},
+                                           {"e": ([1], [], None)}])  # fmt: skip
+    rows, out = str(tmp_path / "2" / "changed"), str(tmp_path / "2" / "table")
+    assert changed_rows(second, table, rows).metrics["absent"] == 2
+    vectors = publish_vectors(tmp_path / "2", rows, 2)
+    carry(rows, vectors, str(tmp_path / "2" / "all"), table)
+    assert set(nights_of(str(tmp_path / "2" / "all"))) == set("abcde")
+    made = carry(rows, vectors, out, table, second)
+    assert nights_of(out) == {"a": 2, "e": 2, "b": 1}
+    counts = {name: made.metrics[name] for name in ("embedded", "replaced", "carried", "left")}
+    assert counts == {"embedded": 2, "replaced": 1, "carried": 1, "left": 2}
+
+    # nothing but an item that left
+    third = publish_rows(tmp_path / "3", [{"a": ([2], [], None), "b": ([1], [], None)}])
+    rows, none = str(tmp_path / "3" / "changed"), str(tmp_path / "3" / "none")
+    assert changed_rows(third, out, rows).metrics["absent"] == 1
+    assert any_rows(third)
+    assert not any_rows(rows)
+    no_vectors(rows, out, none)
+    last = str(tmp_path / "3" / "table")
+    assert carry(rows, none, last, out, third).metrics["left"] == 1
+    assert nights_of(last) == {"a": 2, "b": 1}
 
 
 def test_an_item_without_a_new_vector_keeps_its_old_one(ray_local: None, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,21 @@ def test_a_resumed_log_has_every_step_once(tmp_path: Path) -> None:
     assert [r["train/total"] for r in records[3:6]] == [4.0, 50.0, 60.0]
     assert all(json.loads(line) for line in (tmp_path / RECORDS).read_text().splitlines())
     assert list((tmp_path / BOARD).glob("events*"))
+
+
+def test_validations_done_beside_the_training_are_taken_in_once(tmp_path: Path) -> None:
+    over = {4: {"validation/total": 0.5}}
+
+    def beside(known: Collection[int]) -> list[tuple[int, dict[str, float]]]:
+        return [(step, record) for step, record in over.items() if step not in known]
+
+    log = MetricLog(str(tmp_path), 0, 10, beside)
+    for step in range(1, 7):
+        log.write(step, {"train/total": 1.0})
+    log.flush()
+    over[8] = {"validation/total": 0.25}
+    log.write(7, {"train/total": 1.0})
+    log.close()
+    MetricLog(str(tmp_path), 10, 10, beside).close()  # by a later job, which knows them
+    steps = [r["step"] for r in read_records(str(tmp_path))]
+    assert steps == [1, 2, 3, 4, 5, 6, 4, 7, 8]
