@@ -39,7 +39,10 @@ from serve_apps.keys import new_key
 PARTS = ("pipeline", "serve", "resize")
 _CPUS = 2  # of a worker node
 _CALLERS = 4
-_EVERY = 20  # steps from one checkpoint to the next, of the training that is resized
+# steps from one checkpoint to the next, of the training that is resized: many, as the one that is
+# saved because of a notice is told from others by its step alone
+_EVERY = 100
+_NOTICE_S = 60.0  # how long that one is waited for
 # python -m serve_apps with a replica of everything on each worker node, for which it has no setting
 _SERVICE = """
 from serve_apps import app
@@ -213,13 +216,19 @@ def resize(place: Path, report: Report) -> None:
         names = (folder.name for folder in (out / "train").glob("step-*"))
         return [name for name in names if int(name[5:]) % _EVERY]
 
+    told: list[float] = []
+
+    def saved() -> bool:
+        told.append(time.perf_counter())
+        return bool(undue()) or told[-1] - told[0] > _NOTICE_S
+
     with Nodes(place, [0, 1, 1]) as nodes:
         started = time.perf_counter()
         nodes.run(
             command,
             lambda: worlds() == [2],
             nodes.announce("RayTrainWorker"),
-            lambda: bool(undue()),
+            saved,
             nodes.lose_announced,
             lambda: worlds() == [2, 1],
             lambda: nodes.add(1) or True,
