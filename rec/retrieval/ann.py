@@ -16,6 +16,7 @@ import numpy as np
 from faiss import swig_ptr
 from numpy import empty, float32, int64
 
+from rec.retrieval import blocks
 from rec.retrieval.aligned import align
 from rec.retrieval.effort import Effort, search_params
 
@@ -165,7 +166,7 @@ class Ann:
         self._index.add(vectors)
 
     def merge(self, other: Ann) -> None:
-        """Append the rows of `other`, which was trained with this one; empties `other`.
+        """Append the rows of `other`, which was trained with this one, and is of no use then.
 
         Raises:
             ValueError: FAISS cannot merge this kind (graphs).
@@ -181,8 +182,13 @@ class Ann:
             ]
         try:
             for mine, theirs in parts:
-                has_ids = faiss.try_extract_index_ivf(mine) is not None
-                mine.merge_from(theirs, mine.ntotal if has_ids else 0)
+                lists, others = map(faiss.try_extract_index_ivf, (mine, theirs))
+                if lists is not None and blocks.are_in(lists):
+                    mine.check_compatible_for_merge(theirs)
+                    blocks.append(lists, others)
+                    mine.ntotal = lists.ntotal
+                else:
+                    mine.merge_from(theirs, 0 if lists is None else mine.ntotal)
         except RuntimeError as error:
             raise ValueError(
                 f"FAISS cannot merge shards of {type(self._index).__name__}; keep them apart "
