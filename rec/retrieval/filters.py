@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from pydantic import (
     StrictStr,
     TypeAdapter,
     ValidationError,
+    field_validator,
 )
 
 from rec.config import Config, one_line
@@ -40,6 +41,23 @@ _DAY = 86_400 * 10**9
 _FAR = 1e30  # beyond all integers of columns
 _BEYOND_MICRO = re.compile(r":\d\d[.,]\d{6}(\d{1,3})")  # digits that datetime has no place for
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
+
+
+def _plain(value: Any) -> bool | float | str | date:
+    """`value` without NumPy. Raises ValueError where it is nothing that columns hold: Pydantic
+    would make a float of whatever can be one, and large integers of NumPy's would become others."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value[()]
+    if isinstance(value, np.datetime64):
+        value = str(value)  # `item` makes a number of one of nanoseconds
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | date):
+        raise ValueError(
+            f"{value!r} is of type {type(value).__name__}, expected a text, a number, true or "
+            f"false, a date or a time"
+        )
+    return value
 
 
 class _Expression(Config):
@@ -55,6 +73,17 @@ class _Expression(Config):
 
         # so Pydantic leaves it alone where it makes a whole filter of JSON: `parse` names the place
         __init__.__pydantic_base_init__ = True
+
+    @field_validator("value", "least", "below", mode="before", check_fields=False)
+    @classmethod
+    def _exact(cls, value: Any) -> Any:
+        return None if value is None else _plain(value)
+
+    @field_validator("values", mode="before", check_fields=False)
+    @classmethod
+    def _all_exact(cls, values: Any) -> Any:
+        listed = isinstance(values, list | tuple | set | frozenset | Iterator)
+        return tuple(map(_plain, values)) if listed or np.ndim(values) > 0 else values
 
 
 class Equal(_Expression):
