@@ -37,7 +37,7 @@ from rec.retrieval.errors import FilterError
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 64, 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds
-_DAY = 86_400 * 10**9
+DAY = 86_400 * 10**9  # nanoseconds
 _FAR = 1e30  # beyond all integers of columns
 _BEYOND_MICRO = re.compile(r":\d\d[.,]\d{6}(\d{1,3})")  # digits that datetime has no place for
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
@@ -258,7 +258,7 @@ def nanoseconds(value: str | datetime) -> int:
 def _moment(value: Any, kind: pa.DataType, is_bound: bool) -> int | None:
     """A time, as a text or not, as the column counts; between two of its steps the next as a bound,
     else none."""
-    step = _DAY if pa.types.is_date(kind) else _UNITS[kind.unit]
+    step = DAY if pa.types.is_date(kind) else _UNITS[kind.unit]
     count, rest = divmod(nanoseconds(value), step)
     if rest and not is_bound:
         return None

@@ -21,7 +21,7 @@ from tables import DIM, brute_force, clustered, embeddings
 from rec import artifacts
 from rec.retrieval import known_log, versions
 from rec.retrieval.build import build_index
-from rec.retrieval.changes import Change, Delete, Put, check, decode, encode
+from rec.retrieval.changes import Change, Delete, Put, check, decode, encode, table
 from rec.retrieval.errors import ChangeError, IndexBuildError, LogError, SettingError
 from rec.retrieval.export import export
 from rec.retrieval.filters import All, Equal, Range
@@ -958,8 +958,9 @@ TIMES = {
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"day": datetime(2026, 1, 2, 3, tzinfo=UTC)},
+        {"day": datetime(2026, 1, 2, tzinfo=UTC)},
         {"day": date(2026, 1, 2)},
+        {"day": np.datetime64("2026-01-02")},
         {"at": np.datetime64("2026-01-02T03:04:05.000000006", "ns")},
         {"seen": [datetime(2026, 1, 2, tzinfo=UTC), "2026-01-03T00:00:00+00:00"]},
         {"seen": (), "day": "2026-01-02"},
@@ -997,6 +998,33 @@ def test_a_time_is_no_fraction() -> None:
     for name in schema.names:
         with pytest.raises(ChangeError, match=f"'{name}' is 1.5.*: not a whole number"):
             check([Put("a", clustered(1)[0], {name: 1.5})], DIM, schema)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("2026-01-01T23:59", "not a whole day"),
+        ("2026-01-02T00:00+05:00", "not a whole day"),
+        (datetime(2026, 1, 2, 3, tzinfo=UTC), "not a whole day"),
+        (np.datetime64("2026-01-02T03"), "not a whole day"),
+        (5, "a number"),
+        (np.int64(5), "a number"),
+        (True, "a number"),
+    ],
+)
+def test_a_day_is_a_whole_one_and_no_number(value: Any, reason: str) -> None:
+    for kind in (pa.date32(), pa.date64()):
+        with pytest.raises(ChangeError, match=f"'day' is .*: {reason}"):
+            check([Put("a", clustered(1)[0], {"day": value})], DIM, pa.schema([("day", kind)]))
+        schema = pa.schema([("days", pa.list_(kind))])
+        with pytest.raises(ChangeError, match=f"'days' is .*: {reason}"):
+            check([Put("a", clustered(1)[0], {"days": ["2026-01-01", value]})], DIM, schema)
+
+
+def test_a_day_that_an_older_log_has_with_a_time_is_replayed() -> None:
+    schema = pa.schema([("day", pa.date32())])
+    for value in ("2026-01-01T23:59", 20454):
+        assert table({"day": value}, 1, schema, "item 'a'")["day"].to_pylist() == [date(2026, 1, 1)]
 
 
 def test_regions_keep_their_boxes_and_numbers(tmp_path: Path) -> None:
