@@ -756,6 +756,56 @@ def test_an_index_has_one_log(tmp_path: Path) -> None:
     index.close()
 
 
+def test_of_two_first_writers_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With logs of their own, at the same moment: neither finds that there is a log."""
+    start(tmp_path)
+    uri, real = str(tmp_path / "i"), known_log.read
+
+    def slow(place: str) -> known_log.KnownLog | None:
+        found = real(place)
+        time.sleep(0.2)
+        return found
+
+    def opened(log: str) -> LiveIndex | LogError:
+        try:
+            return LiveIndex(uri, tmp_path / log, compact_at=None)
+        except LogError as error:
+            return error
+
+    monkeypatch.setattr(known_log, "read", slow)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(opened, ["a", "b"]))
+    (refused,) = (one for one in both if isinstance(one, LogError))
+    (index,) = (one for one in both if isinstance(one, LiveIndex))
+    assert "the changes of this index are in log" in str(refused)
+    index.apply([Delete("item-0")])
+    index.close()
+
+
+def test_a_writer_does_not_take_the_index_from_another(tmp_path: Path) -> None:
+    """Where nothing can be held meanwhile (S3), or somebody removed log.json under a writer."""
+    start(tmp_path)
+    first = live(tmp_path, grace_s=0)
+    first.apply([Delete("item-0")])
+    (tmp_path / "i" / "log.json").unlink()
+    second = LiveIndex(str(tmp_path / "i"), tmp_path / "another", compact_at=None)
+    second.apply([Delete("item-1")])
+    with pytest.raises(
+        LogError, match=r"i/log\.json: the changes of this index are in log .*, not"
+    ):
+        first.compact()
+    with pytest.raises(LogError, match=r"not in .*/log"):
+        first.apply([Delete("item-2")])
+    first.close()
+    assert second.compact() is not None
+    second.close()
+    again = LiveIndex(str(tmp_path / "i"), tmp_path / "another", compact_at=None)
+    assert "item-1" not in again.index
+    again.close()
+
+
 def rolled(folder: Path) -> Path:
     """An index with a change after a compaction, closed; the segment that has the change."""
     start(folder)
