@@ -315,6 +315,8 @@ def test_an_empty_address_is_not_the_root(tmp_path: Path) -> None:
         (lambda uri: Index.open(uri, manifest=3), "manifest is 3, expected a Manifest"),  # type: ignore[arg-type]
         (lambda uri: LiveIndex(uri, None), "log_folder is None, expected the path"),  # type: ignore[arg-type]
         (lambda uri: LiveIndex(uri, 3), "log_folder is 3, expected the path"),  # type: ignore[arg-type]
+        (lambda uri: LiveIndex(uri, "s3://bucket/log"), "log_folder is 's3:.*a local folder"),
+        (lambda uri: LiveIndex(uri, Path("s3://bucket/log")), "log_folder is .*a local folder"),
         (lambda uri: versions.collect(uri, grace_s=NAN), "grace_s is nan, expected seconds"),
         (lambda uri: versions.collect(uri, grace_s=-1), "grace_s is -1, expected seconds"),
         (lambda uri: versions.collect(uri, keep=-1), "keep is -1, expected .* at least 0"),
