@@ -21,6 +21,7 @@ import numpy as np
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
+from rec.leftovers import root_in_use
 from rec.retrieval import known_log, spec, staging, versions
 from rec.retrieval.attributes import kept
 from rec.retrieval.errors import IndexBuildError
@@ -132,7 +133,8 @@ class _Builder:
         self._started = time.monotonic()
 
     def build(self, queries_uri: str | None) -> Manifest:
-        known_log.check_reaches(self._out, self.log_seq)  # before hours of work
+        root_in_use(self._out, versions.KIND)  # that no other kind is; before hours of work
+        known_log.check_reaches(self._out, self.log_seq)
         keys = checked_keys(self._table, self._embeddings)
         self._check_attributes()
         self._num_rows = keys.num_rows

@@ -422,3 +422,14 @@ def test_a_compaction_that_cannot_write_names_the_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(live.index) == 2999
     live.close()
+
+
+def test_a_table_and_an_index_do_not_replace_each_other(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    table, index = str(tmp_path / "e"), str(tmp_path / "i")
+    with pytest.raises(ArtifactError, match=r"i/manifest.json: .*'index'.*'embedding-table'"):
+        write_table(index, ["a"], clustered(1))
+    with pytest.raises(ArtifactError, match=r"e/manifest.json: .*'embedding-table'.*'index'"):
+        build_index(table, table)
+    assert build_index(table, index) is not None
+    assert not list((tmp_path / "e").glob(".publisher"))
