@@ -18,7 +18,7 @@ from numpy import empty, float32, int64
 
 from rec.retrieval import blocks
 from rec.retrieval.aligned import align
-from rec.retrieval.effort import Effort, search_params
+from rec.retrieval.effort import NEAR_TEN, Effort, search_params
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
 _CANDIDATES = 1 << 22  # to be re-ranked at a time, 12 bytes each
@@ -134,6 +134,8 @@ class Ann:
         if self._ivf is not None:
             self._ivf.nprobe = value.nprobe
             self.enough_for = value.nprobe * self.size // (4 * max(1, self.num_lists))
+            if value.grows:
+                self.enough_for = min(self.enough_for, NEAR_TEN)
         if self._refine is not None:
             self._refine.k_factor = value.k_factor
         if self.is_graph:

@@ -24,6 +24,7 @@ from rec.retrieval.filters import Equal, Range
 from rec.retrieval.index import Index
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig, factories, is_uneven, num_bytes, num_lists
+from rec.retrieval.table import write_table
 from rec.retrieval.threads import omp_threads
 from rec.retrieval.tune import recall
 
@@ -701,3 +702,27 @@ def test_what_is_read_is_aligned_and_finds_the_same(tmp_path: Path, factory: str
         read = ann.Ann.read(str(tmp_path / "index.faiss"), mmap)
         with pytest.raises(ValueError, match="takes no more rows"):
             read.add(vectors)
+
+
+def test_a_hundred_and_more_are_found_as_surely_as_ten(tmp_path: Path) -> None:
+    """Vectors of few dimensions in truth: a hundred stand in many more lists than ten."""
+    rng = np.random.default_rng(5)
+    num, dim = 22_000, 24
+    vectors = 0.3 * rng.standard_normal((num, 5)) @ rng.standard_normal((5, dim))
+    vectors += 0.05 * rng.standard_normal((num, dim)) + 2 / dim**0.5 * rng.standard_normal(dim)
+    vectors = unit(vectors)
+    write_table(str(tmp_path / "e"), [f"item-{n}" for n in range(num)], vectors)
+    config = IndexConfig(recall_target=0.98)
+    manifest = build_index(str(tmp_path / "e"), str(tmp_path / "i"), config)
+    assert manifest.metrics["recall@100"] >= 0.97
+    index = Index.open(str(tmp_path / "i"))
+    queries = vectors[rng.choice(num, 300, replace=False)]
+    truth = brute_force(vectors, queries, 1000)
+    for k in (10, 20, 50, 100, 200, 300, 500, 1000):
+        found = index.search(queries, k).rows
+        shares = [len(set(a) & set(b)) / k for a, b in zip(found, truth[:, :k], strict=True)]
+        assert np.mean(shares) >= 0.97, k
+    # ten cost what they did
+    (ann,) = (part.ann for part in index.parts if isinstance(part, Shard))
+    assert ann.effort.at(10).nprobe == manifest.config["nprobe"]
+    assert ann.enough_for >= 10
