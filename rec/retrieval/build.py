@@ -35,7 +35,7 @@ from rec.retrieval.fill import (
     read_shards,
 )
 from rec.retrieval.measure import true_rows, tuned
-from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
+from rec.retrieval.shards import EFFORT_FILE, INDEX_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig, factories, is_uneven
 from rec.retrieval.table import EmbeddingTable, check_published
 from rec.retrieval.threads import omp_threads
@@ -158,7 +158,9 @@ class _Builder:
             self.continued = Continued(self.continued.version)
         dim = held_out.queries.shape[1]
         uneven = self._config.factory == "auto" and is_uneven(self._some(order, held_out))
-        choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven)
+        # a compaction goes on with more than was allowed: changes would pile up
+        must_fit = self.continued is None
+        choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven, must_fit)
         try:
             root, about = self._best_of(choices, order, held_out)
         except TooFewError as error:
@@ -276,6 +278,7 @@ class _Builder:
         if held_out.own[0] < 0:
             np.save(queries := BytesIO(), held_out.queries)
             artifacts.write_atomic(join(self._out, root, QUERIES_FILE), queries.getvalue())
+        metrics["memory_gb"] = self._memory_gb(root)
         config = {
             "build": self._config.model_dump(),
             "factory": factory,
@@ -287,6 +290,15 @@ class _Builder:
             **effort._asdict(),
         }
         return {"config": config, "metrics": metrics}, verdict
+
+    def _memory_gb(self, root: str) -> float:
+        """GiB that the version takes as it is searched with filters, attributes apart."""
+        sizes = artifacts.file_sizes(join(self._out, root))
+        held = sum(size for name, size in sizes.items() if name.endswith(f"/{INDEX_FILE}"))
+        found = (held + self._num_rows * (4 + self._key_bytes)) / 2**30
+        if (asked := self._config.memory_gb) is not None and found > asked:
+            _log.warning("%s: takes %.3g GiB, memory_gb is %g", self._out, found, asked)
+        return found
 
     def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
         if self.continued is not None and self.continued.trained is not None:
