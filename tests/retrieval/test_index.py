@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -620,6 +621,15 @@ def test_empty_table(tmp_path: Path) -> None:
 def test_no_table(tmp_path: Path) -> None:
     with pytest.raises(artifacts.ArtifactError, match="expected a published 'embedding-table'"):
         build_index(str(tmp_path / "nowhere"), str(tmp_path / "i"))
+
+
+def test_a_table_written_again_clears_the_older_away(tmp_path: Path) -> None:
+    uri, roots = str(tmp_path / "e"), list[str]()
+    for number in range(3):
+        roots.append(write_table(uri, ["a", "b"], clustered(2, seed=number)).root)
+        for path in tmp_path.rglob("*"):  # as if hours had passed
+            os.utime(path, (0, 0))
+    assert {path.name for path in (tmp_path / "e").glob("v-*")} == set(roots[1:])
 
 
 def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
