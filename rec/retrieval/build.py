@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.leftovers import root_in_use
 from rec.retrieval import known_log, spec, staging, versions
-from rec.retrieval.attributes import kept
+from rec.retrieval.attributes import kept, num_without
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     HeldOut,
@@ -136,7 +137,7 @@ class _Builder:
         root_in_use(self._out, versions.KIND)  # that no other kind is; before hours of work
         known_log.check_reaches(self._out, self.log_seq)
         keys = checked_keys(self._table, self._embeddings)
-        self._check_attributes()
+        self._check_attributes(keys["id"])
         self._num_rows = keys.num_rows
         self._key_bytes = keys.nbytes / keys.num_rows + 8  # and their order
         rng = np.random.default_rng(self._config.seed)
@@ -206,11 +207,17 @@ class _Builder:
                 versions.discard(self._out, other)
         return best[1:]
 
-    def _check_attributes(self) -> None:
+    def _check_attributes(self, ids: pa.ChunkedArray) -> None:
+        """Before hours of work; those of other files are read by each shard."""
         schema, wanted = self._table.schema(), self._config.attributes
-        if self._attributes is None and (rest := set(wanted) - set(schema.names)):
+        rest = sorted(set(wanted) - set(schema.names))
+        if rest and self._attributes is not None:
+            if num := num_without(self._attributes, ids, rest):
+                told = "items are not there, and have none of the attributes"
+                _log.warning("%s: %d %s %s", self._attributes, num, told, rest)
+        elif rest:
             raise IndexBuildError(
-                f"{self._embeddings}: no columns {sorted(rest)} to keep as attributes, found "
+                f"{self._embeddings}: no columns {rest} to keep as attributes, found "
                 f"{schema.names}; say where they are (attributes)"
             )
         own = [name for name in wanted if name in schema.names]
