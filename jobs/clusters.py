@@ -11,6 +11,7 @@ before, whose files stay until the next time; older ones go after an hour.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -111,6 +112,8 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     """
     config = config or ClustersConfig()
     assignments = artifacts.join(out, "assignments")
+    if os.path.realpath(embeddings) == os.path.realpath(out):  # of s3://, as texts
+        raise ArtifactError(f"{out}: --out is --embeddings: the centres would replace the vectors")
     before = _in_use(out, assignments)
     started = time.monotonic()
     source, folder = artifacts.open_artifact(embeddings, "embedding-table")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from jobs.cli import add_overrides, alone_in, count, parser, place, start_ray, tell_errors
@@ -107,11 +108,18 @@ def ray_runner(num_workers: int) -> Runner:
     def run_all(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=1)(function)
         ahead = [remote.remote(task) for task in tasks[:num_workers]]
-        for number in range(len(tasks)):
-            # as one comes back another goes out: what is in flight stays bounded
-            yield ray.get(ahead[number])
-            if len(ahead) < len(tasks):
-                ahead.append(remote.remote(tasks[len(ahead)]))
+        number = 0
+        try:
+            for number in range(len(tasks)):
+                # as one comes back another goes out: what is in flight stays bounded
+                yield ray.get(ahead[number])
+                if len(ahead) < len(tasks):
+                    ahead.append(remote.remote(tasks[len(ahead)]))
+        finally:  # after one that failed Ray would print what befell those that nobody waits for
+            for task in ahead[number + 1 :]:
+                ray.cancel(task)
+                with suppress(Exception):
+                    ray.get(task)
 
     return run_all
 

@@ -262,10 +262,26 @@ def seal(uri: str | os.PathLike[str], root: str, kind: str, **about: Any) -> Man
 
     For large artifacts whose parts were written in place, each atomically, by many workers.
     `about`: lineage, config, metrics and what is hashed already, as for `describe`.
+
+    Raises:
+        ArtifactError: there are no files, or an artifact of another kind stands at `uri`.
     """
+    _check_kind(uri, kind)
     manifest = describe(uri, root, kind, **about)
     write_atomic(join(uri, MANIFEST), manifest.to_json().encode())
     return manifest
+
+
+def _check_kind(uri: str | os.PathLike[str], kind: str) -> None:
+    """Raises ArtifactError where another kind stands at `uri`: it would be lost, and what belongs
+    to it (an index's history and log) would stand beside what replaced it."""
+    if not exists(join(uri, MANIFEST)):
+        return
+    if (found := read_manifest(uri).kind) != kind:
+        raise ArtifactError(
+            f"{join(uri, MANIFEST)}: an artifact of kind '{found}', which one of kind '{kind}' "
+            f"must not replace; give an address of its own, or remove what stands there"
+        )
 
 
 def publish(
@@ -278,7 +294,11 @@ def publish(
         uri: the artifact's folder, local or s3://.
         kind: what it is; readers ask for it by this name.
         about: lineage, config and metrics, as for `seal`.
+
+    Raises:
+        ArtifactError: as `seal` does.
     """
+    _check_kind(uri, kind)  # before anything is copied there
     root = f"v-{uuid.uuid4().hex[:12]}"
     pafs.copy_files(*_copy_arguments(os.fspath(staged), join(uri, root)))
     return seal(uri, root, kind, **about)

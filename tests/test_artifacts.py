@@ -88,6 +88,20 @@ def test_a_new_version_leaves_the_old_files(place: str, tmp_path: Path) -> None:
     assert (open_artifact(uri, "tables")[1] / "a.bin").read_bytes() == b"two" * 1000
 
 
+def test_another_kind_is_not_published_over_an_artifact(tmp_path: Path, place: str) -> None:
+    uri = join(place, "thing")
+    held = publish(staged(tmp_path / "a"), uri, "index")
+    with pytest.raises(ArtifactError, match="kind 'index', which one of kind 'embedding-table'"):
+        publish(staged(tmp_path / "b"), uri, "embedding-table")
+    with pytest.raises(ArtifactError, match="kind 'index', which one of kind 'embedding-table'"):
+        seal(uri, held.root, "embedding-table")
+    assert read_manifest(uri, "index") == held
+    assert {name.split("/")[0] for name in artifacts.file_sizes(uri)} == {
+        held.root,
+        "manifest.json",
+    }
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_altered_file_is_refused_by_name(place: str, tmp_path: Path, damage: str) -> None:
     uri = join(place, "thing")

@@ -16,8 +16,9 @@ import numpy as np
 from faiss import swig_ptr
 from numpy import empty, float32, int64
 
+from rec.retrieval import blocks
 from rec.retrieval.aligned import align
-from rec.retrieval.effort import Effort, search_params
+from rec.retrieval.effort import NEAR_TEN, Effort, search_params
 
 _METRIC = faiss.METRIC_INNER_PRODUCT
 _CANDIDATES = 1 << 22  # to be re-ranked at a time, 12 bytes each
@@ -133,6 +134,8 @@ class Ann:
         if self._ivf is not None:
             self._ivf.nprobe = value.nprobe
             self.enough_for = value.nprobe * self.size // (4 * max(1, self.num_lists))
+            if value.grows:
+                self.enough_for = min(self.enough_for, NEAR_TEN)
         if self._refine is not None:
             self._refine.k_factor = value.k_factor
         if self.is_graph:
@@ -165,7 +168,7 @@ class Ann:
         self._index.add(vectors)
 
     def merge(self, other: Ann) -> None:
-        """Append the rows of `other`, which was trained with this one; empties `other`.
+        """Append the rows of `other`, which was trained with this one, and is of no use then.
 
         Raises:
             ValueError: FAISS cannot merge this kind (graphs).
@@ -181,8 +184,13 @@ class Ann:
             ]
         try:
             for mine, theirs in parts:
-                has_ids = faiss.try_extract_index_ivf(mine) is not None
-                mine.merge_from(theirs, mine.ntotal if has_ids else 0)
+                lists, others = map(faiss.try_extract_index_ivf, (mine, theirs))
+                if lists is not None and blocks.are_in(lists):
+                    mine.check_compatible_for_merge(theirs)
+                    blocks.append(lists, others)
+                    mine.ntotal = lists.ntotal
+                else:
+                    mine.merge_from(theirs, 0 if lists is None else mine.ntotal)
         except RuntimeError as error:
             raise ValueError(
                 f"FAISS cannot merge shards of {type(self._index).__name__}; keep them apart "

@@ -75,6 +75,48 @@ def _advice(kind: pa.DataType) -> str:
     return " (cast it to string)" if str(kind).endswith("string_view") else ""
 
 
+def num_without(uri: str, ids: pa.Array, columns: Sequence[str]) -> int:
+    """How many of the items have no row in the Parquet files at `uri`; reads the ids alone.
+
+    Args:
+        ids: large_string, of rows; repeats allowed.
+        columns: that should be there.
+
+    Raises:
+        IndexBuildError: as `attributes_of`; or none of the items has one.
+    """
+    data, key = _opened(uri, columns)
+    wanted = pc.unique(ids)
+    there = data.to_table(columns=[key])[key]
+    try:
+        known = pc.is_in(wanted, value_set=there.cast(pa.large_string()).combine_chunks())
+    except pa.ArrowException as error:
+        raise IndexBuildError(f"{uri}: column {key!r} is no column of ids: {error}") from error
+    num = len(wanted) - pc.sum(known).as_py()
+    if num == len(wanted):
+        raise IndexBuildError(
+            f"{uri}: none of the {num} items is there by {key} (one of them is "
+            f"{wanted[0].as_py()!r}, {there[0].as_py() if len(there) else 'nothing'!r} is there)"
+        )
+    return num
+
+
+def _opened(uri: str, columns: Sequence[str]) -> tuple[pads.Dataset, str]:
+    """The Parquet files at `uri`, found to have the columns, and the name of the one of ids."""
+    files, path = artifacts.filesystem(uri)
+    try:
+        data = pads.dataset(path, filesystem=files, format="parquet", exclude_invalid_files=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IndexBuildError(f"{uri}: attributes cannot be read: {error}") from error
+    key = "item_id" if "item_id" in data.schema.names else "id"
+    if missing := {key, *columns} - set(data.schema.names):
+        raise IndexBuildError(
+            f"{uri}: columns {sorted(missing)} are missing; found {data.schema.names}"
+        )
+    kept(data.schema.empty_table().select(list(columns)), uri)
+    return data, key
+
+
 def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
     """Columns of the Parquet files at `uri`, one row for each of `ids`; null where one is absent.
 
@@ -87,17 +129,7 @@ def attributes_of(uri: str, ids: pa.Array, columns: Sequence[str]) -> pa.Table:
         IndexBuildError: a column is missing or of a type that none can be filtered by, or an id
             repeats among the files.
     """
-    files, path = artifacts.filesystem(uri)
-    try:
-        data = pads.dataset(path, filesystem=files, format="parquet", exclude_invalid_files=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise IndexBuildError(f"{uri}: attributes cannot be read: {error}") from error
-    key = "item_id" if "item_id" in data.schema.names else "id"
-    if missing := {key, *columns} - set(data.schema.names):
-        raise IndexBuildError(
-            f"{uri}: columns {sorted(missing)} are missing; found {data.schema.names}"
-        )
-    kept(data.schema.empty_table().select(list(columns)), uri)
+    data, key = _opened(uri, columns)
     wanted = pc.unique(ids)
     where = np.full(len(wanted), -1, np.int64)  # row of each wanted id among the rows picked
     picked, num_picked = [], 0

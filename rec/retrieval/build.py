@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rec import artifacts
 from rec.artifacts import ArtifactError, Manifest, join
+from rec.leftovers import root_in_use
 from rec.retrieval import known_log, spec, staging, versions
-from rec.retrieval.attributes import kept
+from rec.retrieval.attributes import kept, num_without
 from rec.retrieval.errors import IndexBuildError
 from rec.retrieval.fill import (
     HeldOut,
@@ -34,7 +36,7 @@ from rec.retrieval.fill import (
     read_shards,
 )
 from rec.retrieval.measure import true_rows, tuned
-from rec.retrieval.shards import EFFORT_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
+from rec.retrieval.shards import EFFORT_FILE, INDEX_FILE, QUERIES_FILE, TRAINED_FILE, shard_name
 from rec.retrieval.spec import IndexConfig, factories, is_uneven
 from rec.retrieval.table import EmbeddingTable, check_published
 from rec.retrieval.threads import omp_threads
@@ -132,9 +134,10 @@ class _Builder:
         self._started = time.monotonic()
 
     def build(self, queries_uri: str | None) -> Manifest:
-        known_log.check_reaches(self._out, self.log_seq)  # before hours of work
+        root_in_use(self._out, versions.KIND)  # that no other kind is; before hours of work
+        known_log.check_reaches(self._out, self.log_seq)
         keys = checked_keys(self._table, self._embeddings)
-        self._check_attributes()
+        self._check_attributes(keys["id"])
         self._num_rows = keys.num_rows
         self._key_bytes = keys.nbytes / keys.num_rows + 8  # and their order
         rng = np.random.default_rng(self._config.seed)
@@ -156,7 +159,9 @@ class _Builder:
             self.continued = Continued(self.continued.version)
         dim = held_out.queries.shape[1]
         uneven = self._config.factory == "auto" and is_uneven(self._some(order, held_out))
-        choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven)
+        # a compaction goes on with more than was allowed: changes would pile up
+        must_fit = self.continued is None
+        choices = factories(self._num_rows, dim, self._config, self._key_bytes, uneven, must_fit)
         try:
             root, about = self._best_of(choices, order, held_out)
         except TooFewError as error:
@@ -202,11 +207,17 @@ class _Builder:
                 versions.discard(self._out, other)
         return best[1:]
 
-    def _check_attributes(self) -> None:
+    def _check_attributes(self, ids: pa.ChunkedArray) -> None:
+        """Before hours of work; those of other files are read by each shard."""
         schema, wanted = self._table.schema(), self._config.attributes
-        if self._attributes is None and (rest := set(wanted) - set(schema.names)):
+        rest = sorted(set(wanted) - set(schema.names))
+        if rest and self._attributes is not None:
+            if num := num_without(self._attributes, ids, rest):
+                told = "items are not there, and have none of the attributes"
+                _log.warning("%s: %d %s %s", self._attributes, num, told, rest)
+        elif rest:
             raise IndexBuildError(
-                f"{self._embeddings}: no columns {sorted(rest)} to keep as attributes, found "
+                f"{self._embeddings}: no columns {rest} to keep as attributes, found "
                 f"{schema.names}; say where they are (attributes)"
             )
         own = [name for name in wanted if name in schema.names]
@@ -274,6 +285,7 @@ class _Builder:
         if held_out.own[0] < 0:
             np.save(queries := BytesIO(), held_out.queries)
             artifacts.write_atomic(join(self._out, root, QUERIES_FILE), queries.getvalue())
+        metrics["memory_gb"] = self._memory_gb(root)
         config = {
             "build": self._config.model_dump(),
             "factory": factory,
@@ -285,6 +297,15 @@ class _Builder:
             **effort._asdict(),
         }
         return {"config": config, "metrics": metrics}, verdict
+
+    def _memory_gb(self, root: str) -> float:
+        """GiB that the version takes as it is searched with filters, attributes apart."""
+        sizes = artifacts.file_sizes(join(self._out, root))
+        held = sum(size for name, size in sizes.items() if name.endswith(f"/{INDEX_FILE}"))
+        found = (held + self._num_rows * (4 + self._key_bytes)) / 2**30
+        if (asked := self._config.memory_gb) is not None and found > asked:
+            _log.warning("%s: takes %.3g GiB, memory_gb is %g", self._out, found, asked)
+        return found
 
     def _train(self, factory: str, order: np.ndarray, held_out: HeldOut) -> bytes:
         if self.continued is not None and self.continued.trained is not None:

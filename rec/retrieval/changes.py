@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval.errors import ChangeError
-from rec.retrieval.filters import nanoseconds
+from rec.retrieval.filters import DAY, nanoseconds
 from rec.retrieval.queries import as_floats, unfit
 
 _LENGTH = struct.Struct("<I")
@@ -78,7 +78,7 @@ def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
     if (found := unfit(vectors)) is not None:
         raise ChangeError(f"{name}: the vector has {found[1]}")
     attributes, interests = change.attributes, change.interests
-    table(attributes, len(vectors), schema, name)
+    table(attributes, len(vectors), schema, name, strict=True)
     if interests is not None:
         order = _order(interests, len(vectors), name)
         vectors, interests = vectors[order], [int(interests[place]) for place in order]
@@ -109,8 +109,12 @@ def table(
     num_rows: int,
     schema: pa.Schema,
     name: str,
+    strict: bool = False,
 ) -> pa.Table:
     """`num_rows` rows of attributes, equal ones of one dictionary; times may be ISO 8601.
+
+    Args:
+        strict: a date takes no number, nor a time of the day; logs may have such of before.
 
     Raises:
         ChangeError: an attribute is not one of the index's, or of another type; or there are
@@ -135,7 +139,7 @@ def table(
             values = []
             for row in rows:
                 value = row.get(column.name)
-                values.append(_parsed(value, column.type))
+                values.append(_parsed(value, column.type, strict))
             columns.append(pa.array(values * num_rows if alike else values, column.type))
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ChangeError(
@@ -146,14 +150,18 @@ def table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _parsed(value: Any, kind: pa.DataType) -> Any:
+def _parsed(value: Any, kind: pa.DataType, strict: bool) -> Any:
     """`value` with texts for times and dates, in lists too, as what they say."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         if value is None:
             return None
         if not isinstance(value, list | tuple | np.ndarray):  # Arrow would split a text
             raise ValueError("not a list")
-        return [_parsed(member, kind.value_type) for member in value]
+        return [_parsed(member, kind.value_type, strict) for member in value]
+    if isinstance(value, np.datetime64) and pa.types.is_date(kind):
+        value = str(value)  # Arrow takes none of its days
+    if strict and pa.types.is_date(kind):
+        _check_day(value)
     if isinstance(value, str) and pa.types.is_temporal(kind):
         if str(getattr(kind, "unit", "")) == "ns":  # which datetime has no place for
             return nanoseconds(value)
@@ -164,6 +172,14 @@ def _parsed(value: Any, kind: pa.DataType) -> Any:
         # Arrow would cut it off
         raise ValueError("not a whole number")
     return value
+
+
+def _check_day(value: Any) -> None:
+    """Raises ValueError where Arrow would make another day of it than it says."""
+    if isinstance(value, int | np.integer | np.bool_):
+        raise ValueError("a number")
+    if isinstance(value, str | datetime) and nanoseconds(value) % DAY:
+        raise ValueError("not a whole day (of UTC)")
 
 
 def encode(changes: Sequence[Change]) -> bytes:

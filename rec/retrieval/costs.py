@@ -75,6 +75,6 @@ def effort_for(ann: Ann, k: int, matches: int) -> Effort | None:
         return None
     # the lists looked into must hold some times k rows that match
     least = math.ceil(4 * k * lists / max(matches, 1))
-    wider = math.ceil(tuned.nprobe * min(8.0, math.sqrt(ann.size / max(matches, 1))))
+    wider = math.ceil(tuned.at(k).nprobe * min(8.0, math.sqrt(ann.size / max(matches, 1))))
     nprobe = min(lists, max(least, wider))
     return None if nprobe == tuned.nprobe else tuned._replace(nprobe=nprobe)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from pydantic import (
     StrictStr,
     TypeAdapter,
     ValidationError,
+    field_validator,
 )
 
 from rec.config import Config, one_line
@@ -36,10 +37,27 @@ from rec.retrieval.errors import FilterError
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 64, 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds
-_DAY = 86_400 * 10**9
+DAY = 86_400 * 10**9  # nanoseconds
 _FAR = 1e30  # beyond all integers of columns
 _BEYOND_MICRO = re.compile(r":\d\d[.,]\d{6}(\d{1,3})")  # digits that datetime has no place for
 Value = StrictBool | StrictInt | StrictFloat | StrictStr | datetime
+
+
+def _plain(value: Any) -> bool | float | str | date:
+    """`value` without NumPy. Raises ValueError where it is nothing that columns hold: Pydantic
+    would make a float of whatever can be one, and large integers of NumPy's would become others."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value[()]
+    if isinstance(value, np.datetime64):
+        value = str(value)  # `item` makes a number of one of nanoseconds
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | date):
+        raise ValueError(
+            f"{value!r} is of type {type(value).__name__}, expected a text, a number, true or "
+            f"false, a date or a time"
+        )
+    return value
 
 
 class _Expression(Config):
@@ -55,6 +73,17 @@ class _Expression(Config):
 
         # so Pydantic leaves it alone where it makes a whole filter of JSON: `parse` names the place
         __init__.__pydantic_base_init__ = True
+
+    @field_validator("value", "least", "below", mode="before", check_fields=False)
+    @classmethod
+    def _exact(cls, value: Any) -> Any:
+        return None if value is None else _plain(value)
+
+    @field_validator("values", mode="before", check_fields=False)
+    @classmethod
+    def _all_exact(cls, values: Any) -> Any:
+        listed = isinstance(values, list | tuple | set | frozenset | Iterator)
+        return tuple(map(_plain, values)) if listed or np.ndim(values) > 0 else values
 
 
 class Equal(_Expression):
@@ -229,7 +258,7 @@ def nanoseconds(value: str | datetime) -> int:
 def _moment(value: Any, kind: pa.DataType, is_bound: bool) -> int | None:
     """A time, as a text or not, as the column counts; between two of its steps the next as a bound,
     else none."""
-    step = _DAY if pa.types.is_date(kind) else _UNITS[kind.unit]
+    step = DAY if pa.types.is_date(kind) else _UNITS[kind.unit]
     count, rest = divmod(nanoseconds(value), step)
     if rest and not is_bound:
         return None

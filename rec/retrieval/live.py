@@ -82,12 +82,17 @@ class LiveIndex:
         base = self._open()
         self._about = _about(base)
         start = base.manifest.config["log_seq"] or 0
-        known = known_log.read(uri)
-        held = (known.log, known.newest, known.last) if known else (None, 0, None)
-        self._log = ChangeLog(log_folder, self._about, start, *held)
         self._is_told = False  # whether the index knows the newest segment of the log
+        with versions.one_publisher(uri):  # of two that open it first one finds the other's log
+            known = known_log.read(uri)
+            held = (known.log, known.newest, known.last) if known else (None, 0, None)
+            self._log = ChangeLog(log_folder, self._about, start, *held)
+            try:
+                self._make_known()
+            except BaseException:
+                self._log.close()
+                raise
         try:
-            self._make_known()
             self._state = self._replayed(base)
         except BaseException:
             self._log.close()
@@ -152,12 +157,20 @@ class LiveIndex:
 
     def _make_known(self, through: int = 0, last: int | None = None) -> None:
         """Say beside the manifest which log this is, its newest segment, from where on it has
-        changes once it forgets so far, and where it ends, if it does."""
+        changes once it forgets so far, and where it ends, if it does. Raises LogError where the
+        index has its changes in another log by now."""
         forgotten = self._log.first_kept(through) - 1
         known = KnownLog(
             log=self._log.identity, forgotten=forgotten, newest=self._log.newest, last=last
         )
-        if known != known_log.read(self._uri):
+        before = known_log.read(self._uri)
+        if before is not None and before.log != known.log:
+            raise LogError(
+                f"{join(self._uri, LOG_FILE)}: the changes of this index are in log {before.log}, "
+                f"not in {self._log.place}: another process writes it; open it with that log's "
+                f"folder, once it is closed there"
+            )
+        if known != before:
             known_log.write(self._uri, known)
         self._is_told = True
 

@@ -254,6 +254,11 @@ class ChangeLog:
             before.close()
 
     @property
+    def place(self) -> Path:
+        """Its folder."""
+        return self._folder
+
+    @property
     def newest(self) -> int:
         """Number of the first change that the newest segment is for."""
         return records.first_of(self._segments()[-1])

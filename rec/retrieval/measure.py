@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rec.retrieval.effort import Effort
+from rec.retrieval.effort import HUNDRED, TEN, Effort
 from rec.retrieval.fill import NUM_TRUE, Filled, HeldOut
 from rec.retrieval.lists import rise
 from rec.retrieval.shards import Shard
@@ -28,12 +28,18 @@ def tuned(
 
     def found(which: np.ndarray, effort: Effort, k: int) -> np.ndarray:
         # one more than k, as the query may be among them, of as many candidates as for k
-        effort = effort._replace(k_factor=max(1.0, effort.k_factor * k / (k + 1)))
+        effort = effort.at(k)._replace(
+            nprobe_100=0, k_factor=max(1.0, effort.k_factor * k / (k + 1))
+        )
         hits = search_with(shards, held_out.queries[which], min(k + 1, num_rows), effort)
         true_k = Filled(truth[which, :k], true.scores[which, :k])
         return exchange_ties(without_self(hits, held_out.own[which]), true_k)
 
-    tuner = Tuner(lambda effort: found(tune, effort, 10), truth[tune, :10], config.recall_target)
+    def tuner_for(k: int) -> Tuner:
+        target = config.recall_target
+        return Tuner(lambda effort: found(tune, effort, k), truth[tune, :k], target, k)
+
+    tuner, wider = tuner_for(TEN), tuner_for(HUNDRED)
     ann, effort = shards[0].ann, Effort()
     with omp_threads(1):  # as it is searched when serving
         if ann.num_lists:
@@ -41,13 +47,15 @@ def tuned(
             above = rise([shard.ann for shard in shards], held_out.queries[tune], *known)
             missed = min(max(1 - config.recall_target, 0.002), 0.05)
             effort = tuner.lists(ann.num_lists, ann.refines)._replace(rise=above, missed=missed)
+            effort = effort._replace(nprobe_100=wider.more_lists(ann.num_lists, effort))
         elif ann.is_graph:
             effort = tuner.graph()
     metrics: dict[str, Any] = {
-        f"recall@{k}": recall(found(report, effort, k), truth[report, :k]) for k in (10, 100)
+        f"recall@{k}": recall(found(report, effort, k), truth[report, :k]) for k in (TEN, HUNDRED)
     }
     metrics |= {"num_queries": len(report), "recall_target": config.recall_target}
-    return effort, metrics | {"curve": tuner.curve}, tuner.verdict
+    curves = {"curve": tuner.curve, "curve@100": wider.curve}
+    return effort, metrics | curves, tuner.verdict
 
 
 def true_rows(filled: list[Filled], starts: np.ndarray, held_out: HeldOut) -> Filled:

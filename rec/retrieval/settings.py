@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
 from typing import Any
@@ -20,6 +21,8 @@ def check(
 ) -> None:
     """All that `LiveIndex` needs."""
     is_place = isinstance(log_folder, str | os.PathLike) and str(log_folder) != ""
+    # a Path has one of the slashes of s3:// left
+    is_place = is_place and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(log_folder)) is None
     _expect("log_folder", log_folder, is_place, "the path of a local folder")
     fits = compact_at is None or (_is_number(compact_at) and 0 <= compact_at < math.inf)
     _expect("compact_at", compact_at, fits, "a share of rows, 0 or more; None = never")

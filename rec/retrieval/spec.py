@@ -27,7 +27,7 @@ class IndexConfig(Config):
 
     factory: str = "auto"  # or a FAISS factory string: "Flat" (exact), "IVF1024,SQ8", "HNSW32"
     recall_target: float = Field(default=0.95, gt=0, le=1)  # recall@10 to tune to; 1 = exact
-    # that the whole index may take, attributes apart
+    # GiB that the whole index may take, attributes apart; for auto
     memory_gb: float | None = Field(default=None, gt=0)
     updates_per_day: float = Field(default=0.0, ge=0)  # share of the items that changes a day
     num_shards: int = Field(default=0, ge=0)  # 0 = one for every ten million rows
@@ -101,14 +101,15 @@ def factories(
     config: IndexConfig,
     key_bytes: float = 32.0,
     uneven: bool = False,
+    must_fit: bool = True,
 ) -> list[str]:
     """FAISS factory strings to try in turn until one reaches the recall asked without strain (see
     `rec.retrieval.tune.Verdict`); of those tried the best is taken.
 
-    Up to 20,000 rows, or where recall 1 is asked: Flat. Beyond, inverted lists, a power of two that
-    leaves 39 training points a list: about 4 sqrt(N), but sqrt(N) of PQ codes, several of which a
-    query passes in the time of one centroid. With, fastest first among those that can reach the
-    recall and fit the memory:
+    Up to 20,000 rows, where they fit the memory, or where recall 1 is asked: Flat. Else inverted
+    lists, a power of two that leaves 39 training points a list: about 4 sqrt(N), but sqrt(N) of PQ
+    codes, several of which a query passes in the time of one centroid. With, fastest first among
+    those that can reach the recall and fit the memory; the ablest that fits where none can:
 
         PQ + refinement by 8-bit codes   1.3 d bytes a row   recall up to about .97
         PQ + refinement by full vectors  4.3 d               .995
@@ -122,10 +123,25 @@ def factories(
 
     Graphs (HNSW) are left to a factory string: they took several times the memory and build time
     of these at no more throughput, and lose recall under filters.
+
+    Args:
+        must_fit: where nothing fits the memory it is refused; else the smallest is taken.
+
+    Raises:
+        IndexBuildError: nothing fits the memory, or nothing that is exact where recall 1 is asked.
     """
     if config.factory != "auto":
         return [config.factory]
-    if num_rows <= FLAT_UP_TO or config.recall_target >= 1:
+    room = math.inf if config.memory_gb is None else config.memory_gb * 2**30
+    in_full = least = num_rows * (4.0 * dim + key_bytes)
+    if is_lossy := config.recall_target < 1:
+        least = min(in_full, num_bytes(num_rows, dim, 1.0, key_bytes))
+    if must_fit and least > room:
+        raise IndexBuildError(
+            f"memory_gb is {config.memory_gb:g}, and {num_rows} rows of {dim} values take at least "
+            f"{least / 2**30:.3g} GiB{'' if is_lossy else ' to be searched exactly'}: give as much"
+        )
+    if not is_lossy or (num_rows <= FLAT_UP_TO and in_full <= room):
         return ["Flat"]
     num_training = num_rows - config.held_out(num_rows)
     by_speed = [
@@ -136,12 +152,10 @@ def factories(
     ]
     if dim % 2 or config.updates_per_day >= 0.2:
         by_speed = by_speed[2:]
-    room = math.inf if config.memory_gb is None else config.memory_gb * 2**30
     fitting = [kind for kind in by_speed if num_bytes(num_rows, dim, kind[1], key_bytes) <= room]
     if uneven and by_speed[-1] in fitting:
         fitting = by_speed[-1:]
     able = [kind for kind in fitting if kind[2] >= config.recall_target]
-    # where none that fits is able: the ablest that fits, else the smallest
     chosen = able or sorted(fitting, key=lambda kind: -kind[2])[:1] or [("SQ8", 1.0, 0.98)]
     return [f"IVF{num_lists(num_training, num_rows, name)},{name}" for name, _, _ in chosen]
 

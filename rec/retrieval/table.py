@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from rec import artifacts
+from rec import artifacts, leftovers
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval.errors import IndexBuildError, remedy
 from rec.retrieval.originals import as_lists
@@ -33,7 +33,8 @@ def write_table(
     attributes: Mapping[str, Any] | None = None,
     encoder: str | None = None,
 ) -> Manifest:
-    """Publish vectors of one's own as an embedding table at `uri`, local or s3://.
+    """Publish vectors of one's own as an embedding table at `uri`, local or s3://. The one that it
+    replaces stays until the next time; the files of older ones go after an hour.
 
     Args:
         ids: (n,) texts, of the items; a list or an array, Arrow's too.
@@ -76,7 +77,10 @@ def write_table(
                     others = [column[rows] for column in extra.values()]
                     writer.write_table(pa.table([*own, lists, *others], schema=schema))
             lineage = {} if encoder is None else {"encoder": encoder}
-            return artifacts.publish(staged, uri, "embedding-table", lineage=lineage)
+            before = leftovers.root_in_use(uri, "embedding-table")
+            manifest = artifacts.publish(staged, uri, "embedding-table", lineage=lineage)
+            leftovers.clear(uri, "v-[0-9a-f]{12}", manifest.root, before)
+            return manifest
     except OSError as error:
         raise ArtifactError(f"{uri}: cannot be written: {error}; {remedy(error)}") from error
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec.retrieval.effort import Effort
+from rec.retrieval.effort import TEN, Effort
 
 _K_FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _PLATEAU = 0.001  # twice the effort for less recall than this is the end of the road
@@ -50,16 +50,21 @@ class Tuner:
     """Tries efforts on one set of queries; `curve` records every one tried.
 
     Args:
-        search: effort -> (Q, 10) rows found.
-        truth: (Q, 10) true rows.
-        target: recall@10 to reach, with two standard errors to spare: the queries are a sample,
+        search: effort -> (Q, k) rows found.
+        truth: (Q, k) true rows, fewer where there are fewer in all.
+        target: recall@k to reach, with two standard errors to spare: the queries are a sample,
             and the least effort that reaches it is sought, so that luck is sought too.
     """
 
     def __init__(
-        self, search: Callable[[Effort], np.ndarray], truth: np.ndarray, target: float
+        self,
+        search: Callable[[Effort], np.ndarray],
+        truth: np.ndarray,
+        target: float,
+        k: int = TEN,
     ) -> None:
         self._search, self._truth, self._target = search, truth, target
+        self._recall = f"recall@{k}"
         self.curve: list[dict[str, Any]] = []
         self.chosen: dict[str, Any] | None = None  # the point of the curve that was chosen
 
@@ -68,7 +73,7 @@ class Tuner:
         if self.chosen is None:  # nothing to tune: search is exact, or has no effort to set
             return Verdict(True, False, 1.0, 0.0)
         strained = self.chosen["k_factor"] == _K_FACTORS[-1]
-        rate, found = self.chosen["queries_per_s"], self.chosen["recall@10"]
+        rate, found = self.chosen["queries_per_s"], self.chosen[self._recall]
         return Verdict(self.chosen["reached"], strained, found, rate)
 
     def lists(self, num_lists: int, refines: bool) -> Effort:
@@ -85,12 +90,22 @@ class Tuner:
                 break
         return self._best()
 
-    def _least_nprobe(self, num_lists: int, k_factor: int) -> None:
-        before, low, high = 0.0, 0, 1
+    def more_lists(self, num_lists: int, effort: Effort) -> int:
+        """From `effort` on the least nprobe that reaches the target, or else little less than what
+        can be reached so."""
+        self._least_nprobe(num_lists, effort.k_factor, effort.nprobe)
+        best = max(point[self._recall] for point in self.curve)
+        enough = [p for p in self.curve if p["reached"]] or [
+            p for p in self.curve if p[self._recall] >= best - _PLATEAU
+        ]
+        return min(point["nprobe"] for point in enough)
+
+    def _least_nprobe(self, num_lists: int, k_factor: float, first: int = 1) -> None:
+        before, low, high = 0.0, first - 1, first
         while not (point := self._try(Effort(high, k_factor)))["reached"]:
-            if high == num_lists or (high >= 16 and point["recall@10"] - before < _PLATEAU):
+            if high == num_lists or (high >= 16 and point[self._recall] - before < _PLATEAU):
                 return
-            before, low, high = point["recall@10"], high, min(2 * high, num_lists)
+            before, low, high = point[self._recall], high, min(2 * high, num_lists)
         while high - low > max(1, high // 16):
             middle = (low + high) // 2
             if self._try(Effort(middle, k_factor))["reached"]:
@@ -109,7 +124,7 @@ class Tuner:
             "nprobe": effort.nprobe,
             "k_factor": effort.k_factor,
             "ef": effort.ef,
-            "recall@10": mean,
+            self._recall: mean,
             "queries_per_s": round(len(found) / max(seconds, 1e-9), 1),  # of one run, wall clock
             "reached": mean - _SPARE * error >= self._target or mean >= 1,
         }
@@ -124,7 +139,7 @@ class Tuner:
                 least.setdefault(point["k_factor"], point)
         finalists = list(least.values())
         if not finalists:
-            finalists = [max(self.curve, key=lambda point: point["recall@10"])]
+            finalists = [max(self.curve, key=lambda point: point[self._recall])]
         for point in finalists:  # again: one run alone may have been disturbed
             point["queries_per_s"] = self._rate(point)
         self.chosen = max(finalists, key=lambda point: point["queries_per_s"])

@@ -26,7 +26,7 @@ from pyarrow import fs as pafs
 from rec import artifacts, leftovers
 from rec.artifacts import ArtifactError, Manifest, join
 from rec.retrieval import known_log, settings
-from rec.retrieval.errors import IndexBuildError, LogError, StaleError
+from rec.retrieval.errors import IndexBuildError, LogError, StaleError, remedy
 from rec.retrieval.history import FOLDER, KIND, ROOT, history, left_use, readable, to_keep
 
 __all__ = [
@@ -115,15 +115,21 @@ def rollback(uri: str, to: str | None = None) -> Manifest:
         to: a version; None = the one that the one in use replaced.
 
     Raises:
-        ArtifactError: there is no such version that can be read, or a file of it is missing or
-            altered; the version in use stays.
+        ArtifactError: there is no such version that can be read, a file of it is missing or
+            altered, or the disk is full; the version in use stays.
     """
     intact: Manifest | None = None
     while True:
         with one_publisher(uri):
             found = _to_roll_back_to(uri, to)
             if found == intact:  # nothing was published or removed while it was verified
-                _use(uri, found)
+                try:
+                    _use(uri, found)
+                except OSError as error:
+                    raise ArtifactError(
+                        f"{error.filename or uri}: cannot be written: {error}; {remedy(error)}: "
+                        f"version {current(uri)} is in use"
+                    ) from error
                 return found
         artifacts.verify(uri, found)  # others need not wait for this
         intact = found
@@ -135,12 +141,24 @@ def _to_roll_back_to(uri: str, to: str | None) -> Manifest:
     if to is None:
         in_use = artifacts.read_manifest(uri, KIND)
         if (to := in_use.config.get("replaced")) not in versions:
+            _check_readable(uri, to, versions)
             raise ArtifactError(
                 f"{uri}: no version before {in_use.version} is kept; name one to use: {versions}"
             )
     if to not in versions:
+        _check_readable(uri, to, versions)
         raise ArtifactError(f"{uri}: version {to} is not kept; name one that is: {versions}")
     return kept[versions.index(to)]
+
+
+def _check_readable(uri: str, version: str | None, versions: list[str]) -> None:
+    """Raises ArtifactError where this version, which is none of those read, has a manifest."""
+    place = join(uri, FOLDER, f"{version}.json")
+    if version is not None and re.fullmatch("[0-9a-f]{16}", version) and artifacts.exists(place):
+        raise ArtifactError(
+            f"{place}: damaged, so that version {version} cannot be used again; restore it, or "
+            f"name another version: {versions}"
+        )
 
 
 def collect(uri: str, keep: int = 2, grace_s: float = 3600) -> list[str]:

@@ -120,6 +120,13 @@ def test_what_another_job_published_is_not_written_over(
     assert sorted(path.name for path in Path(index).iterdir()) == before
 
 
+def test_clusters_do_not_replace_what_they_are_of(
+    table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert clusters.main(["--embeddings", table, "--out", f"{table}/", "--set", "rounds=1"]) == 1
+    assert "--out is --embeddings" in capsys.readouterr().err
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
 def test_planted_clusters_are_found(

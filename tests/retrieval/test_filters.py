@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,35 @@ def test_every_expression_against_a_plain_loop(data: dict[str, Any]) -> None:
     parsed: Filter = parse(json.loads(json.dumps(data)))
     assert mask(parsed, TABLE).tolist() == [fits(data, row) for row in ROWS]
     assert parse(json.loads(parsed.model_dump_json())) == parsed
+
+
+@pytest.mark.parametrize("shift", [0, 2**62 - 2**53])
+def test_numbers_of_numpy_are_what_they_are(shift: int) -> None:
+    """Next to what a float can tell apart."""
+    number = np.int64(2**53 + 1 + shift)
+    table = pa.table({"n": pa.array([int(number) - 1, int(number), int(number) + 1])})
+    for where, fits in (
+        (Equal(column="n", value=number), [1]),
+        (Equal(column="n", value=np.array(number)), [1]),
+        (In(column="n", values=[number, np.uint64(number + 1)]), [1, 2]),
+        (In(column="n", values=np.array([number])), [1]),
+        (Range(column="n", least=number, below=number + 1), [1]),
+    ):
+        assert np.flatnonzero(mask(where, table)).tolist() == fits
+    assert mask(Equal(column="b", value=np.bool_(True)), TABLE).tolist() == [1, 0, 0, 1, 0]
+    assert mask(Equal(column="f", value=np.float32(1.5)), TABLE).tolist() == [0, 1, 0, 0, 0]
+    second = Range(column="t", least=np.datetime64("2026-01-02"))
+    assert mask(second, TABLE).tolist() == [0, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("value", [Decimal(2**53 + 1), Fraction(1, 3), 1j, b"x", [1]])
+def test_what_no_column_holds_is_refused(value: Any) -> None:
+    with pytest.raises(FilterError, match="expected a text, a number"):
+        Equal(column="n", value=value)
+    with pytest.raises(FilterError, match="expected a text, a number"):
+        In(column="n", values=(value,))
+    with pytest.raises(FilterError, match="values: Input should be a valid tuple"):
+        In(column="n", values=value if value != [1] else np.array(1))
 
 
 def test_fractions_between_integers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,14 @@ from tables import DIM, brute_force, clustered, embeddings, index_of, unit
 from rec import artifacts
 from rec.retrieval import ann
 from rec.retrieval.build import build_index
+from rec.retrieval.changes import Put
 from rec.retrieval.errors import FilterError, IndexBuildError, QueryError, UnknownIdError
 from rec.retrieval.filters import Equal, Range
 from rec.retrieval.index import Index
+from rec.retrieval.live import LiveIndex
 from rec.retrieval.shards import Shard
 from rec.retrieval.spec import IndexConfig, factories, is_uneven, num_bytes, num_lists
+from rec.retrieval.table import write_table
 from rec.retrieval.threads import omp_threads
 from rec.retrieval.tune import recall
 
@@ -302,14 +306,51 @@ def test_one_item(tmp_path: Path) -> None:
         (1_000_000, {"recall_target": 0.99, "memory_gb": 0.3}, "IVF4096,SQ8"),
         (1_000_000, {"recall_target": 0.998}, "IVF4096,Flat"),
         (1_000_000, {"recall_target": 1}, "Flat"),
-        (1_000_000, {"memory_gb": 0.14}, "IVF4096,SQ8"),
-        (1_000_000, {"memory_gb": 0.01}, "IVF4096,SQ8"),  # nothing fits: the smallest
+        (1_000_000, {"memory_gb": 0.17}, "IVF4096,SQ8"),
+        (20_000, {"memory_gb": 0.011}, "Flat"),
+        (20_000, {"memory_gb": 0.01}, "IVF128,PQ64x4fs,Refine(SQ8)"),
+        (20_000, {"memory_gb": 0.0038}, "IVF256,SQ8"),
+        (1_000_000, {"recall_target": 1, "memory_gb": 0.51}, "Flat"),
         (1_000_000, {"updates_per_day": 0.3}, "IVF4096,SQ8"),
         (1_000_000, {"factory": "HNSW16"}, "HNSW16"),
     ],
 )
 def test_auto_factory(num_rows: int, settings: dict[str, Any], expected: str) -> None:
     assert factories(num_rows, 128, IndexConfig(**settings))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "settings", "least"),
+    [
+        (1_000_000, {"memory_gb": 0.1}, "0.162 GiB"),
+        (10, {"memory_gb": 1e-9}, "2.08e-06 GiB"),
+        (1_000_000, {"recall_target": 1, "memory_gb": 0.3}, "0.507 GiB"),
+    ],
+)
+def test_too_little_memory_is_refused(num_rows: int, settings: dict[str, Any], least: str) -> None:
+    message = f"memory_gb is {settings['memory_gb']}.*{num_rows} rows.* at least {least}"
+    with pytest.raises(IndexBuildError, match=re.escape(message).replace(r"\.\*", ".*")):
+        factories(num_rows, 128, IndexConfig(**settings))
+
+
+def test_memory_is_said_and_a_compaction_never_refused_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri, out = embeddings(tmp_path / "e", clustered(2000)), str(tmp_path / "i")
+    with pytest.raises(IndexBuildError, match="memory_gb is 1e-05"):
+        build_index(uri, out, IndexConfig(memory_gb=1e-5))
+    manifest = build_index(uri, out, IndexConfig(memory_gb=0.0003))
+    held = sum(e.num_bytes for name, e in manifest.files.items() if name.endswith("index.faiss"))
+    assert held / 2**30 < manifest.metrics["memory_gb"] < 0.0003
+    vectors = clustered(8000, seed=1)
+    live = LiveIndex(out, tmp_path / "log", compact_at=None, grace_s=0)
+    live.apply([Put(f"new-{n}", vector) for n, vector in enumerate(vectors)])
+    grown = live.compact()
+    assert grown is not None
+    assert grown.config["factory"].endswith("SQ8")
+    assert grown.metrics["memory_gb"] > manifest.metrics["memory_gb"]
+    assert "memory_gb" in caplog.text
+    live.close()
 
 
 def test_auto_goes_on_to_a_stronger_kind() -> None:
@@ -582,6 +623,15 @@ def test_no_table(tmp_path: Path) -> None:
         build_index(str(tmp_path / "nowhere"), str(tmp_path / "i"))
 
 
+def test_a_table_written_again_clears_the_older_away(tmp_path: Path) -> None:
+    uri, roots = str(tmp_path / "e"), list[str]()
+    for number in range(3):
+        roots.append(write_table(uri, ["a", "b"], clustered(2, seed=number)).root)
+        for path in tmp_path.rglob("*"):  # as if hours had passed
+            os.utime(path, (0, 0))
+    assert {path.name for path in (tmp_path / "e").glob("v-*")} == set(roots[1:])
+
+
 def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     ids = [f"item-{i}" for i in range(30)]
     ids[25] = "item-3"
@@ -701,3 +751,27 @@ def test_what_is_read_is_aligned_and_finds_the_same(tmp_path: Path, factory: str
         read = ann.Ann.read(str(tmp_path / "index.faiss"), mmap)
         with pytest.raises(ValueError, match="takes no more rows"):
             read.add(vectors)
+
+
+def test_a_hundred_and_more_are_found_as_surely_as_ten(tmp_path: Path) -> None:
+    """Vectors of few dimensions in truth: a hundred stand in many more lists than ten."""
+    rng = np.random.default_rng(5)
+    num, dim = 22_000, 24
+    vectors = 0.3 * rng.standard_normal((num, 5)) @ rng.standard_normal((5, dim))
+    vectors += 0.05 * rng.standard_normal((num, dim)) + 2 / dim**0.5 * rng.standard_normal(dim)
+    vectors = unit(vectors)
+    write_table(str(tmp_path / "e"), [f"item-{n}" for n in range(num)], vectors)
+    config = IndexConfig(recall_target=0.98)
+    manifest = build_index(str(tmp_path / "e"), str(tmp_path / "i"), config)
+    assert manifest.metrics["recall@100"] >= 0.97
+    index = Index.open(str(tmp_path / "i"))
+    queries = vectors[rng.choice(num, 300, replace=False)]
+    truth = brute_force(vectors, queries, 1000)
+    for k in (10, 20, 50, 100, 200, 300, 500, 1000):
+        found = index.search(queries, k).rows
+        shares = [len(set(a) & set(b)) / k for a, b in zip(found, truth[:, :k], strict=True)]
+        assert np.mean(shares) >= 0.97, k
+    # ten cost what they did
+    (ann,) = (part.ann for part in index.parts if isinstance(part, Shard))
+    assert ann.effort.at(10).nprobe == manifest.config["nprobe"]
+    assert ann.enough_for >= 10

@@ -21,7 +21,7 @@ from tables import DIM, brute_force, clustered, embeddings
 from rec import artifacts
 from rec.retrieval import known_log, versions
 from rec.retrieval.build import build_index
-from rec.retrieval.changes import Change, Delete, Put, check, decode, encode
+from rec.retrieval.changes import Change, Delete, Put, check, decode, encode, table
 from rec.retrieval.errors import ChangeError, IndexBuildError, LogError, SettingError
 from rec.retrieval.export import export
 from rec.retrieval.filters import All, Equal, Range
@@ -756,6 +756,56 @@ def test_an_index_has_one_log(tmp_path: Path) -> None:
     index.close()
 
 
+def test_of_two_first_writers_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With logs of their own, at the same moment: neither finds that there is a log."""
+    start(tmp_path)
+    uri, real = str(tmp_path / "i"), known_log.read
+
+    def slow(place: str) -> known_log.KnownLog | None:
+        found = real(place)
+        time.sleep(0.2)
+        return found
+
+    def opened(log: str) -> LiveIndex | LogError:
+        try:
+            return LiveIndex(uri, tmp_path / log, compact_at=None)
+        except LogError as error:
+            return error
+
+    monkeypatch.setattr(known_log, "read", slow)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(opened, ["a", "b"]))
+    (refused,) = (one for one in both if isinstance(one, LogError))
+    (index,) = (one for one in both if isinstance(one, LiveIndex))
+    assert "the changes of this index are in log" in str(refused)
+    index.apply([Delete("item-0")])
+    index.close()
+
+
+def test_a_writer_does_not_take_the_index_from_another(tmp_path: Path) -> None:
+    """Where nothing can be held meanwhile (S3), or somebody removed log.json under a writer."""
+    start(tmp_path)
+    first = live(tmp_path, grace_s=0)
+    first.apply([Delete("item-0")])
+    (tmp_path / "i" / "log.json").unlink()
+    second = LiveIndex(str(tmp_path / "i"), tmp_path / "another", compact_at=None)
+    second.apply([Delete("item-1")])
+    with pytest.raises(
+        LogError, match=r"i/log\.json: the changes of this index are in log .*, not"
+    ):
+        first.compact()
+    with pytest.raises(LogError, match=r"not in .*/log"):
+        first.apply([Delete("item-2")])
+    first.close()
+    assert second.compact() is not None
+    second.close()
+    again = LiveIndex(str(tmp_path / "i"), tmp_path / "another", compact_at=None)
+    assert "item-1" not in again.index
+    again.close()
+
+
 def rolled(folder: Path) -> Path:
     """An index with a change after a compaction, closed; the segment that has the change."""
     start(folder)
@@ -958,8 +1008,9 @@ TIMES = {
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"day": datetime(2026, 1, 2, 3, tzinfo=UTC)},
+        {"day": datetime(2026, 1, 2, tzinfo=UTC)},
         {"day": date(2026, 1, 2)},
+        {"day": np.datetime64("2026-01-02")},
         {"at": np.datetime64("2026-01-02T03:04:05.000000006", "ns")},
         {"seen": [datetime(2026, 1, 2, tzinfo=UTC), "2026-01-03T00:00:00+00:00"]},
         {"seen": (), "day": "2026-01-02"},
@@ -997,6 +1048,33 @@ def test_a_time_is_no_fraction() -> None:
     for name in schema.names:
         with pytest.raises(ChangeError, match=f"'{name}' is 1.5.*: not a whole number"):
             check([Put("a", clustered(1)[0], {name: 1.5})], DIM, schema)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("2026-01-01T23:59", "not a whole day"),
+        ("2026-01-02T00:00+05:00", "not a whole day"),
+        (datetime(2026, 1, 2, 3, tzinfo=UTC), "not a whole day"),
+        (np.datetime64("2026-01-02T03"), "not a whole day"),
+        (5, "a number"),
+        (np.int64(5), "a number"),
+        (True, "a number"),
+    ],
+)
+def test_a_day_is_a_whole_one_and_no_number(value: Any, reason: str) -> None:
+    for kind in (pa.date32(), pa.date64()):
+        with pytest.raises(ChangeError, match=f"'day' is .*: {reason}"):
+            check([Put("a", clustered(1)[0], {"day": value})], DIM, pa.schema([("day", kind)]))
+        schema = pa.schema([("days", pa.list_(kind))])
+        with pytest.raises(ChangeError, match=f"'days' is .*: {reason}"):
+            check([Put("a", clustered(1)[0], {"days": ["2026-01-01", value]})], DIM, schema)
+
+
+def test_a_day_that_an_older_log_has_with_a_time_is_replayed() -> None:
+    schema = pa.schema([("day", pa.date32())])
+    for value in ("2026-01-01T23:59", 20454):
+        assert table({"day": value}, 1, schema, "item 'a'")["day"].to_pylist() == [date(2026, 1, 1)]
 
 
 def test_regions_keep_their_boxes_and_numbers(tmp_path: Path) -> None:

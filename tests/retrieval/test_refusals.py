@@ -315,6 +315,8 @@ def test_an_empty_address_is_not_the_root(tmp_path: Path) -> None:
         (lambda uri: Index.open(uri, manifest=3), "manifest is 3, expected a Manifest"),  # type: ignore[arg-type]
         (lambda uri: LiveIndex(uri, None), "log_folder is None, expected the path"),  # type: ignore[arg-type]
         (lambda uri: LiveIndex(uri, 3), "log_folder is 3, expected the path"),  # type: ignore[arg-type]
+        (lambda uri: LiveIndex(uri, "s3://bucket/log"), "log_folder is 's3:.*a local folder"),
+        (lambda uri: LiveIndex(uri, Path("s3://bucket/log")), "log_folder is .*a local folder"),
         (lambda uri: versions.collect(uri, grace_s=NAN), "grace_s is nan, expected seconds"),
         (lambda uri: versions.collect(uri, grace_s=-1), "grace_s is -1, expected seconds"),
         (lambda uri: versions.collect(uri, keep=-1), "keep is -1, expected .* at least 0"),
@@ -420,3 +422,14 @@ def test_a_compaction_that_cannot_write_names_the_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(live.index) == 2999
     live.close()
+
+
+def test_a_table_and_an_index_do_not_replace_each_other(published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    table, index = str(tmp_path / "e"), str(tmp_path / "i")
+    with pytest.raises(ArtifactError, match=r"i/manifest.json: .*'index'.*'embedding-table'"):
+        write_table(index, ["a"], clustered(1))
+    with pytest.raises(ArtifactError, match=r"e/manifest.json: .*'embedding-table'.*'index'"):
+        build_index(table, table)
+    assert build_index(table, index) is not None
+    assert not list((tmp_path / "e").glob(".publisher"))

@@ -287,6 +287,32 @@ def test_attributes_from_another_table(tmp_path: Path) -> None:
         build_index(uri, str(tmp_path / "i"), config, attributes_uri=items)
 
 
+def test_attributes_of_other_items_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, items = embeddings(tmp_path / "e", clustered(50)), str(tmp_path / "items.parquet")
+    config, out = IndexConfig(attributes=("n",)), str(tmp_path / "i")
+
+    def written(*ids: str) -> None:
+        pq.write_table(pa.table({"item_id": [*ids, "other"], "n": range(len(ids) + 1)}), items)
+
+    written(*(f"item-{i}" for i in range(50)))
+    build_index(uri, out, config, attributes_uri=items)
+    assert not caplog.messages
+    written(*(f"item-{i}" for i in range(20)))
+    build_index(uri, out, config, attributes_uri=items)
+    assert caplog.messages == [
+        f"{items}: 30 items are not there, and have none of the attributes ['n']"
+    ]
+    monkeypatch.setattr("rec.retrieval.build.train", None)  # before anything is trained
+    written()
+    with pytest.raises(IndexBuildError, match=r"items.parquet: none of the 50 items is there by"):
+        build_index(uri, out, config, attributes_uri=items)
+    other = IndexConfig(attributes=("n", "m"))
+    with pytest.raises(IndexBuildError, match=r"items.parquet: columns \['m'\] are missing"):
+        build_index(uri, out, other, attributes_uri=items)
+
+
 def test_an_item_of_many_vectors_counts_once_by_its_best(tmp_path: Path) -> None:
     """Regions with boxes: the hit says which region it was."""
     vectors = clustered(300)

@@ -44,6 +44,34 @@ def test_curve_rises_and_the_chosen_point_is_the_least_that_reaches() -> None:
     assert {point["nprobe"]: point["recall@10"] for point in tuner.curve}[8] == pytest.approx(0.8)
 
 
+def test_more_hits_take_more_lists() -> None:
+    """The n-th of a hundred true rows lies in list n // 5: four in five of ten take two lists."""
+    ranks = np.tile(np.arange(100) // 5 + 1, (50, 1))
+    truth = np.arange(5000).reshape(50, 100)
+
+    def tuner(k: int) -> Tuner:
+        found = truth[:, :k], ranks[:, :k]
+        return Tuner(lambda e: np.where(found[1] <= e.nprobe, found[0], -1), found[0], 0.75, k)
+
+    effort = tuner(10).lists(64, refines=False)
+    wider = tuner(100)
+    effort = effort._replace(nprobe_100=wider.more_lists(64, effort))
+    assert (effort.nprobe, effort.nprobe_100) == (2, 15)
+    assert {point["nprobe"]: point["recall@100"] for point in wider.curve}[15] == 0.75
+    assert [effort.at(k).nprobe for k in (1, 10, 16, 100)] == [2, 2, 2, 15]
+    grown = [effort.at(k).nprobe for k in range(17, 10_000, 7)]
+    assert grown == sorted(grown)
+    assert grown[0] > 2
+    assert effort._replace(nprobe_100=0).at(1000).nprobe == 2  # of versions of before
+
+
+def test_where_no_number_of_lists_reaches_it_as_many_as_help_are_taken() -> None:
+    truth = np.arange(5000).reshape(50, 100)
+    ranks = np.where(np.arange(100) < 50, np.arange(100) + 1, 1000)  # codes too coarse for half
+    tuner = Tuner(lambda e: np.where(ranks <= e.nprobe, truth, -1), truth, 0.75, 100)
+    assert tuner.more_lists(512, Effort(nprobe=4)) == 64
+
+
 def test_what_older_versions_kept_by_another_measure_counts_for_nothing() -> None:
     text = '{"nprobe": 3, "k_factor": 2, "ef": 64, "margin": 0.2}'
     assert Effort.from_json(text) == Effort(nprobe=3, k_factor=2, ef=64, rise=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -69,6 +70,23 @@ def test_rollback_to_a_damaged_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"index\.faiss"):
         versions.rollback(uri, first)
     assert Index.open(uri).version == second
+
+
+def test_rollback_on_a_full_disk_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "i")
+    first, second = publish(tmp_path, 0), publish(tmp_path, 1)
+
+    def full(place: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "write_atomic", full)
+        with pytest.raises(ArtifactError, match=rf"{second}\.json: cannot .*free space: version"):
+            versions.rollback(uri)
+    assert versions.current(uri) == second
+    assert versions.rollback(uri).version == first
 
 
 def test_rollback_under_load_mixes_nothing(tmp_path: Path) -> None:
@@ -435,9 +453,9 @@ def test_a_history_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_version_is_in_the_way_of_no_other(tmp_path: Path) -> None:
     uri = str(tmp_path / "i")
-    first, second, third = (publish(tmp_path, seed) for seed in range(3))
+    first, second, _third = (publish(tmp_path, seed) for seed in range(3))
     damaged = tmp_path / "i" / "history" / f"{second}.json"
     damaged.write_text("{")
-    with pytest.raises(ArtifactError, match=f"no version before {third} is kept"):
+    with pytest.raises(ArtifactError, match=f"history/{second}.json: damaged, so that .* again"):
         versions.rollback(uri)
     assert versions.rollback(uri, first).version == first
