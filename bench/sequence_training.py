@@ -160,11 +160,14 @@ def ndcg(best: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
     return float(np.where(place < TOP, 1 / np.log2(place + 2), 0).mean())
 
 
-def follow(command: list[str], out: Path, targets: NDArray[np.int64]) -> tuple[list[Mark], int]:
-    """Run a side to its end: its evaluations and its peak memory in bytes.
+def follow(
+    command: list[str], out: Path, targets: NDArray[np.int64], report: Report
+) -> tuple[list[Mark], int]:
+    """Run a side to its end: its evaluations and its peak memory in bytes. One that fails on the
+    way counts as far as it came, and a note says so.
 
     Raises:
-        CalledProcessError: it failed; its errors have been printed.
+        CalledProcessError: it failed before the first evaluation; its errors have been printed.
     """
     out.mkdir(parents=True)
     marks: list[Mark] = []
@@ -180,7 +183,9 @@ def follow(command: list[str], out: Path, targets: NDArray[np.int64]) -> tuple[l
         if process.wait():
             errors.seek(0)
             print(errors.read()[-4000:], file=sys.stderr)
-            raise subprocess.CalledProcessError(process.returncode, command)
+            if not marks:
+                raise subprocess.CalledProcessError(process.returncode, command)
+            report.note(f"{out.name}: ended with status {process.returncode} after {marks[-1]}")
     return marks, memory.peak
 
 
@@ -201,20 +206,17 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         write_log(users, log)
         module = [sys.executable, "-m", "bench.sequence_training", "--ours", rows]
         command = [*module, str(work / "ours"), *numbers, options.precision]
-        mine, my_peak = follow(command, work / "ours", targets)
+        mine, my_peak = follow(command, work / "ours", targets, report)
         report.note(f"ours: matrix products in {options.precision}; RecTools' in fp32")
         _add("ours", mine, my_peak, report)
         if options.recbole:
-            theirs = recbole(options.recbole, log, work, 5 if options.quick else 50)
-            report.add("RecBole, events/s", theirs)
-            bar = None if options.quick else 5.0
-            report.add("events/s, ours / RecBole", _speed(mine) / theirs, bar)
+            _beside_recbole(options.recbole, log, work, mine, options.quick, report)
         if not options.peers:
             report.note("no --peers PYTHON: nothing compared; see the module's docstring")
             return
         script = Path(__file__).with_name("peers_sequence_training.py")
-        peer = [options.peers, str(script), str(log), str(work / "peer"), *numbers, str(cores())]
-        theirs, peer_peak = follow(peer, work / "peer", targets)
+        peer = [options.peers, str(script), str(log), str(work / "RecTools"), *numbers, str(cores())]
+        theirs, peer_peak = follow(peer, work / "RecTools", targets, report)
     _add("RecTools", theirs, peer_peak, report)
     bars: tuple[float | None, ...] = (None, None, None) if options.quick else (3.0, 0.5, 1.0)
     report.add("events/s, ours / RecTools", _speed(mine) / _speed(theirs), bars[0])
@@ -224,6 +226,18 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     share = min(reached) / goal.seconds if reached else float("inf")
     report.add("seconds to RecTools' best NDCG@10, ours / RecTools", share, bars[2], at_most=True)
     report.note(f"RecTools' best NDCG@10, {goal.ndcg:.4f}, came after epoch {goal.epoch}")
+
+
+def _beside_recbole(
+    python: str, log: Path, work: Path, mine: list[Mark], quick: bool, report: Report
+) -> None:
+    try:
+        theirs = recbole(python, log, work, 5 if quick else 50)
+    except subprocess.CalledProcessError as error:  # what else is measured stays
+        report.note(f"RecBole: ended with status {error.returncode}, nothing compared")
+        return
+    report.add("RecBole, events/s", theirs)
+    report.add("events/s, ours / RecBole", _speed(mine) / theirs, None if quick else 5.0)
 
 
 def recbole(python: str, log: Path, work: Path, num_batches: int) -> float:
