@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,7 @@ class Mark(NamedTuple):
 
     epoch: int
     seconds: float  # of training so far
+    processor: float  # seconds of all cores in it, of which other work takes none
     events: int  # predicted so far
     ndcg: float
 
@@ -119,11 +120,11 @@ def ours(rows: str, out: Path, epochs: int, every: int, precision: str) -> None:
     train = recipe.train.model_copy(update={"steps": steps})
     torch.manual_seed(train.seed)
     engine = PlainEngine(recipe, recipe.build(rows), torch.device("cpu"))
-    generator, seconds, events = torch.Generator(), 0.0, 0
+    generator, seconds, processor, events = torch.Generator(), 0.0, 0.0, 0
     batches = stream.batches()
     engine.module.train()
     for epoch in range(1, epochs + 1):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         for step in range((epoch - 1) * stream.steps_per_epoch, epoch * stream.steps_per_epoch):
             batch = recipe.transform(next(batches), generator.manual_seed(step))
             seed = derive(train.seed, step)
@@ -131,11 +132,12 @@ def ours(rows: str, out: Path, epochs: int, every: int, precision: str) -> None:
             engine.step(lr_factor(step, train))
             events += int(batch.target_mask.sum())
         seconds += time.perf_counter() - started
+        processor += time.process_time() - used
         if epoch % every == 0:
             engine.module.eval()
             np.save(out / f"top-{epoch}.npy", unseen(engine.module, rows))
             engine.module.train()
-            line = {"epoch": epoch, "seconds": seconds, "events": events}
+            line = {"epoch": epoch, "seconds": seconds, "processor": processor, "events": events}
             print(json.dumps(line), flush=True)
 
 
@@ -198,7 +200,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     num_users = 600 if options.quick else None
     users = read_sequences(Path(options.data) / "sequences.txt", num_users)
     targets = np.array([items[-2] for items in users])
-    epochs, every = (2, 1) if options.quick else (options.epochs, 2)
+    epochs, every = (2, 1) if options.quick else (options.epochs, min(2, options.epochs))
     with tempfile.TemporaryDirectory(prefix="raycall-training-") as folder:
         work = Path(folder)
         numbers = [str(epochs), str(every)]
@@ -215,11 +217,20 @@ def measure(options: argparse.Namespace, report: Report) -> None:
             report.note("no --peers PYTHON: nothing compared; see the module's docstring")
             return
         script = Path(__file__).with_name("peers_sequence_training.py")
-        peer = [options.peers, str(script), str(log), str(work / "RecTools"), *numbers, str(cores())]
+        peer = [
+            options.peers,
+            str(script),
+            str(log),
+            str(work / "RecTools"),
+            *numbers,
+            str(cores()),
+        ]
         theirs, peer_peak = follow(peer, work / "RecTools", targets, report)
     _add("RecTools", theirs, peer_peak, report)
     bars: tuple[float | None, ...] = (None, None, None) if options.quick else (3.0, 0.5, 1.0)
     report.add("events/s, ours / RecTools", _speed(mine) / _speed(theirs), bars[0])
+    shares = _speed(mine, "processor"), _speed(theirs, "processor")
+    report.add("events/s of a processor, ours / RecTools", shares[0] / shares[1])
     report.add("peak memory, ours / RecTools", my_peak / peer_peak, bars[1], at_most=True)
     goal = max(theirs, key=lambda mark: mark.ndcg)
     reached = [mark.seconds for mark in mine if mark.ndcg >= goal.ndcg]
@@ -250,8 +261,8 @@ def recbole(python: str, log: Path, work: Path, num_batches: int) -> float:
     return line["events"] / line["seconds"]
 
 
-def _speed(marks: list[Mark]) -> float:
-    return marks[-1].events / marks[-1].seconds
+def _speed(marks: list[Mark], of: Literal["seconds", "processor"] = "seconds") -> float:
+    return marks[-1].events / getattr(marks[-1], of)
 
 
 def _add(side: str, marks: list[Mark], peak: int, report: Report) -> None:
