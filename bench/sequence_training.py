@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,7 @@ class Mark(NamedTuple):
 
     epoch: int
     seconds: float  # of training so far
+    processor: float  # seconds of all cores in it, of which other work takes none
     events: int  # predicted so far
     ndcg: float
 
@@ -119,11 +120,11 @@ def ours(rows: str, out: Path, epochs: int, every: int, precision: str) -> None:
     train = recipe.train.model_copy(update={"steps": steps})
     torch.manual_seed(train.seed)
     engine = PlainEngine(recipe, recipe.build(rows), torch.device("cpu"))
-    generator, seconds, events = torch.Generator(), 0.0, 0
+    generator, seconds, processor, events = torch.Generator(), 0.0, 0.0, 0
     batches = stream.batches()
     engine.module.train()
     for epoch in range(1, epochs + 1):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         for step in range((epoch - 1) * stream.steps_per_epoch, epoch * stream.steps_per_epoch):
             batch = recipe.transform(next(batches), generator.manual_seed(step))
             seed = derive(train.seed, step)
@@ -131,11 +132,12 @@ def ours(rows: str, out: Path, epochs: int, every: int, precision: str) -> None:
             engine.step(lr_factor(step, train))
             events += int(batch.target_mask.sum())
         seconds += time.perf_counter() - started
+        processor += time.process_time() - used
         if epoch % every == 0:
             engine.module.eval()
             np.save(out / f"top-{epoch}.npy", unseen(engine.module, rows))
             engine.module.train()
-            line = {"epoch": epoch, "seconds": seconds, "events": events}
+            line = {"epoch": epoch, "seconds": seconds, "processor": processor, "events": events}
             print(json.dumps(line), flush=True)
 
 
@@ -160,11 +162,14 @@ def ndcg(best: NDArray[np.int64], targets: NDArray[np.int64]) -> float:
     return float(np.where(place < TOP, 1 / np.log2(place + 2), 0).mean())
 
 
-def follow(command: list[str], out: Path, targets: NDArray[np.int64]) -> tuple[list[Mark], int]:
-    """Run a side to its end: its evaluations and its peak memory in bytes.
+def follow(
+    command: list[str], out: Path, targets: NDArray[np.int64], report: Report
+) -> tuple[list[Mark], int]:
+    """Run a side to its end: its evaluations and its peak memory in bytes. One that fails on the
+    way counts as far as it came, and a note says so.
 
     Raises:
-        CalledProcessError: it failed; its errors have been printed.
+        CalledProcessError: it failed before the first evaluation; its errors have been printed.
     """
     out.mkdir(parents=True)
     marks: list[Mark] = []
@@ -180,7 +185,9 @@ def follow(command: list[str], out: Path, targets: NDArray[np.int64]) -> tuple[l
         if process.wait():
             errors.seek(0)
             print(errors.read()[-4000:], file=sys.stderr)
-            raise subprocess.CalledProcessError(process.returncode, command)
+            if not marks:
+                raise subprocess.CalledProcessError(process.returncode, command)
+            report.note(f"{out.name}: ended with status {process.returncode} after {marks[-1]}")
     return marks, memory.peak
 
 
@@ -193,7 +200,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     num_users = 600 if options.quick else None
     users = read_sequences(Path(options.data) / "sequences.txt", num_users)
     targets = np.array([items[-2] for items in users])
-    epochs, every = (2, 1) if options.quick else (options.epochs, 2)
+    epochs, every = (2, 1) if options.quick else (options.epochs, min(2, options.epochs))
     with tempfile.TemporaryDirectory(prefix="raycall-training-") as folder:
         work = Path(folder)
         numbers = [str(epochs), str(every)]
@@ -201,29 +208,47 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         write_log(users, log)
         module = [sys.executable, "-m", "bench.sequence_training", "--ours", rows]
         command = [*module, str(work / "ours"), *numbers, options.precision]
-        mine, my_peak = follow(command, work / "ours", targets)
+        mine, my_peak = follow(command, work / "ours", targets, report)
         report.note(f"ours: matrix products in {options.precision}; RecTools' in fp32")
         _add("ours", mine, my_peak, report)
         if options.recbole:
-            theirs = recbole(options.recbole, log, work, 5 if options.quick else 50)
-            report.add("RecBole, events/s", theirs)
-            bar = None if options.quick else 5.0
-            report.add("events/s, ours / RecBole", _speed(mine) / theirs, bar)
+            _beside_recbole(options.recbole, log, work, mine, options.quick, report)
         if not options.peers:
             report.note("no --peers PYTHON: nothing compared; see the module's docstring")
             return
         script = Path(__file__).with_name("peers_sequence_training.py")
-        peer = [options.peers, str(script), str(log), str(work / "peer"), *numbers, str(cores())]
-        theirs, peer_peak = follow(peer, work / "peer", targets)
+        peer = [
+            options.peers,
+            str(script),
+            str(log),
+            str(work / "RecTools"),
+            *numbers,
+            str(cores()),
+        ]
+        theirs, peer_peak = follow(peer, work / "RecTools", targets, report)
     _add("RecTools", theirs, peer_peak, report)
     bars: tuple[float | None, ...] = (None, None, None) if options.quick else (3.0, 0.5, 1.0)
     report.add("events/s, ours / RecTools", _speed(mine) / _speed(theirs), bars[0])
+    shares = _speed(mine, "processor"), _speed(theirs, "processor")
+    report.add("events/s of a processor, ours / RecTools", shares[0] / shares[1])
     report.add("peak memory, ours / RecTools", my_peak / peer_peak, bars[1], at_most=True)
     goal = max(theirs, key=lambda mark: mark.ndcg)
     reached = [mark.seconds for mark in mine if mark.ndcg >= goal.ndcg]
     share = min(reached) / goal.seconds if reached else float("inf")
     report.add("seconds to RecTools' best NDCG@10, ours / RecTools", share, bars[2], at_most=True)
     report.note(f"RecTools' best NDCG@10, {goal.ndcg:.4f}, came after epoch {goal.epoch}")
+
+
+def _beside_recbole(
+    python: str, log: Path, work: Path, mine: list[Mark], quick: bool, report: Report
+) -> None:
+    try:
+        theirs = recbole(python, log, work, 5 if quick else 50)
+    except subprocess.CalledProcessError as error:  # what else is measured stays
+        report.note(f"RecBole: ended with status {error.returncode}, nothing compared")
+        return
+    report.add("RecBole, events/s", theirs)
+    report.add("events/s, ours / RecBole", _speed(mine) / theirs, None if quick else 5.0)
 
 
 def recbole(python: str, log: Path, work: Path, num_batches: int) -> float:
@@ -236,8 +261,8 @@ def recbole(python: str, log: Path, work: Path, num_batches: int) -> float:
     return line["events"] / line["seconds"]
 
 
-def _speed(marks: list[Mark]) -> float:
-    return marks[-1].events / marks[-1].seconds
+def _speed(marks: list[Mark], of: Literal["seconds", "processor"] = "seconds") -> float:
+    return marks[-1].events / getattr(marks[-1], of)
 
 
 def _add(side: str, marks: list[Mark], peak: int, report: Report) -> None:

@@ -23,9 +23,13 @@ _SHORTEST, _SLACK = 0.75, 4
 class Group(NamedTuple):
     """G histories side by side, T events each."""
 
-    num_histories: int
+    histories: NDArray[np.int64]  # (G,), which ones
     length: int
     mask: Tensor | None  # (G, T) bool, True for events; None where none is padding
+
+    @property
+    def num_histories(self) -> int:
+        return len(self.histories)
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,48 @@ class Layout:
 def layout(lengths: Tensor) -> Layout:
     """The layout of histories of these lengths, (B,) int64."""
     sizes = lengths.cpu().numpy()
-    starts = np.cumsum(sizes) - sizes
     order = np.argsort(-sizes, kind="stable")
     order = order[: np.count_nonzero(sizes)]
-    groups: list[Group] = []
-    events, slots = [np.zeros(0, np.int64)], np.zeros(int(sizes.sum()), np.int64)
-    padding, used = [np.zeros(0, bool)], 0
+    groups: list[NDArray[np.int64]] = []
     while len(order):
-        longest = int(sizes[order[0]])
-        fits = sizes[order] >= _SHORTEST * longest - _SLACK
-        mine, order = order[fits], order[~fits]
+        fits = sizes[order] >= _SHORTEST * sizes[order[0]] - _SLACK
+        groups.append(order[fits])
+        order = order[~fits]
+    return _arrange(lengths, np.arange(sizes.sum()), groups)
+
+
+def beside(where: Layout, owner: Tensor) -> Layout:
+    """The layout of other rows of the same histories in the same groups.
+
+    Args:
+        where: of the histories.
+        owner: (R,) int64, the history that each row is of, in any order; one with events.
+
+    Returns:
+        Slots of a history in the order of its rows; T is the most rows of a history in the group.
+    """
+    lengths = torch.zeros_like(where.lengths).index_add_(0, owner, torch.ones_like(owner))
+    rows = owner.argsort(stable=True).cpu().numpy()
+    return _arrange(lengths, rows, [group.histories for group in where.groups])
+
+
+def _arrange(lengths: Tensor, rows: NDArray[np.int64], members: list[NDArray[np.int64]]) -> Layout:
+    """`rows` are the rows' places, those of one history after those of the one before."""
+    sizes = lengths.cpu().numpy()
+    starts = np.cumsum(sizes) - sizes
+    groups: list[Group] = []
+    events, slots = [np.zeros(0, np.int64)], np.zeros(len(rows), np.int64)
+    padding, used = [np.zeros(0, bool)], 0
+    for mine in members:
+        longest = int(sizes[mine].max())
         place = np.arange(longest)
         real = place < sizes[mine, None]
-        event = starts[mine, None] + np.minimum(place, sizes[mine, None] - 1)
+        # of a history without rows it is another's, or the last of all
+        event = starts[mine, None] + np.minimum(place, np.maximum(sizes[mine, None] - 1, 0))
+        event = rows[np.minimum(event, len(rows) - 1)]
         slots[event[real]] = used + np.flatnonzero(real)
         mask = None if real.all() else torch.from_numpy(real).to(lengths.device)
-        groups.append(Group(len(mine), longest, mask))
+        groups.append(Group(mine, longest, mask))
         events.append(event.ravel())
         padding.append(~real.ravel())
         used += event.size

@@ -5,51 +5,70 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from rec.nn.attention import HeadsConfig
-from rec.nn.histories import positions, users
+from rec.nn.dropout import Dropout
+from rec.nn.histories import layout, positions, users
+from rec.nn.relative import RelativeAttention, Sight
+
+_STD, _EPS = 0.02, 1e-12  # XLNet's
 
 
 class PermutedConfig(HeadsConfig):
     """Two-stream attention with relative positions (Yang et al. 2019, XLNet)."""
 
     kind: Literal["permuted"] = "permuted"
-    num_layers: int = 2
+    num_layers: int = Field(default=2, ge=1)
     num_heads: int = Field(default=2, ge=1)
     widening: int = 4
     dropout: float = Field(default=0.2, ge=0, lt=1)
     max_length: int = Field(default=200, ge=1)  # events it reads, the one to predict beside them
 
 
-class PermutedBody(nn.Module):
-    """See PermutedConfig. transformers' XLNetModel underneath, on padded histories."""
+class PermutedBlock(nn.Module):
+    """Attention and a feed-forward layer, each added to what it reads and then normalised."""
 
     def __init__(self, config: PermutedConfig) -> None:
-        from transformers import XLNetConfig, XLNetModel  # seconds to import, used by none else
+        super().__init__()
+        dim, inner, dropout = config.dim, config.widening * config.dim, config.dropout
+        self.attention = RelativeAttention(dim, config.num_heads, dropout)
+        self.dropout = Dropout(dropout)
+        self.norm = nn.LayerNorm(dim, eps=_EPS)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(dim, inner), nn.GELU(), Dropout(dropout), nn.Linear(inner, dim),
+            Dropout(dropout),
+        )  # fmt: skip
+        self.last_norm = nn.LayerNorm(dim, eps=_EPS)
 
+    def forward(self, rows: Tensor, events: Tensor, sight: Sight) -> Tensor:
+        """(R, dim), (L, dim) -> (R, dim)."""
+        rows = self.norm(rows + self.dropout(self.attention(rows, events, sight)))
+        return self.last_norm(rows + self.feed_forward(rows))
+
+
+class PermutedBody(nn.Module):
+    """See PermutedConfig. What events are read as (XLNet's content stream) and what is expected at
+    those to predict (its query stream) are rows side by side: both pass the same weights, and the
+    second exist for the events to predict alone. Nothing reads the events after the last block, so
+    it works out the others only.
+
+    The same as transformers' XLNetModel without segments, but for what is dropped out of relative
+    positions, see RelativeAttention.
+    """
+
+    def __init__(self, config: PermutedConfig) -> None:
         super().__init__()
         self.config = config
-        self.net = XLNetModel(
-            XLNetConfig(
-                vocab_size=1,
-                pad_token_id=None,
-                bos_token_id=None,
-                eos_token_id=None,
-                d_model=config.dim,
-                n_layer=config.num_layers,
-                n_head=config.num_heads,
-                d_inner=config.widening * config.dim,
-                dropout=config.dropout,
-                mem_len=None,
-                use_mems_eval=False,
-            )
-        )
-        for name, parameter in self.net.named_parameters():  # tokens and segments, of no use here
-            if name.split(".")[-1] in ("seg_embed", "r_s_bias") or "word_embedding" in name:
-                parameter.requires_grad_(False)
+        self.mask = nn.Parameter(torch.empty(config.dim))
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(PermutedBlock(config) for _ in range(config.num_layers))
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                nn.init.normal_(parameter, std=_STD)
+            if name.endswith("bias") and "feed_forward" in name:
+                nn.init.zeros_(parameter)
 
     def forward(self, items: Tensor, order: Tensor, lengths: Tensor) -> Tensor:
         """What is expected at the events to predict.
@@ -64,29 +83,22 @@ class PermutedBody(nn.Module):
             (P, D) in the order of the events; zeros, as for a target that nothing precedes, where
             an event sees no other.
         """
-        length = max(int(lengths.max()), 1) if len(lengths) else 1
-        place = torch.arange(length, device=items.device)
-        real = place < lengths[:, None]
-        slot = users(lengths) * length + positions(lengths)
-        shape = (len(lengths), length)
-        padded = items.new_zeros(real.numel(), items.shape[1]).index_copy(0, slot, items)
-        orders = order.new_full((real.numel(),), -1).index_copy(0, slot, order).view(shape)
-        wanted = orders >= 0
-        hidden = wanted[:, None, :] & (orders[:, :, None] <= orders[:, None, :])
-        count = wanted.sum(dim=1)
-        most = max(int(count.max()), 1) if len(count) else 1
-        first = (~wanted).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-        found = self.net(
-            inputs_embeds=padded.view(*shape, -1),
-            attention_mask=real.to(items.dtype),
-            perm_mask=hidden.to(items.dtype),
-            target_mapping=F.one_hot(first, length).to(items.dtype),
-        ).last_hidden_state
-        # XLNetModel spreads the attention of a query that sees nothing evenly over everything,
-        # the very event to predict and the padding included
-        sees = (real[:, None] & ~hidden).any(dim=2).gather(1, first)
-        found = found * sees[:, :, None]
-        return found[torch.arange(most, device=items.device) < count[:, None]]
+        wanted = (order >= 0).nonzero().squeeze(1)
+        where, owner, place = layout(lengths), users(lengths), positions(lengths)
+        rows = [torch.stack([owner, place, order]), torch.stack([owner, place, order])[:, wanted]]
+        none = torch.full_like(wanted, -1)  # an event to predict does not see itself
+        last = Sight.of(where, order, *rows[1], none)
+        sight = Sight.of(where, order, *torch.cat(rows, dim=1), torch.cat([place, none]))
+        read, asking = self.dropout(items), self.dropout(self.mask.expand(len(wanted), -1))
+        for block in self.blocks[:-1]:
+            both = block(torch.cat([read, asking]), read, sight)
+            read, asking = both.split([len(items), len(wanted)])
+        asking = self.dropout(self.blocks[-1](asking, read, last))
+        lowest = order.new_zeros(len(lengths)).scatter_reduce(
+            0, owner, order, "amin", include_self=False
+        )
+        sees = lowest[owner[wanted]] < order[wanted]
+        return asking * sees[:, None]
 
     def users(self, items: Tensor, lengths: Tensor) -> Tensor:
         """(L, D) -> (B, D), of an event after the last; zeros for a history without events."""

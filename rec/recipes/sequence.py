@@ -170,8 +170,7 @@ def bert4rec() -> BERT4RecRecipe:
 
 
 def xlnet() -> XLNetRecipe:
-    """XLNet with the loss over all items, sized as bert4rec(). Its two streams run on padded
-    histories."""
+    """XLNet with the loss over all items, sized as bert4rec()."""
     train = bert4rec().train.model_copy(update={"steps": 5000, "precision": "fp32"})
     return XLNetRecipe(name="xlnet", model=PermutedConfig(), train=train)
 
