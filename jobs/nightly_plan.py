@@ -142,6 +142,15 @@ def _base(out: str, night: date) -> str:
     return catalogue if exists(join(catalogue, LEDGER)) else join(out, night.isoformat(), "tables")
 
 
+def forget_catalogue(night: Night) -> None:
+    """Remove what an earlier try of the night made of several deliveries, where now its own is all
+    there is: later nights would go on from it."""
+    place = join(night.folder, "catalogue")
+    if len(night.deliveries) <= 1 and exists(place):
+        files, path = filesystem(place)
+        files.delete_dir(path)
+
+
 def prune(out: str, keep: int) -> list[str]:
     """Remove what no later night needs of all but the `keep` newest; returns the folders removed.
 

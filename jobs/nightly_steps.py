@@ -9,7 +9,7 @@ from pydantic import Field
 
 from jobs import embed, index, ingest, pipeline
 from jobs.nightly_canary import CanaryConfig
-from jobs.nightly_plan import LEFT, Night
+from jobs.nightly_plan import LEFT, Night, forget_catalogue
 from jobs.pipeline_users import FILTERS
 from jobs.steps import Step, published
 from rec.artifacts import exists, join, read_manifest
@@ -122,6 +122,7 @@ def _merging(night: Night) -> Step:
 
 def _rows(night: Night, config: ingest.IngestConfig, tables: str, overwrite: bool) -> Step:
     def work() -> bool:
+        forget_catalogue(night)
         place = join(night.folder, tables)
         ingest.run_rows(config, night.folder, overwrite=overwrite, tables=place)
         return True

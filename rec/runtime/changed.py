@@ -12,8 +12,11 @@ long as the encoder and the tokenizer are the same, an equal hash means an equal
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +37,7 @@ from rec.schema import EMBEDDINGS
 HASH = "content"  # the column beside the vectors
 TABLE = EMBEDDINGS.append(pa.field(HASH, pa.string(), nullable=False))
 BUDGET = Budget(memory_gb=1.0)  # of a task: a row group, and the ids of a delivery
+_CARRYING = 64  # tasks at most that carry vectors on: each reads all ids of the delivery
 _READ = [name for name in SCHEMA.names if name != "item_id"]
 
 
@@ -196,17 +200,18 @@ def carry(
     root = f"t-{_digest(*versions)}"
     place = join(out_uri, root)
     made = join(vectors_uri, vectors.root)
-    tasks: list[Callable[[str], dict[str, int]]] = [
-        lambda target, one=one: _with_hashes(one, join(made, one.part_name), target)
-        for one in partitions
+    parts = (join(place, f"part-{number:05d}.parquet") for number in itertools.count())
+    tasks: list[Callable[[], dict[str, int]]] = [
+        partial(_with_hashes, one, join(made, one.part_name), next(parts)) for one in partitions
     ]
     new = parts_of(vectors_uri, vectors)
     if previous_uri is not None and previous is not None:
-        for group in together(parts_of(previous_uri, previous)):
-            tasks.append(lambda target, group=group: _carried(group, new, whole_uri, target))
+        groups = list(zip(together(parts_of(previous_uri, previous)), parts, strict=False))
+        for first in range(min(len(groups), _CARRYING)):
+            tasks.append(partial(_carried, groups[first::_CARRYING], new, whole_uri))
 
     def work(index: int) -> Summary:
-        return {"index": index, **tasks[index](join(place, f"part-{index:05d}.parquet"))}
+        return {"index": index, **tasks[index]()}
 
     total = {"embedded": 0, "carried": 0, "replaced": 0}
     if whole_uri is not None:
@@ -241,10 +246,14 @@ def _with_hashes(partition: Partition, part: str, target: str) -> dict[str, int]
 
 
 def _carried(
-    group: list[str], new: list[str], whole_uri: str | None, target: str
+    groups: list[tuple[list[str], str]], new: list[str], whole_uri: str | None
 ) -> dict[str, int]:
-    among = None
+    """Write groups of files, each to its own, without what is new or has left."""
+    again, among = ids_of(new, "id"), None
     if whole_uri is not None:
         parts = list_partitions(whole_uri)[1]
         among = ids_of([join(one.folder, one.name) for one in parts], "item_id")
-    return write_without(group, "id", ids_of(new, "id"), TABLE, target, among)
+    total: Counter[str] = Counter()
+    for group, target in groups:
+        total.update(write_without(group, "id", again, TABLE, target, among))
+    return dict(total)

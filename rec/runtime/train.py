@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,9 @@ from rec.train.engine import Engine, TrainError, build_engine
 from rec.train.malloc import ONE_ARENA, keep_freed_memory
 from rec.train.metrics import MetricLog
 from rec.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 LOGS = "logs"
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -300,44 +303,16 @@ def _train_on_ray(
     max_failures: int,
 ) -> TrainOutcome:
     from ray import train as ray_train
-    from ray.train.torch import TorchTrainer
 
-    is_elastic = workers[0] < workers[1]
     for setting, value in _SETTINGS.items():
         os.environ.setdefault(setting, value)
     # Ray's own 60 s are too short for a GPU node that is still booting. A group that may be smaller
     # is only tried anew with what is there when this is over
-    os.environ.setdefault(_START_TIMEOUT, "60" if is_elastic else "600")
+    os.environ.setdefault(_START_TIMEOUT, "60" if workers[0] < workers[1] else "600")
     if use_gpu is None:
         use_gpu = gpus() >= workers[1]
-    files, path = artifacts.filesystem(storage)
-    config = job.recipe.train
     forget_removed(job.run, aside=job.aside)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job},
-        validation_config=beside(
-            job.recipe, job.rows, job.run, spare_gpu(use_gpu, workers[1]), workers[1]
-        )
-        if job.aside
-        else None,
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=workers if is_elastic else workers[1], use_gpu=use_gpu
-        ),
-        run_config=ray_train.RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=files,
-            worker_runtime_env={"env_vars": {} if use_gpu else ONE_ARENA},
-            failure_config=ray_train.FailureConfig(max_failures=max_failures),
-            callbacks=[end_at_once()],
-            checkpoint_config=ray_train.CheckpointConfig(
-                num_to_keep=config.keep_checkpoints + 1,
-                checkpoint_score_attribute=SCORE,
-                checkpoint_score_order="max",
-            ),
-        ),
-    )
+    trainer = _trainer(job, storage, name, workers, use_gpu, max_failures)
     try:
         with sigint_as_before():
             result = trainer.fit()
@@ -365,3 +340,42 @@ def _train_on_ray(
     metrics = {k: v for k, v in metrics.items() if k.startswith("validation/")}
     scheme = storage.partition("://")[0] + "://" if "://" in storage else ""
     return _outcome(job, ended, scheme + best.path, scheme + result.checkpoint.path, metrics)
+
+
+def _trainer(
+    job: Job,
+    storage: str,
+    name: str,
+    workers: tuple[int, int],
+    use_gpu: bool,
+    max_failures: int,
+) -> TorchTrainer:
+    from ray import train as ray_train
+    from ray.train.torch import TorchTrainer
+
+    files, path = artifacts.filesystem(storage)
+    fewest, most = workers
+    aside = None
+    if job.aside:
+        aside = beside(job.recipe, job.rows, job.run, spare_gpu(use_gpu, most), most)
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        validation_config=aside,
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=workers if fewest < most else most, use_gpu=use_gpu
+        ),
+        run_config=ray_train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=files,
+            worker_runtime_env={"env_vars": {} if use_gpu else ONE_ARENA},
+            failure_config=ray_train.FailureConfig(max_failures=max_failures),
+            callbacks=[end_at_once()],
+            checkpoint_config=ray_train.CheckpointConfig(
+                num_to_keep=job.recipe.train.keep_checkpoints + 1,
+                checkpoint_score_attribute=SCORE,
+                checkpoint_score_order="max",
+            ),
+        ),
+    )

@@ -133,7 +133,7 @@ def _in_a_task(
 
 
 def validate_checkpoint(
-    recipe: Recipe[Any], rows: str, folder: str, num_workers: int = 1
+    recipe: Recipe[Any], rows: str, folder: str, num_workers: int
 ) -> dict[str, float]:
     """Validate the checkpoint in `folder`, local or s3://, in this process, and keep its figures
     beside it in the run; figures that stand are read.

@@ -217,7 +217,9 @@ def test_the_nightly_job_is_one_that_the_cluster_of_the_other_file_takes() -> No
     assert container["securityContext"] == head["containers"][0]["securityContext"]
     # neither two nights at once nor one twice
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
-    assert cron["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 0
+    job = cron["spec"]["jobTemplate"]["spec"]
+    assert job["backoffLimit"] == 0
+    assert 12 * 3600 < job["activeDeadlineSeconds"] < 24 * 3600  # one that hangs costs no other
     assert pod["restartPolicy"] == "Never"
 
 

@@ -134,10 +134,17 @@ def test_ray_job_submit_has_the_options() -> None:
         assert set(re.findall(r"--[a-z-]+", line)) <= known
 
 
-def test_the_nightly_command_is_one_that_it_takes() -> None:
+def test_the_nightly_commands_are_ones_that_it_takes() -> None:
     from jobs import nightly
 
-    (line,) = [one for one in commands() if "python -m jobs.nightly" in one]
-    words = shlex.split(line.partition("jobs.nightly ")[2].replace("$BUCKET", "b"))
-    options = nightly.arguments(words).parse_args(words)
-    assert nightly.configure(options).source.model_dump()["path"].endswith(str(options.day))
+    tonight, again = (one for one in commands() if "python -m jobs.nightly" in one)
+    given = "2026-01-31"
+    for line in (tonight, again):
+        text = line.partition("jobs.nightly ")[2].replace("$BUCKET", "b").replace("$DAY", given)
+        words = shlex.split(text)
+        options = nightly.arguments(words).parse_args(words)
+        path = nightly.configure(options).source.model_dump()["path"]
+        assert path.endswith(str(options.day))
+    assert path.endswith(given)
+    # but for the day it is the same night
+    assert re.sub(r" --day \S+", "", again) == tonight

@@ -21,7 +21,9 @@ from rec.schema import EMBEDDINGS
 NEW = ("m2", "i2")
 
 
-def publish(folder: Path, vectors: np.ndarray, first: int = 0, parts: int = 3) -> str:
+def publish(
+    folder: Path, vectors: np.ndarray, first: int = 0, parts: int = 3, **counts: int
+) -> str:
     place = folder / "t"
     place.mkdir(parents=True)
     ids = [f"i{n}" for n in range(first, first + len(vectors))]
@@ -34,7 +36,7 @@ def publish(folder: Path, vectors: np.ndarray, first: int = 0, parts: int = 3) -
         ]
         table = pa.Table.from_arrays(columns, schema=EMBEDDINGS)
         pq.write_table(table, place / f"part-{number:05d}.parquet")
-    metrics = {"num_rows": len(ids)}
+    metrics = {"num_rows": len(ids), **counts}
     artifacts.seal(folder, "t", "embedding-table", lineage={"encoder": "e"}, metrics=metrics)
     return str(folder)
 
@@ -86,7 +88,7 @@ def test_versions_that_lost_something_are_refused(
     with pytest.raises(CanaryError, match=r"60 vectors, .* holds 120"):
         check_index(index, more, fresh, None, CanaryConfig())
     last = publish(tmp_path / "last", np.concatenate([vectors, vectors[:16]]))
-    with pytest.raises(CanaryError, match=r"60 vectors, 76 the night before; max_left is 0\.2"):
+    with pytest.raises(CanaryError, match=r"16 of the 76 items .* left; max_left is 0\.2"):
         check_index(index, table, fresh, None, CanaryConfig(), last)
     assert check_index(index, table, fresh, None, CanaryConfig(max_left=0.25), last)
     other = publish(tmp_path / "other", -vectors[40:], first=40)
@@ -96,6 +98,25 @@ def test_versions_that_lost_something_are_refused(
     better = manifest.model_copy(update={"metrics": {"recall@10": 1.2}})
     with pytest.raises(CanaryError, match=r"recall@10 is 1\.0000, that of version"):
         check_index(index, table, fresh, better, CanaryConfig())
+
+
+def test_items_that_left_are_not_made_up_for_by_new_ones(
+    places: tuple[str, str, str], vectors: np.ndarray, tmp_path: Path
+) -> None:
+    index, table, fresh = places
+    # as many as there were, none of them the same; on a night on which the encoder was trained
+    others = publish(tmp_path / "others", vectors, first=60)
+    with pytest.raises(CanaryError, match=r"60 of the 60 items .* left; max_left is 0\.2"):
+        check_index(index, table, fresh, None, CanaryConfig(), others)
+    most = publish(tmp_path / "most", vectors, first=12)
+    assert check_index(index, table, fresh, None, CanaryConfig(), most)
+    # on other nights the table itself tells
+    told = publish(tmp_path / "told", vectors, left=13)
+    with pytest.raises(CanaryError, match=r"13 of the 60 items .* left"):
+        check_index(index, told, fresh, None, CanaryConfig(), table)
+    for count in ({"left": 0}, {"carried": 60}):
+        told = publish(tmp_path / "-".join(count), vectors, **count)
+        assert check_index(index, told, fresh, None, CanaryConfig(), others)
 
 
 def test_copies_of_one_item_are_all_found(vectors: np.ndarray, tmp_path: Path) -> None:

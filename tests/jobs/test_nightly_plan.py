@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from jobs.nightly_plan import Night, plan_night
+from jobs.nightly_plan import Night, forget_catalogue, plan_night
 from rec import artifacts
+from rec.data.tables import LEDGER
 
 
 class Out:
@@ -60,3 +61,18 @@ def test_what_a_whole_delivery_lacks_is_not_carried_on(out: Out, tmp_path: Path)
     assert (whole.previous, whole.last, whole.facts) == (table, table, None)
     assert out.plan(8).last == table  # of another encoder: not carried on, but counted
     assert out.plan(8).previous is None
+
+
+def test_a_catalogue_of_an_earlier_try_does_not_outlive_a_whole_delivery(out: Out) -> None:
+    """Or what left that night would come back with the next training."""
+    out.add(8, "encoder", "embeddings", "tables", "catalogue")
+    tables, catalogue = (Path(out.plan(8).folder) / name for name in ("tables", "catalogue"))
+    (catalogue / LEDGER).write_text("{}")
+    assert out.days(out.plan(15)) == ["08/catalogue", "15/tables"]
+    forget_catalogue(out.plan(8))  # which is of several deliveries
+    assert catalogue.exists()
+    forget_catalogue(out.plan(8, whole=True))
+    assert not catalogue.exists()
+    assert tables.exists()
+    assert out.days(out.plan(15)) == ["08/tables", "15/tables"]
+    forget_catalogue(out.plan(8, whole=True))

@@ -12,6 +12,7 @@ import pytest
 from rec import artifacts
 from rec.data import carried
 from rec.data.content_stages import CONTENT_ROWS
+from rec.runtime import changed
 from rec.runtime.changed import (
     HASH,
     TABLE,
@@ -146,7 +147,12 @@ def test_nights_in_a_row(ray_local: None, tmp_path: Path, monkeypatch: pytest.Mo
     assert whole.column(HASH)[row].as_py() == wanted.as_py()
 
 
-def test_what_a_whole_delivery_lacks_leaves(ray_local: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tasks", [1, 64])
+def test_what_a_whole_delivery_lacks_leaves(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: int
+) -> None:
+    monkeypatch.setattr(carried, "_PART_ROWS", 1)  # files stay as they are
+    monkeypatch.setattr(changed, "_CARRYING", tasks)
     first = publish_rows(tmp_path / "1", [{n: ([1], [], None) for n in "abcd"}])
     table = str(tmp_path / "1" / "table")
     assert (
@@ -161,6 +167,7 @@ def test_what_a_whole_delivery_lacks_leaves(ray_local: None, tmp_path: Path) -> 
     assert set(nights_of(str(tmp_path / "2" / "all"))) == set("abcde")
     made = carry(rows, vectors, out, table, second)
     assert nights_of(out) == {"a": 2, "e": 2, "b": 1}
+    assert len([name for name in made.files if name.endswith(".parquet")]) == 3
     counts = {name: made.metrics[name] for name in ("embedded", "replaced", "carried", "left")}
     assert counts == {"embedded": 2, "replaced": 1, "carried": 1, "left": 2}
 
