@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
@@ -24,6 +25,7 @@ from ray.cluster_utils import Cluster
 from bench.harness import RESULTS, Report, main
 from bench.workload import cores
 from rec.local_ray import KEEP_IDLE
+from serve_apps.launch import free_port
 
 _ROOT = RESULTS.parents[1]
 _JOIN = """
@@ -121,8 +123,11 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     # without a token: this machine alone reaches the dashboard, and the run leaves no file of it
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ |= KEEP_IDLE  # as nodes of a cluster have it
-    with tempfile.TemporaryDirectory(prefix="raycall-submit-", dir=options.work) as folder:
-        head = {"include_dashboard": True, "num_cpus": max(2, cores())}
+    with tempfile.TemporaryDirectory(prefix="submit-", dir=options.work) as folder:
+        # places of its own: Ray tells a job the address of the Ray that was started last in its
+        # temporary folder, and the usual port may be that of another Ray on this machine
+        head: dict[str, Any] = {"include_dashboard": True, "num_cpus": max(2, cores())}
+        head |= {"temp_dir": str(Path(folder, "ray")), "dashboard_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             if "submit" in options.only:

@@ -85,10 +85,10 @@ class PermutedBody(nn.Module):
         """
         wanted = (order >= 0).nonzero().squeeze(1)
         where, owner, place = layout(lengths), users(lengths), positions(lengths)
-        rows = [torch.stack([owner, place, order]), torch.stack([owner, place, order])[:, wanted]]
         none = torch.full_like(wanted, -1)  # an event to predict does not see itself
-        last = Sight.of(where, order, *rows[1], none)
-        sight = Sight.of(where, order, *torch.cat(rows, dim=1), torch.cat([place, none]))
+        last = Sight.of(where, order, owner[wanted], place[wanted], order[wanted], none)
+        owners, places, ranks = (torch.cat([one, one[wanted]]) for one in (owner, place, order))
+        sight = Sight.of(where, order, owners, places, ranks, torch.cat([place, none]))
         read, asking = self.dropout(items), self.dropout(self.mask.expand(len(wanted), -1))
         for block in self.blocks[:-1]:
             both = block(torch.cat([read, asking]), read, sight)
