@@ -89,7 +89,7 @@ def _checked(change: Change, place: int, dim: int, schema: pa.Schema) -> Change:
 
 def _order(interests: Any, num_vectors: int, name: str) -> list[int]:
     """The places of the interests from the least on."""
-    is_one_each = hasattr(interests, "__len__") and len(interests) == num_vectors
+    is_one_each = hasattr(interests, "__getitem__") and len(interests) == num_vectors
     whole = is_one_each and all(
         isinstance(number, int | np.integer)
         and not isinstance(number, bool)

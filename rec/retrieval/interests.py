@@ -80,6 +80,9 @@ def recall_interests(
     budget = whole(budget, "budget", 1, MAX_K)
     if by not in ("score", "quota", "equal"):
         raise QueryError(f"by is {by!r}, expected score, quota or equal")
+    if not np.iterable(users):
+        raise QueryError(f"users are {users!r}, expected a list of UserInterests")
+    users = list(users)
     if exclude is not None and len(exclude) != len(users):
         raise QueryError(f"{len(exclude)} lists of excluded ids for {len(users)} users")
     owners: list[tuple[int, int]] = []  # user and interest of each query

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from numpy import ascontiguousarray, float32, vdot
+from numpy import ascontiguousarray, float32, ndarray, vdot
 
 from rec.retrieval.errors import QueryError
 
@@ -31,7 +31,9 @@ def checked(vectors: np.ndarray, k: int, dim: int) -> np.ndarray:
     if not 1 <= k <= MAX_K:
         raise QueryError(f"k is {k}, expected 1 to {MAX_K}")
     try:
-        queries = vectors if getattr(vectors, "dtype", None) is _FLOAT32 else as_floats(vectors)
+        # one that is masked is an array of another type
+        is_plain = type(vectors) is ndarray and vectors.dtype is _FLOAT32
+        queries = vectors if is_plain else as_floats(vectors)
         queries = ascontiguousarray(queries)
     except (TypeError, ValueError) as error:
         raise QueryError(f"query vectors are not numbers: {error}") from error
@@ -59,9 +61,16 @@ def unfit(vectors: np.ndarray) -> tuple[int, str] | None:
 
 
 def as_floats(vectors: Any) -> np.ndarray:
-    """Raises TypeError where it is complex or no number; too large a one becomes infinity."""
+    """Raises TypeError where it is complex, masked or no number; too large a one becomes
+    infinity."""
+    if np.ma.is_masked(vectors):
+        raise TypeError("some of them are masked")
     with np.errstate(over="ignore"):
-        return np.asarray(vectors).astype(float32, casting="same_kind", copy=False)
+        try:
+            vectors = np.asarray(vectors)
+        except RuntimeError as error:  # a tensor that requires a gradient
+            raise TypeError(str(error)) from error
+        return vectors.astype(float32, casting="same_kind", copy=False)
 
 
 def due_at(deadline_s: float | None, has_pool: bool) -> float | None:
@@ -75,7 +84,7 @@ def due_at(deadline_s: float | None, has_pool: bool) -> float | None:
             f"deadline_s is {deadline_s!r}, expected seconds, 0 to {MAX_DEADLINE_S}; None = no "
             f"deadline"
         )
-    return time.monotonic() + deadline_s
+    return time.monotonic() + float(deadline_s)
 
 
 def excluded(
@@ -84,7 +93,8 @@ def excluded(
     """(B, widest) rows to leave out, -2 where a query has fewer; `locate` finds the rows of ids."""
     if exclude is None:
         return np.full((num_queries, 0), -2)
-    if isinstance(exclude, str) or not hasattr(exclude, "__len__"):
+    is_scalar = isinstance(exclude, str) or getattr(exclude, "ndim", 1) == 0
+    if is_scalar or not hasattr(exclude, "__len__"):
         raise QueryError(f"exclude is {exclude!r}, expected a list of ids for each query")
     if len(exclude) != num_queries:
         raise QueryError(f"{len(exclude)} lists of excluded ids for {num_queries} queries")

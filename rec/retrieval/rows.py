@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rec.retrieval import filters
+from rec.retrieval.errors import QueryError
 from rec.retrieval.merge import Part
 from rec.retrieval.queries import as_rows, texts
 from rec.retrieval.shards import Shard
@@ -96,9 +97,13 @@ class Rows:
         """(n,) bool: which of (n,) rows, none of which is -1, fit a filter.
 
         Raises:
-            FilterError: it does not fit the attributes.
+            FilterError: it is no filter, or does not fit the attributes.
+            QueryError: a row is not there, or `rows` are of another shape.
         """
+        filters.check(where)
         rows = as_rows(rows, self.num_rows)
+        if rows.ndim != 1:
+            raise QueryError(f"rows are of shape {rows.shape}, expected (n,)")
         owner, found = self._part_of(rows), np.zeros(len(rows), bool)
         for number, part in enumerate(self.parts):
             mine = np.flatnonzero(owner == number)

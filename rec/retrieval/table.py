@@ -86,6 +86,8 @@ def write_table(
 
 
 def _keys(ids: Any, interests: Any) -> dict[str, pa.Array]:
+    if isinstance(ids, set | frozenset):
+        raise TypeError("ids in a set have no order, as vectors have")
     if isinstance(ids, pa.Array | pa.ChunkedArray):
         ids = ids.to_pylist()
     numbers = pa.array(np.zeros(len(ids), int) if interests is None else interests)
@@ -174,6 +176,7 @@ class EmbeddingTable:
         for path in self._files:
             name, first = path.relative_to(self._folder).as_posix(), 0
             with pq.ParquetFile(path) as file:
+                _check_types(name, file.schema_arrow)
                 missing = {*EMBEDDINGS.names, *columns} - set(file.schema_arrow.names)
                 if missing:
                     raise IndexBuildError(
@@ -211,10 +214,11 @@ class EmbeddingTable:
                 if table[column].null_count:
                     row = rows[np.asarray(pc.is_null(table[column])).argmax()]
                     raise IndexBuildError(f"{name}, row {row}: the {say} is empty")
-            ids = table["id"].cast(pa.large_string())  # may be numbers, or a dictionary
+            ids = _cast(name, table, "id", pa.large_string())  # may be numbers, or a dictionary
             if (empty := pc.index(ids, "").as_py()) >= 0:
                 raise IndexBuildError(f"{name}, row {rows[empty]}: the id is empty")
-            chunks.append(pa.table({"id": ids, "interest": table["interest"].cast(pa.int32())}))
+            interests = _cast(name, table, "interest", pa.int32())
+            chunks.append(pa.table({"id": ids, "interest": interests}))
         return pa.concat_tables(chunks).combine_chunks()
 
     def places(self, item_id: str) -> list[str]:
@@ -262,6 +266,40 @@ class EmbeddingTable:
             picked.append(vectors[rows[low:high] - first])
             first += len(vectors)
         return np.concatenate(picked)
+
+
+def _check_types(name: str, schema: pa.Schema) -> None:
+    """Raises IndexBuildError where a column of a partition is of a type that cannot be read."""
+
+    def is_number(kind: pa.DataType) -> bool:
+        return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+    def is_id(kind: pa.DataType) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return is_text or pa.types.is_integer(kind) or pa.types.is_binary(kind)
+
+    def is_vector(kind: pa.DataType) -> bool:
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        return is_list and is_number(kind.value_type)
+
+    for column, fits, expected in (
+        ("id", is_id, "texts"),
+        ("interest", pa.types.is_integer, "int32"),
+        ("weight", is_number, "float32"),
+        ("vector", is_vector, "lists of float32"),
+    ):
+        if column in schema.names and not fits(kind := schema.field(column).type):
+            raise IndexBuildError(
+                f"{name}: column {column!r} is of type {kind}, expected {expected}; cast it"
+            )
+
+
+def _cast(name: str, table: pa.Table, column: str, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return table[column].cast(kind)
+    except pa.ArrowInvalid as error:
+        raise IndexBuildError(f"{name}: column {column!r}: {error}; expected {kind}") from error
 
 
 def _active(weights: pa.Array | pa.ChunkedArray) -> np.ndarray:

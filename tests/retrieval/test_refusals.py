@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 from tables import DIM, clustered, embeddings
@@ -22,7 +24,7 @@ from rec.artifacts import ArtifactError
 from rec.retrieval import staging, versions
 from rec.retrieval.ann import Ann
 from rec.retrieval.build import build_index
-from rec.retrieval.changes import Delete, Put
+from rec.retrieval.changes import Delete, Put, check
 from rec.retrieval.clusters import ClusterRecall, add_up, first_centres, kmeans, nearest
 from rec.retrieval.dedup import duplicate_groups
 from rec.retrieval.diversity import dpp, mmr
@@ -433,3 +435,74 @@ def test_a_table_and_an_index_do_not_replace_each_other(published: Path, tmp_pat
         build_index(table, table)
     assert build_index(table, index) is not None
     assert not list((tmp_path / "e").glob(".publisher"))
+
+
+class _Grad:
+    """As a tensor of torch that requires a gradient."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+MASKED = np.ma.masked_array(V[:1], np.arange(V.shape[1]) == 0)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda index: index.search(_Grad(), 1), "query vectors are not numbers: .*requires grad"),
+        (lambda index: index.search(MASKED, 1), "query vectors are not numbers: .*masked"),
+        (lambda index: index.search(V[:1], 1, exclude=np.array("a")), "exclude is .*list of ids"),
+        (lambda index: index.search(V[:1], 1, exclude=5), "exclude is 5, expected a list of ids"),
+        (lambda index: index.search(V[:1], 1, exclude=[5]), "5 in place of a list of ids"),
+        (lambda index: index.fits(np.arange(3), None), "where is of type NoneType"),
+        (lambda index: index.fits(np.arange(3), {"op": "any"}), "where is of type dict"),
+        (lambda index: index.fits(np.zeros((2, 2), int), All(of=())), r"shape \(2, 2\)"),
+        (lambda index: recall_interests(index, None, 3), "users are None"),
+        (lambda index: recall_interests(index, 3, 3), "users are 3"),
+    ],
+)
+def test_what_is_no_query_is_told(published: Path, ask: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        ask(Index.open(str(published / "i")))
+
+
+def test_what_has_no_order_or_is_masked_is_no_table(tmp_path: Path) -> None:
+    for ids, vectors, message in (
+        ({"a", "b"}, V[:2], "no order"),
+        (["a"], MASKED, "masked"),
+        (["a"], _Grad(), "requires grad"),
+    ):
+        with pytest.raises(IndexBuildError, match=message):
+            write_table(str(tmp_path / "t"), ids, vectors)  # type: ignore[arg-type]
+    for put, message in (
+        (Put("a", _Grad()), "not numbers: .*requires grad"),  # type: ignore[arg-type]
+        (Put("a", V[:2], {}, {1, 2}), "interests are"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ChangeError, match=message):
+            check([put], V.shape[1], pa.schema([]))
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("id", [0.5, 1.5]),
+        ("id", [True, False]),
+        ("interest", ["a", "b"]),
+        ("interest", [2**40, 0]),
+        ("weight", ["1", "1"]),
+        ("vector", ["x", "y"]),
+        ("vector", [["x"], ["y"]]),
+        ("vector", pa.array([[1.0], [2.0]], pa.list_(pa.float32(), 1))),
+    ],
+)
+def test_a_sealed_table_of_other_types_is_told_by_file(
+    tmp_path: Path, column: str, values: Any
+) -> None:
+    columns = {"id": ["a", "b"], "interest": [0, 0], "weight": [1.0, 1.0]}
+    table = pa.table({**columns, "vector": [[1.0], [0.5]], column: values})
+    (tmp_path / "e" / "parts").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "e" / "parts" / "p.parquet")
+    artifacts.seal(tmp_path / "e", "parts", "embedding-table")
+    with pytest.raises(IndexBuildError, match=rf"^p\.parquet: column '{column}'.* expected"):
+        build_index(str(tmp_path / "e"), str(tmp_path / "i"))
