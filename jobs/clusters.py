@@ -113,7 +113,7 @@ def run(embeddings: str, out: str, config: ClustersConfig | None = None) -> Mani
     config = config or ClustersConfig()
     assignments = artifacts.join(out, "assignments")
     if os.path.realpath(embeddings) == os.path.realpath(out):  # of s3://, as texts
-        raise ArtifactError(f"{out}: --out is --embeddings: the centres would replace the vectors")
+        raise ArtifactError(f"{out}: the centres would replace the vectors; give another --out")
     before = _in_use(out, assignments)
     started = time.monotonic()
     source, folder = artifacts.open_artifact(embeddings, "embedding-table")

@@ -124,7 +124,7 @@ def test_clusters_do_not_replace_what_they_are_of(
     table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert clusters.main(["--embeddings", table, "--out", f"{table}/", "--set", "rounds=1"]) == 1
-    assert "--out is --embeddings" in capsys.readouterr().err
+    assert "give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.ray
