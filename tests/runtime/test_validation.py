@@ -219,7 +219,8 @@ def test_figures_of_steps_to_come_are_forgotten(tmp_path: Path) -> None:
     assert list(new_figures(str(tmp_path), {4})) == [(8, {"a": 8})]
 
 
-def test_a_removed_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+def snapshot(place: Path) -> dict[str, Any]:
+    """Ray's list of two checkpoints that wait for their validation, written there."""
     results = [{"version": 0, "checkpoint_dir_name": n, "metrics": {}} for n in ("one", "two")]
     listed = {
         "checkpoint_results": results,
@@ -228,7 +229,12 @@ def test_a_removed_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
         "pending_training_results": results,
         "pending_validation_specs": [True, True],
     }
-    (tmp_path / SNAPSHOT).write_text(json.dumps(listed))
+    place.write_text(json.dumps(listed))
+    return listed
+
+
+def test_a_removed_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+    results = snapshot(tmp_path / SNAPSHOT)["checkpoint_results"]
     (tmp_path / "one").mkdir()
     forget_removed(str(tmp_path))
     left = json.loads((tmp_path / SNAPSHOT).read_text())
@@ -238,16 +244,8 @@ def test_a_removed_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_without_validation_aside_none_is_waited_for(tmp_path: Path) -> None:
     """Ray would keep these checkpoints for a validation that nobody makes."""
-    results = [{"version": 0, "checkpoint_dir_name": n, "metrics": {}} for n in ("one", "two")]
-    listed = {
-        "checkpoint_results": results,
-        "checkpoint_report_indices": [0, 1],
-        "latest_checkpoint_result": results[1],
-        "pending_training_results": results,
-        "pending_validation_specs": [True, True],
-    }
     place = tmp_path / SNAPSHOT
-    place.write_text(json.dumps(listed))
+    listed = snapshot(place)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     forget_removed(str(tmp_path))
@@ -261,7 +259,7 @@ def test_without_validation_aside_none_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "one").rmdir()
     place.write_text(json.dumps({k: v for k, v in listed.items() if k not in none}))
     forget_removed(str(tmp_path))
-    assert json.loads(place.read_text())["checkpoint_results"] == results[1:]
+    assert json.loads(place.read_text())["checkpoint_results"] == listed["checkpoint_results"][1:]
 
 
 def test_without_workers_there_is_nothing_beside_the_training(rows: str, tmp_path: Path) -> None:
